@@ -1,0 +1,1 @@
+"""Who answers: plan, run, classify, health, quota, contract, escalate."""

@@ -1,0 +1,1 @@
+"""What runs a model here: Ollama, the embedded llama.cpp, and their supervisor."""

@@ -1,0 +1,1 @@
+"""One file a surface: decode, ask the runtime, encode."""

@@ -1,0 +1,1 @@
+"""What happened: attempts, cooldowns and usage in SQLite."""

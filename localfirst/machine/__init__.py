@@ -1,0 +1,1 @@
+"""What this computer can do: hardware, GPUs, fit, serverless, connectivity."""

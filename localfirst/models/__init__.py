@@ -1,0 +1,1 @@
+"""Model files on disk: names, manifests, the store, registries, pulls."""

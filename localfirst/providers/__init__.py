@@ -1,0 +1,1 @@
+"""The clouds: a catalogue of data and two dialects."""

@@ -1,0 +1,1 @@
+"""Sockets, processes and files: the only rooms with side effects at this level."""

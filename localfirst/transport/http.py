@@ -1,0 +1,63 @@
+"""
+The one place that builds an httpx client.
+
+For everything off the hot path: registries, probes, webhooks, model lists. Proxies apply
+to remote hosts and never to loopback, redirects are never followed by themselves, bodies
+come as they are (identity), and every wait has a timeout.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import httpx
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* is this machine by its literal name; nothing is resolved."""
+    host = host.strip("[]").lower()
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def client(
+    url: str,
+    *,
+    connect_s: float = 5.0,
+    read_s: float = 30.0,
+    verify: ssl.SSLContext | bool = True,
+    connections: int = 8,
+) -> httpx.AsyncClient:
+    """
+    An httpx client for *url*'s host.
+
+    Args:
+        url: any URL of the host that will be asked; decides whether proxies apply.
+        connect_s: seconds to connect, TLS included; also the wait for a pooled connection.
+        read_s: seconds without a byte.
+        verify: a context with a custom CA, or True for the system's; never False.
+        connections: sockets kept at most.
+    """
+    import httpx
+
+    # httpx logs whole URLs at INFO; a registry's signed URLs are credentials.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    local = is_loopback(urlsplit(url).hostname or "")
+    return httpx.AsyncClient(
+        trust_env=not local,
+        follow_redirects=False,
+        verify=verify,
+        timeout=httpx.Timeout(read_s, connect=connect_s, pool=connect_s, write=30.0),
+        limits=httpx.Limits(max_connections=connections, keepalive_expiry=15.0),
+        headers={"accept-encoding": "identity", "user-agent": "localfirst"},
+    )

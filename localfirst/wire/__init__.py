@@ -1,0 +1,1 @@
+"""Bytes and events, without I/O: framing and the three dialects."""
