@@ -111,7 +111,8 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True):
     One provider as the user set it; empty values leave the catalogue's in force.
 
     `keys` are revealed only in `providers/`. A provider that the catalogue does not know
-    needs a `base_url`; `rung` "local" makes it count as this machine's own.
+    needs a `base_url`; `rung` "local" makes it count as this machine's own; `account` fills
+    Cloudflare's base URL.
     """
 
     model: str = ""
@@ -122,6 +123,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     timeout_s: float = 0.0
     rung: str = ""
+    account: str = ""
 
 
 class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):

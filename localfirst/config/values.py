@@ -1,0 +1,185 @@
+"""From what people write to typed values; a `ValueError`'s text is the accepted form."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from localfirst.config.table import Setting
+from localfirst.settings import Secret
+
+TRUE = {"1", "true", "yes", "on"}
+FALSE = {"0", "false", "no", "off"}
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse(setting: Setting, value: Any) -> Any:
+    """*value* as *setting*'s kind; raises ValueError with the accepted form."""
+    parsed = PARSERS[setting.kind](value)
+    if setting.choices and parsed not in setting.choices:
+        raise ValueError("one of " + ", ".join(f"`{choice}`" for choice in setting.choices))
+    check_range(setting, parsed)
+    return parsed
+
+
+def check_range(setting: Setting, value: Any) -> None:
+    """Refuse a number outside the setting's bounds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    if setting.least is not None and value < setting.least:
+        raise ValueError(f"at least {setting.least:g}")
+    if setting.most is not None and value > setting.most:
+        raise ValueError(f"at most {setting.most:g}")
+
+
+def text(value: Any) -> str:
+    """Text, unquoted as shells and .env files leave it."""
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value.strip()
+
+
+def choice(value: Any) -> str:
+    """A word; `true` and `1` of TOML become words."""
+    return str(int(value)) if isinstance(value, bool | int) else text(value).lower()
+
+
+def flag(value: Any) -> bool:
+    """A yes or no; anything else is refused (Ollama reads `flase` as true)."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in TRUE:
+        return True
+    if word in FALSE:
+        return False
+    raise ValueError("`true` or `false`")
+
+
+def number(value: Any) -> float:
+    """A finite number; `60s` is understood as seconds."""
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    try:
+        parsed = float(value.strip().removesuffix("s") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise ValueError("a number") from None
+    if not math.isfinite(parsed):
+        raise ValueError("a finite number")
+    return parsed
+
+
+def whole(value: Any) -> int:
+    """A whole number."""
+    parsed = number(value)
+    if parsed != int(parsed):
+        raise ValueError("a whole number")
+    return int(parsed)
+
+
+def size(value: Any) -> int:
+    """Bytes: `2 GB`, `512MiB`, `1000`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return whole(value)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?(?:b|b/s)?", str(value).strip().lower())
+    if not match:
+        raise ValueError("a size such as `2 GB` or `512MiB`")
+    return int(float(match[1]) * (UNITS | BINARY)[match[2] or ""])
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """A list, or words between commas."""
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple):
+        raise ValueError("a list, or words between commas")
+    items = [item.get("url", "") if isinstance(item, Mapping) else item for item in value]
+    return tuple(item for item in (text(item) for item in items) if item)
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """A list of numbers, or numbers between commas."""
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple):
+        raise ValueError("a list of numbers")
+    return tuple(number(item) for item in value)
+
+
+def mapping(value: Any) -> dict[str, str]:
+    """A table of text, or `a=b` pairs between commas."""
+    if isinstance(value, str):
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if any(not separator for _, separator, _ in pairs):
+            raise ValueError("`name=value` pairs between commas")
+        return {name.strip(): rest.strip() for name, _, rest in pairs}
+    if not isinstance(value, Mapping):
+        raise ValueError("a table")
+    return {str(name): text(rest) for name, rest in value.items()}
+
+
+def folder(value: Any) -> str:
+    """An absolute path; `~` is the home."""
+    written = text(value)
+    return str(Path(written).expanduser().absolute()) if written else ""
+
+
+def ollama_host(value: Any) -> str:
+    """
+    Ollama's own grammar for OLLAMA_HOST: scheme, host and port all optional.
+
+    A wildcard address means "this machine" for a client. Source: ollama envconfig.Host().
+    """
+    written = text(value).strip("'\"")
+    scheme, separator, rest = written.partition("://")
+    if not separator:
+        scheme, rest = "http", written
+    if scheme not in {"http", "https"}:
+        raise ValueError("`http://HOST:PORT`")
+    if rest.count(":") > 1 and not rest.startswith("["):
+        rest = f"[{rest}]"
+    try:
+        parts = urlsplit(f"//{rest}")
+        port = parts.port
+    except ValueError:
+        raise ValueError("`http://HOST:PORT`") from None
+    if parts.username or parts.query or parts.fragment:
+        raise ValueError("`http://HOST:PORT` without user, query or fragment")
+    host = parts.hostname or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    default = {"http": 80, "https": 443}[scheme] if separator else 11434
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port or default}{parts.path.rstrip('/')}"
+
+
+def unrevealed(value: Any) -> Secret | None:
+    """One secret, its label filled in by the loader."""
+    return Secret(text(value), "") if value else None
+
+
+def secrets(value: Any) -> tuple[Secret, ...]:
+    """Several secrets; labels are filled in by the loader."""
+    return tuple(Secret(word, "") for word in words(value))
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "text": text,
+    "choice": choice,
+    "bool": flag,
+    "float": number,
+    "int": whole,
+    "bytes": size,
+    "rate": size,
+    "list": words,
+    "floats": numbers,
+    "map": mapping,
+    "path": folder,
+    "ollama_host": ollama_host,
+    "secret": unrevealed,
+    "secrets": secrets,
+}

@@ -1,0 +1,229 @@
+"""Settings: which layer wins, what is refused and how, and that no key is ever shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from localfirst.config import PROVIDER_VARIABLES, SETTINGS, Loaded, load
+from localfirst.errors import ConfigError
+from localfirst.settings import ORDER, Settings
+
+CANARY = "lf-canary-7f3a91"
+
+
+def loaded(
+    environ: Mapping[str, str] = {}, toml: str = "", tmp: Path | None = None, **more: object
+) -> Loaded:
+    """Load from a document and variables alone, with nothing of this machine's user."""
+    base: dict[str, str] = {}
+    if tmp is not None:
+        (tmp / "config.toml").write_text(toml)
+        base = {"LOCALFIRST_CONFIG": str(tmp / "config.toml")}
+    return load(environ=base | dict(environ), cwd=tmp, **more)  # type: ignore[arg-type]
+
+
+def test_defaults_are_the_structs_own_defaults(tmp_path: Path) -> None:
+    settings = loaded(tmp=tmp_path).settings
+    bare = Settings(state_dir=settings.state_dir)
+    assert settings == bare
+    assert settings.order == ORDER
+
+
+def test_argument_beats_environment_beats_dotenv_beats_file(tmp_path: Path) -> None:
+    home = tmp_path / "xdg" / "localfirst"
+    home.mkdir(parents=True)
+    (home / "config.toml").write_text(
+        "[gateway]\nport = 1\n[cascade]\ndeadline_s = 1\n[timeouts]\nload_s = 1\nstall_s = 1"
+    )
+    (tmp_path / ".env").write_text(
+        "LOCALFIRST_GATEWAY_PORT=2\nLOCALFIRST_CASCADE_DEADLINE_S=2\nLOCALFIRST_TIMEOUTS_LOAD_S=2\n"
+    )
+    script = (
+        "import json,pathlib,os\nfrom localfirst.config import load\n"
+        "l = load(overrides={'gateway.port': 4}, cwd=pathlib.Path(os.environ['WHERE']))\n"
+        "s = l.settings\n"
+        "paths = ('gateway.port', 'cascade.deadline_s', 'timeouts.load_s')\n"
+        "where = [l.sources[path].source.split()[0] for path in paths]\n"
+        "print(json.dumps([s.gateway.port, s.cascade.deadline_s, s.timeouts.load_s,"
+        " s.timeouts.stall_s, where]))"
+    )
+    import json
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            "XDG_CONFIG_HOME": str(tmp_path / "xdg"),
+            "HOME": str(tmp_path),
+            "WHERE": str(tmp_path),
+            "LOCALFIRST_GATEWAY_PORT": "3",
+            "LOCALFIRST_CASCADE_DEADLINE_S": "3",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert json.loads(done.stdout) == [4, 3.0, 2.0, 1.0, ["argument", "env", ".env"]]
+
+
+def test_an_explicit_config_file_shuts_the_users_file_and_dotenv_out(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LOCALFIRST_GATEWAY_PORT=2\nGROQ_API_KEY=gsk_from_dotenv\n")
+    result = loaded(tmp=tmp_path, toml="[cascade]\ndeadline_s = 7")
+    assert (result.settings.gateway.port, result.settings.cascade.deadline_s) == (11435, 7.0)
+    assert result.settings.providers == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "toml", "named"),
+    [
+        ({"LOCALFIRST_PRIVCY": "x"}, "", "LOCALFIRST_PRIVACY"),
+        ({"LOCALFIRST_PRIVACY": "local"}, "", "`allow-cloud`, `local-only`"),
+        ({"LOCALFIRST_GATEWAY_PORT": "99999"}, "", "at most 65535"),
+        ({"LOCALFIRST_LOCAL_AUTO_PULL": "flase"}, "", "`true` or `false`"),
+        ({"LOCALFIRST_CASCADE_DEADLINE_S": "nan"}, "", "a finite number"),
+        ({"LOCALFIRST_PULL_LIMIT_RATE": "fast"}, "", "a size such as"),
+        ({"LLM_FALLBACK_ORDER": "grok,local"}, "", "groq"),
+        ({"LLM_FALLBACK_ORDER": "groq,groq"}, "", "at most once"),
+        ({"LLM_DEFAULT_PROVIDER": "nobody"}, "", "LLM_DEFAULT_PROVIDER"),
+        ({"OLLAMA_HOST": "ftp://x"}, "", "http://HOST:PORT"),
+        ({"OLLAMA_HOST": "http://u:p@x"}, "", "http://HOST:PORT"),
+        ({}, "privacyy = 'x'", "`privacy`"),
+        ({}, "[gateway]\nprot = 1", "gateway.port"),
+        ({}, "[providers.groq]\nmodle = 'x'", "`providers.groq.model`"),
+        ({}, "[providers.mybox]\nmodel = 'x'", "providers.mybox.base_url"),
+        ({}, "[providers.gorq]\nmodel = 'x'", "did you mean `groq`"),
+        ({}, "[routes.fast]\ntargets = []", "routes.fast.targets"),
+        ({}, "[routes.fast]\ntargets = ['local/x']\nstrategy = 'random'", "`cheapest`"),
+        ({}, "[gateway]\nkeys = ['env:NOT_THERE']", "NOT_THERE"),
+        ({}, "this is not toml", "TOML"),
+        ({"LOCALFIRST_PROVIDERS_GROQ_MODLE": "x"}, "", "LOCALFIRST_PROVIDERS_GROQ_MODEL"),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name_with_the_accepted_form(
+    environ: dict[str, str], toml: str, named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(environ, toml, tmp_path)
+    assert named in caught.value.message
+    assert caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_a_missing_explicit_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="LOCALFIRST_CONFIG"):
+        load(environ={"LOCALFIRST_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_several_keys_are_labelled_and_deduplicated(tmp_path: Path) -> None:
+    keys = (
+        loaded({"GROQ_API_KEY": "'gsk_a' ,gsk_b,gsk_a", "GROQ_API_KEY_2": "gsk_c\n"}, tmp=tmp_path)
+        .settings.providers["groq"]
+        .keys
+    )
+    assert [(key.label, key.reveal()) for key in keys] == [
+        ("GROQ_API_KEY#1", "gsk_a"),
+        ("GROQ_API_KEY#2", "gsk_b"),
+        ("GROQ_API_KEY_2", "gsk_c"),
+    ]
+
+
+@pytest.mark.parametrize("provider", PROVIDER_VARIABLES)
+def test_a_new_key_in_the_environment_is_enough_to_join_the_ladder(
+    provider: str, tmp_path: Path
+) -> None:
+    for variable in PROVIDER_VARIABLES[provider]:
+        settings = loaded({variable: "k-123456"}, tmp=tmp_path).settings
+        assert provider in settings.order
+        assert settings.order[-1] == "pull"
+        assert settings.providers[provider].keys[0].label == variable
+
+
+def test_a_written_order_is_the_whole_ladder(tmp_path: Path) -> None:
+    settings = loaded(
+        {"LLM_FALLBACK_ORDER": "groq, Ollama", "CEREBRAS_API_KEY": "k-1"}, tmp=tmp_path
+    ).settings
+    assert settings.order == ("groq", "local")
+
+
+def test_the_default_provider_goes_first_and_fallback_can_be_switched_off(tmp_path: Path) -> None:
+    settings = loaded(
+        {"LLM_DEFAULT_PROVIDER": "mistral", "LLM_AUTO_FALLBACK": "false"}, tmp=tmp_path
+    ).settings
+    assert settings.order[:2] == ("mistral", "local")
+    assert settings.cascade.fallback is False
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("1.2.3.4", "http://1.2.3.4:11434"),
+        (":1234", "http://127.0.0.1:1234"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:4321", "http://127.0.0.1:4321"),
+        ("[::]:4321", "http://[::1]:4321"),
+        ("::1", "http://[::1]:11434"),
+        ("[::1]:1337", "http://[::1]:1337"),
+        (' "1.2.3.4" ', "http://1.2.3.4:11434"),
+        ("http://1.2.3.4", "http://1.2.3.4:80"),
+        ("https://example.com/ollama", "https://example.com:443/ollama"),
+    ],
+)
+def test_ollama_host_is_read_as_ollama_reads_it(written: str, url: str, tmp_path: Path) -> None:
+    assert loaded({"OLLAMA_HOST": written}, tmp=tmp_path).settings.local.host == url
+
+
+def test_keys_show_nowhere(tmp_path: Path) -> None:
+    result = loaded(
+        {"GROQ_API_KEY": CANARY, "LOCALFIRST_ESCALATION_TELEGRAM": CANARY},
+        f"[gateway]\nkeys = ['{CANARY}']\n[providers.openai]\nkeys = ['{CANARY}']",
+        tmp_path,
+    )
+    shown = repr(result) + str(result.settings) + f"{result.settings.providers}"
+    assert CANARY not in shown
+    assert result.sources["gateway.keys"].shown == "set"
+    assert result.sources["providers.openai.keys"].shown == "set (openai#1)"
+
+
+def test_a_base_url_that_is_this_gateway_is_switched_off(tmp_path: Path) -> None:
+    settings = loaded(
+        {"OPENAI_BASE_URL": "http://localhost:11435/v1", "OPENAI_API_KEY": "sk-local"}, tmp=tmp_path
+    ).settings
+    assert settings.providers["openai"].enabled is False
+
+
+def test_a_loopback_box_needs_only_an_address(tmp_path: Path) -> None:
+    settings = loaded(
+        {"DEEPSEEK_BASE_URL": "http://localhost:7100"},
+        "[providers.mybox]\nbase_url = 'http://127.0.0.1:1234/v1'\nrung = 'local'",
+        tmp_path,
+    ).settings
+    assert settings.providers["deepseek"].base_url == "http://localhost:7100"
+    assert settings.order[:2] == ("local", "mybox")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.path)
+def test_every_setting_can_be_set_by_its_own_variable(setting: object, tmp_path: Path) -> None:
+    from localfirst.config.table import Setting
+
+    assert isinstance(setting, Setting)
+    samples = {
+        "bool": "false",
+        "int": "2",
+        "float": "1",
+        "floats": "1,2",
+        "bytes": "3 MB",
+        "rate": "1k",
+    }
+    sample = setting.choices[-1] if setting.choices else samples.get(setting.kind, "groq")
+    if setting.kind == "map":
+        sample = "registry.ollama.ai=http://127.0.0.1:1"
+    if setting.kind == "int":
+        sample = str(int(max(2, setting.least or 0)))
+    result = loaded({setting.variable: sample}, tmp=tmp_path)
+    assert result.sources[setting.path].source == f"env {setting.variable}"
