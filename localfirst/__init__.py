@@ -1,1 +1,106 @@
-"""x"""
+"""
+localfirst: LLM answers from this machine first.
+
+    import localfirst
+    reply = localfirst.chat("Why is the sky blue?")
+    print(reply.text, reply.route)
+
+Names are resolved on first use: importing localfirst opens no socket, starts no thread and
+imports no third-party package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from localfirst.client import AsyncClient, AsyncStream
+    from localfirst.config import load as load_settings
+    from localfirst.errors import (
+        CascadeExhausted,
+        ConfigError,
+        InsufficientResources,
+        InvalidRequest,
+        LocalFirstError,
+        PrivacyRefused,
+        PullError,
+        StreamInterrupted,
+        Unavailable,
+    )
+    from localfirst.events import Progress, Reply, TextDelta, Usage
+    from localfirst.settings import Settings
+    from localfirst.sync import Client, Stream, chat, embed, pull, stream
+    from localfirst.types import Attempt, ImagePart, Message, TextPart, Tool, ToolCall
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "Attempt",
+    "CascadeExhausted",
+    "Client",
+    "ConfigError",
+    "ImagePart",
+    "InsufficientResources",
+    "InvalidRequest",
+    "LocalFirstError",
+    "Message",
+    "PrivacyRefused",
+    "Progress",
+    "PullError",
+    "Reply",
+    "Settings",
+    "Stream",
+    "StreamInterrupted",
+    "TextDelta",
+    "TextPart",
+    "Tool",
+    "ToolCall",
+    "Unavailable",
+    "Usage",
+    "chat",
+    "embed",
+    "load_settings",
+    "pull",
+    "stream",
+]
+
+# Public name → the module it lives in, and its name there when another.
+_HOMES = {
+    "client": ("AsyncClient", "AsyncStream"),
+    "config": ("load_settings",),
+    "errors": (
+        "CascadeExhausted",
+        "ConfigError",
+        "InsufficientResources",
+        "InvalidRequest",
+        "LocalFirstError",
+        "PrivacyRefused",
+        "PullError",
+        "StreamInterrupted",
+        "Unavailable",
+    ),
+    "events": ("Progress", "Reply", "TextDelta", "Usage"),
+    "settings": ("Settings",),
+    "sync": ("Client", "Stream", "chat", "embed", "pull", "stream"),
+    "types": ("Attempt", "ImagePart", "Message", "TextPart", "Tool", "ToolCall"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+_RENAMED = {"load_settings": "load"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("localfirst-runtime")
+    if name not in _MODULES:
+        raise AttributeError(f"module `localfirst` has no attribute `{name}`")
+    from importlib import import_module
+
+    value = getattr(import_module(f"localfirst.{_MODULES[name]}"), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
