@@ -1,0 +1,246 @@
+"""
+Files that are whole or absent, private, and never a trap.
+
+Every write goes to a temporary file beside its target, is flushed to the disk, and then
+takes the target's name; a reader sees the old content or the new one. Links are not
+followed, and what is not a regular file is refused, so that nobody redirects our writes.
+All failures are `OSError`s with their own `errno`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from localfirst.transport.clock import SystemClock
+from localfirst.types import Clock
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+# Absent on Windows, where links need a privilege to be made.
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NONBLOCK = getattr(os, "O_NONBLOCK", 0)
+BINARY = getattr(os, "O_BINARY", 0)
+CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+
+WINDOWS = os.name == "nt"
+LOCK_POLL_S = 0.05
+# Virus scanners hold a new file for a moment; uv waits up to 10 s for them (uv-fs).
+REPLACE_TRIES = 40
+REPLACE_PAUSE_S = 0.25
+
+
+def ensure_dir(path: Path, mode: int = 0o700) -> Path:
+    """
+    Make *path* and its parents, and return it.
+
+    A private folder (no bits for others in *mode*) that exists must be this user's own:
+    a link into somebody else's folder is refused with `EACCES`.
+    """
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    if sys.platform != "win32" and not mode & 0o077:
+        owner = path.stat().st_uid
+        if owner not in {os.geteuid(), 0} and os.geteuid() != 0:
+            raise OSError(errno.EACCES, "folder belongs to another user", str(path))
+    return path
+
+
+def fsync_dir(path: Path) -> None:
+    """Make a folder's entries survive a power cut; does nothing where folders cannot be opened."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY | CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # some network filesystems refuse it
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_data(descriptor: int) -> None:
+    """Flush a file's bytes (and its size) to the disk."""
+    flush = getattr(os, "fdatasync", os.fsync)
+    flush(descriptor)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give *source* the name *target*, and make that survive a power cut."""
+    for remaining in reversed(range(REPLACE_TRIES)):
+        try:
+            source.replace(target)
+            break
+        except PermissionError:
+            if not WINDOWS or not remaining:
+                raise
+            _pause(REPLACE_PAUSE_S)
+    fsync_dir(target.parent)
+
+
+def _pause(seconds: float) -> None:
+    """Wait in a place that has no loop; only Windows comes here."""
+    import threading
+
+    threading.Event().wait(seconds)
+
+
+def create_beside(path: Path, mode: int = 0o600) -> tuple[int, Path]:
+    """Open a new, unpredictably named file in *path*'s folder; returns descriptor and name."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | NOFOLLOW | BINARY | CLOEXEC
+    for _ in range(100):
+        candidate = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            return os.open(candidate, flags, mode), candidate
+        except FileExistsError:
+            continue
+    raise OSError(errno.EEXIST, "no free temporary name", str(path))
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write *data* to *path*, whole or not at all; a link at *path* is replaced, not followed."""
+    descriptor, temporary = create_beside(path, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if sys.platform != "win32":
+                os.fchmod(stream.fileno(), mode)  # whatever the umask took away
+            os.fsync(stream.fileno())
+        replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_regular(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a regular file without following a link or waiting for a pipe; else `EINVAL`/`ELOOP`."""
+    descriptor = os.open(path, flags | NOFOLLOW | NONBLOCK | BINARY | CLOEXEC, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_bounded(path: Path, limit_bytes: int) -> bytes:
+    """The content of a regular file of at most *limit_bytes* (else `EFBIG`); links are refused."""
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as stream:
+        data = stream.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise OSError(errno.EFBIG, f"file is larger than {limit_bytes} bytes", str(path))
+    return data
+
+
+def existing_parent(path: Path) -> Path:
+    """*path* itself, or the nearest folder above it that exists."""
+    for candidate in (path, *path.absolute().parents):
+        if candidate.exists():
+            return candidate
+    return Path(path.anchor or ".")
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes this user may still write on the filesystem where *path* is, or would be."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+class FileLock:
+    """
+    A lock between processes, by a file that is never removed.
+
+    Removing it would split waiters over two files. Advisory, and not to be relied upon on
+    network filesystems: what it guards is written atomically anyway. Two locks on one path
+    exclude each other within a process as well. Released when the process ends, however.
+    """
+
+    def __init__(self, path: Path, *, clock: Clock | None = None, poll_s: float = LOCK_POLL_S):
+        self.path = path
+        self._clock = clock or SystemClock()
+        self._poll_s = poll_s
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._descriptor is not None
+
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free; False when another holds it."""
+        if self.held:
+            return True
+        descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT)
+        try:
+            taken = _lock(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if not taken:
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens when it is not held."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            _unlock(descriptor)
+            os.close(descriptor)
+
+    async def acquire(self) -> None:
+        """Wait until the lock is ours; bound it with `asyncio.timeout`."""
+        while not self.try_acquire():
+            await self._clock.sleep(self._poll_s)
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @contextlib.contextmanager
+    def tried(self) -> Iterator[bool]:
+        """`with lock.tried() as mine:` for code without a loop; released at the end if taken."""
+        mine = self.try_acquire()
+        try:
+            yield mine
+        finally:
+            if mine:
+                self.release()
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EACCES, errno.EAGAIN, errno.EDEADLK}:
+            return False
+        raise
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -1,0 +1,145 @@
+"""What is guarded: files are whole or absent, links and pipes are refused, locks exclude."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localfirst.transport import files
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files")
+
+
+def test_a_written_file_is_private_and_has_the_whole_content(tmp_path: Path) -> None:
+    target = tmp_path / "state.json"
+    files.write_atomic(target, b"old")
+    files.write_atomic(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@posix_only
+def test_the_asked_mode_wins_over_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        files.write_atomic(tmp_path / "blob", b"x", mode=0o644)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "blob").stat().st_mode) == 0o644
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rubbish(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(OSError):
+        files.write_atomic(target, b"x")  # a file cannot take a folder's name
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@posix_only
+def test_writing_over_a_link_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    link = tmp_path / "link"
+    link.symlink_to(victim)
+    files.write_atomic(link, b"ours")
+    assert victim.read_bytes() == b"untouched"
+    assert not link.is_symlink()
+
+
+@posix_only
+def test_reading_refuses_links_pipes_and_oversize(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    os.mkfifo(tmp_path / "pipe")
+    assert files.read_bounded(tmp_path / "real", 5) == b"12345"
+    for name, code in (("link", errno.ELOOP), ("pipe", errno.EINVAL)):
+        with pytest.raises(OSError) as caught:
+            files.read_bounded(tmp_path / name, 5)
+        assert caught.value.errno == code
+    with pytest.raises(OSError) as caught:
+        files.read_bounded(tmp_path / "real", 4)
+    assert caught.value.errno == errno.EFBIG
+
+
+def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert files.free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_a_private_folder_is_made_private(tmp_path: Path) -> None:
+    made = files.ensure_dir(tmp_path / "a" / "b")
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
+def test_two_locks_on_one_path_exclude_each_other_in_a_process(tmp_path: Path) -> None:
+    one, two = files.FileLock(tmp_path / "lock"), files.FileLock(tmp_path / "lock")
+    assert one.try_acquire() and not two.try_acquire()
+    one.release()
+    with two.tried() as mine:
+        assert mine and not one.try_acquire()
+    assert one.try_acquire()
+    one.release()
+
+
+def test_a_waiting_task_gets_the_lock_once_it_is_free(tmp_path: Path) -> None:
+    async def scene() -> bool:
+        holder = files.FileLock(tmp_path / "lock")
+        assert holder.try_acquire()
+        waiter = files.FileLock(tmp_path / "lock", poll_s=0.001)
+        task = asyncio.ensure_future(waiter.acquire())
+        await asyncio.sleep(0)
+        assert not task.done()
+        holder.release()
+        async with asyncio.timeout(5):
+            await task
+        held = waiter.held
+        waiter.release()
+        return held
+
+    assert asyncio.run(scene())
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from localfirst.transport.files import FileLock
+lock = FileLock(Path(sys.argv[1]))
+assert lock.try_acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_lock_of_a_killed_process_is_free_again(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == "held\n"
+        lock = files.FileLock(path)
+        assert not lock.try_acquire()
+        child.kill()
+        child.wait(10)
+    assert lock.try_acquire()
+    lock.release()
+
+
+@posix_only
+def test_a_lock_file_that_is_a_link_or_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "folder"):
+        with pytest.raises(OSError):
+            files.FileLock(tmp_path / name).try_acquire()
