@@ -1,0 +1,245 @@
+"""The prediction: will this model run here at this context, where, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from localfirst.machine.fit.facts import Fit, Hardware, ModelShape, Placement, Verdict
+from localfirst.machine.fit.memory import CELLS, MIB, compute_bytes, default_batch, kv_bytes
+from localfirst.machine.fit.pools import Parts, Share, parts_of, share
+from localfirst.machine.fit.speed import tokens_per_s
+
+SURE, PERHAPS = 0.9, 1.1  # the prediction's own accuracy is ±10 %
+PROCESS_BYTES = 25 * MIB  # a llama-server without a model, measured on Linux
+ASSUMED_CONTEXT = 1 << 17  # how far a model that does not say its window is searched
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    How an engine will load a model.
+
+    `parallel` sequences of the context each; `batch` 0 is Ollama's own choice; `mmap` maps
+    the file, and then weights that are rewritten for the CPU are held twice;
+    `process_bytes` is what the engine's process takes before any model.
+    """
+
+    parallel: int = 1
+    batch: int = 0
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attention: bool = True
+    mmap: bool = False
+    process_bytes: int = PROCESS_BYTES
+
+
+def predict(
+    shape: ModelShape,
+    hardware: Hardware,
+    *,
+    context_tokens: int,
+    loading: Loading = Loading(),  # noqa: B008
+    download_bytes: int = 0,
+    reserve_disk_bytes: int = 0,
+) -> Fit:
+    """
+    Predict whether *shape* runs on *hardware* with *context_tokens* of context.
+
+    Args:
+        shape: from `shape_from_gguf`, or `shape_from_size` when no more is known.
+        hardware: a snapshot of `hardware.measure()`.
+        context_tokens: the context of one sequence; cut to the model's own window.
+        loading: how the engine loads it.
+        download_bytes: bytes still to be fetched; checked against the disk.
+        reserve_disk_bytes: bytes that must stay free on it.
+
+    Raises:
+        KeyError: a cache type that `memory.CACHE_BYTES` does not have.
+    """
+    context = min(context_tokens, shape.context_tokens or context_tokens)
+    if not shape.known:
+        found = _by_size(shape, hardware, context)
+    elif not hardware.known:
+        found = _of_unknown_machine(shape, context, loading)
+    else:
+        found = _of_known(shape, hardware, context, loading)
+    return _with_disk(found, hardware, download_bytes, reserve_disk_bytes)
+
+
+def shown(size_bytes: float) -> str:
+    """Bytes for people, in decimal units as disks and `ollama list` print them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if abs(size_bytes) >= scale:
+            value = size_bytes / scale
+            return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    return f"{int(size_bytes)} B"
+
+
+def _parts(shape: ModelShape, context: int, loading: Loading) -> Parts:
+    batch = loading.batch or default_batch(context * loading.parallel)
+    return parts_of(
+        shape,
+        kv=kv_bytes(
+            shape,
+            context,
+            parallel=loading.parallel,
+            batch=batch,
+            cache_type_k=loading.cache_type_k,
+            cache_type_v=loading.cache_type_v,
+        ),
+        compute=compute_bytes(
+            shape,
+            context,
+            parallel=loading.parallel,
+            batch=batch,
+            flash_attention=loading.flash_attention,
+        ),
+        process=loading.process_bytes,
+        copies=shape.repack_bytes if loading.mmap else 0,
+    )
+
+
+def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Loading) -> Fit:
+    parts = _parts(shape, context, loading)
+    spread = share(parts, hardware)
+    verdict, available = _judge(spread, hardware)
+    longest = _longest_context(shape, hardware, loading, spread.placement, context, verdict)
+    return Fit(
+        verdict=verdict,
+        reason=_reason(verdict, spread, hardware, available),
+        placement=spread.placement,
+        context_tokens=context,
+        needed_bytes=spread.ram_bytes + spread.vram_bytes,
+        available_bytes=available,
+        ram_bytes=spread.ram_bytes,
+        vram_bytes=spread.vram_bytes,
+        weights_bytes=parts.weights,
+        kv_bytes=parts.kv,
+        compute_bytes=parts.compute,
+        projector_bytes=parts.projector,
+        overhead_bytes=spread.overhead_bytes,
+        gpu_layers=spread.gpu_layers,
+        layers=parts.layers,
+        max_context_tokens=longest,
+        tokens_per_s=tokens_per_s(shape, hardware, spread, kv_bytes=parts.kv),
+    )
+
+
+def _judge(spread: Share, hardware: Hardware) -> tuple[Verdict, int]:
+    """The verdict, and the free bytes of the memory that decided it."""
+    pool = spread.pool
+    ram = hardware.ram_available_bytes
+    if pool is not None and pool.unified:
+        return _band(spread.ram_bytes + spread.vram_bytes, ram), ram
+    verdict = _band(spread.ram_bytes, ram)
+    if pool is None or (spread.placement is Placement.SPLIT and verdict is not Verdict.FITS):
+        return verdict, ram
+    # What lies on the devices was chosen to fit there, margin included.
+    return (verdict, ram) if verdict is not Verdict.FITS else (Verdict.FITS, pool.free_bytes)
+
+
+def _band(needed_bytes: int, free_bytes: int) -> Verdict:
+    if needed_bytes <= SURE * free_bytes:
+        return Verdict.FITS
+    return Verdict.TIGHT if needed_bytes <= PERHAPS * free_bytes else Verdict.NO
+
+
+def _reason(verdict: Verdict, spread: Share, hardware: Hardware, available: int) -> str:
+    ram = f"{shown(spread.ram_bytes)} of {shown(hardware.ram_available_bytes)} free memory"
+    if spread.pool is None:
+        text = f"needs {ram}, on the processor"
+    elif spread.pool.unified:
+        total = shown(spread.ram_bytes + spread.vram_bytes)
+        text = f"needs {total} of {shown(available)} free memory that GPU and processor share"
+    else:
+        device = f"{shown(spread.vram_bytes)} of {shown(spread.pool.free_bytes)} GPU memory"
+        text = f"needs {device} and {ram}"
+        if spread.placement is Placement.SPLIT:
+            text += f", with {spread.gpu_layers} layers on the GPU"
+    if verdict is Verdict.NO and spread.ram_bytes <= SURE * hardware.ram_usable_bytes:
+        text += "; closing other programs could make room"
+    return text
+
+
+def _longest_context(
+    shape: ModelShape,
+    hardware: Hardware,
+    loading: Loading,
+    placement: Placement,
+    context: int,
+    verdict: Verdict,
+) -> int:
+    """The longest context that fits, and when this one does, fits where this one lies."""
+
+    def good(tokens: int) -> bool:
+        spread = share(_parts(shape, tokens, loading), hardware)
+        if verdict is Verdict.FITS and spread.placement is not placement:
+            return False
+        return _judge(spread, hardware)[0] is Verdict.FITS
+
+    limit = shape.context_tokens or max(context, ASSUMED_CONTEXT)
+    return _last_good(good, limit)
+
+
+def _last_good(good: Callable[[int], bool], limit: int) -> int:
+    if good(limit):
+        return limit
+    low, high = 0, limit // CELLS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle * CELLS) else (low, middle)
+    return low * CELLS
+
+
+def _of_unknown_machine(shape: ModelShape, context: int, loading: Loading) -> Fit:
+    parts = _parts(shape, context, loading)
+    return Fit(
+        verdict=Verdict.UNKNOWN,
+        reason=f"needs {shown(parts.on_host)}; this machine's memory could not be measured",
+        context_tokens=context,
+        needed_bytes=parts.on_host,
+        ram_bytes=parts.on_host,
+        weights_bytes=parts.weights,
+        kv_bytes=parts.kv,
+        compute_bytes=parts.compute,
+        projector_bytes=parts.projector,
+        overhead_bytes=parts.process,
+        layers=parts.layers,
+    )
+
+
+def _by_size(shape: ModelShape, hardware: Hardware, context: int) -> Fit:
+    """Only the weights are known: certain when they alone are too much, or all is ample."""
+    weights = shape.weights_bytes + shape.projector_bytes
+    generous = weights + weights // 2 + 1024 * MIB
+    devices = sum(gpu.free_bytes or 0 for gpu in hardware.gpus if gpu.usable and not gpu.unified)
+    free = hardware.ram_available_bytes + devices
+    verdict = Verdict.UNKNOWN
+    if hardware.known and weights > PERHAPS * free:
+        verdict = Verdict.NO
+    elif hardware.known and generous <= SURE * hardware.ram_available_bytes:
+        verdict = Verdict.FITS
+    return Fit(
+        verdict=verdict,
+        reason=f"weights of {shown(weights)}, {shown(free)} free; the model's shape is not known",
+        context_tokens=context,
+        needed_bytes=weights,
+        available_bytes=free,
+        ram_bytes=weights,
+        weights_bytes=weights,
+        projector_bytes=shape.projector_bytes,
+    )
+
+
+def _with_disk(found: Fit, hardware: Hardware, download_bytes: int, reserve_bytes: int) -> Fit:
+    disk = hardware.disk
+    needed = download_bytes + reserve_bytes if download_bytes else 0
+    changes: dict[str, object] = {"disk_needed_bytes": needed, "disk_free_bytes": disk.free_bytes}
+    if needed and disk.total_bytes and needed > disk.free_bytes:
+        changes["verdict"] = Verdict.NO
+        changes["reason"] = (
+            f"needs {shown(needed)} of disk where {shown(disk.free_bytes)} are free"
+            f" (`{disk.path}`); {found.reason}"
+        )
+    return msgspec.structs.replace(found, **changes)

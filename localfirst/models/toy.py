@@ -1,0 +1,399 @@
+"""
+A toy model: a whole language model of half a megabyte that knows nothing.
+
+Random weights, one token a byte, so that selftest, demonstrations and tests can run real
+inference on real engines without a download. Its words are noise. Pure Python; writes the
+formats that llama.cpp and Ollama read, and Ollama's store layout.
+
+Shapes and types are free, so the same writer makes the models that the memory
+predictions are measured against.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from localfirst.models.gguf import BLOCK, TensorType
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+SPECIAL = ("<unk>", "<s>", "</s>")
+VOCAB = len(SPECIAL) + 256
+FILE_TYPE = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18}
+"""The tensor types that can be written, and the `general.file_type` each makes."""
+
+# One block of each type: the bits that may be random, and the bits that are fixed. Fixed
+# exponents and scales keep every weight's size near 0.05, as training would.
+_MASKS = {
+    TensorType.F32: (b"\xff\xff\x7f\x80", b"\x00\x00\x00\x3d"),
+    TensorType.F16: (b"\xff\x83", b"\x00\x28"),
+    TensorType.Q8_0: (bytes(2) + b"\xff" * 32, struct.pack("<e", 7e-4) + bytes(32)),
+    TensorType.Q4_0: (bytes(2) + b"\xff" * 16, struct.pack("<e", 1e-2) + bytes(16)),
+    TensorType.Q4_K: (
+        bytes(4) + b"\xff" * 140,
+        struct.pack("<ee", 3e-4, 2e-3) + bytes(140),
+    ),
+    TensorType.Q6_K: (b"\xff" * 208 + bytes(2), bytes(208) + struct.pack("<e", 4e-5)),
+}
+_CHUNK_BYTES = 2**20
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The dimensions of a toy llama.
+
+    `tensor_type` is the type of its matrices, one of `FILE_TYPE`; norms stay F32. `vocab`
+    is at least 259, the bytes and three specials; what is more are unused words.
+    """
+
+    layers: int = 2
+    embedding: int = 64
+    heads: int = 4
+    kv_heads: int = 4
+    feed_forward: int = 128
+    context: int = 2048
+    vocab: int = VOCAB
+    tensor_type: str = "F32"
+
+    @property
+    def head_size(self) -> int:
+        """Length of one head's key and value."""
+        return self.embedding // self.heads
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A toy model laid out as Ollama's store keeps it.
+
+    `manifest` and its `digest` as a registry serves them; `blobs` maps each digest
+    (`sha256:…`) to its file.
+    """
+
+    name: str
+    manifest: bytes
+    digest: str
+    blobs: dict[str, Path]
+    model: str
+
+
+def write(
+    path: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    embedding: int = 64,
+    heads: int = 4,
+    kv_heads: int = 4,
+    feed_forward: int = 128,
+    context: int = 2048,
+    vocab: int = VOCAB,
+    tensor_type: str = "F32",
+    template: str = CHAT_TEMPLATE,
+) -> int:
+    """
+    Write a GGUF llama of these dimensions to *path*; the same arguments give the same bytes.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        ValueError: dimensions that make no llama.
+    """
+    shape = Shape(
+        layers=layers,
+        embedding=embedding,
+        heads=heads,
+        kv_heads=kv_heads,
+        feed_forward=feed_forward,
+        context=context,
+        vocab=vocab,
+        tensor_type=tensor_type,
+    )
+    _check(shape)
+    tensors = list(_tensors(shape))
+    size_bytes = 0
+    with path.open("wb") as file:
+        for piece in _pieces(shape, tensors, template, seed):
+            size_bytes += file.write(piece)
+    return size_bytes
+
+
+def config_json(shape: Shape = Shape(), *, digest: str = "") -> bytes:  # noqa: B008
+    """The config blob that Ollama stores beside a GGUF of this shape; *digest* its sha256."""
+    config = {
+        "model_format": "gguf",
+        "model_family": "llama",
+        "model_families": ["llama"],
+        "model_type": f"{_parameters(shape) / 1000:.2f}K",
+        "file_type": shape.tensor_type,
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [digest] if digest else []},
+    }
+    return json.dumps(config, separators=(",", ":")).encode()
+
+
+def publish(
+    folder: Path,
+    *,
+    name: str = "library/tiny",
+    tag: str = "latest",
+    host: str = "registry.ollama.ai",
+    seed: int = 0,
+    shape: Shape = Shape(),  # noqa: B008
+    params: dict[str, object] | None = None,
+    template: str = "",
+    system: str = "",
+) -> Published:
+    """
+    Write a toy model into *folder* as an Ollama store (`manifests/`, `blobs/`).
+
+    The folder then is a store that an engine can run from, and holds every byte a
+    registry needs to serve `name:tag`. *template* and *system* become layers when given;
+    without a template Ollama takes the GGUF's own.
+    """
+    blobs = folder / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    raw = blobs / "toy.gguf.part"
+    write(raw, seed=seed, **msgspec.structs.asdict(shape))
+    layers = [_file_blob(blobs, raw)]
+    for kind, text in (("template", template), ("system", system)):
+        if text:
+            layers.append(_layer(blobs, kind, text.encode()))
+    given = params if params is not None else {"stop": ["</s>"]}
+    layers.append(_layer(blobs, "params", json.dumps(given, separators=(",", ":")).encode()))
+    config = _blob(blobs, config_json(shape, digest=str(layers[0]["digest"])))
+    config["mediaType"] = "application/vnd.docker.container.image.v1+json"
+    manifest = _manifest(config, layers)
+    place = folder / "manifests" / host / name / tag
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(manifest)
+    digests = [str(part["digest"]) for part in [*layers, config]]
+    return Published(
+        name=f"{name}:{tag}",
+        manifest=manifest,
+        digest=f"sha256:{hashlib.sha256(manifest).hexdigest()}",
+        blobs={digest: blobs / digest.replace(":", "-") for digest in digests},
+        model=digests[0],
+    )
+
+
+# --- the store ---------------------------------------------------------------------------
+
+
+def _manifest(config: dict[str, object], layers: list[dict[str, object]]) -> bytes:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": config,
+        "layers": layers,
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _file_blob(blobs: Path, raw: Path) -> dict[str, object]:
+    with raw.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size_bytes = raw.stat().st_size
+    raw.replace(blobs / f"sha256-{digest}")
+    return {
+        "mediaType": "application/vnd.ollama.image.model",
+        "digest": f"sha256:{digest}",
+        "size": size_bytes,
+    }
+
+
+def _blob(blobs: Path, data: bytes) -> dict[str, object]:
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / f"sha256-{digest}").write_bytes(data)
+    return {"mediaType": "", "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _layer(blobs: Path, kind: str, data: bytes) -> dict[str, object]:
+    return _blob(blobs, data) | {"mediaType": f"application/vnd.ollama.image.{kind}"}
+
+
+# --- the file ----------------------------------------------------------------------------
+
+
+def _check(shape: Shape) -> None:
+    if shape.tensor_type not in FILE_TYPE:
+        raise ValueError(f"`tensor_type` is {shape.tensor_type!r}, not one of {list(FILE_TYPE)}")
+    if shape.embedding % shape.heads or shape.heads % shape.kv_heads or shape.head_size % 2:
+        raise ValueError("`embedding` must split evenly over `heads`, and those over `kv_heads`")
+    if shape.vocab < VOCAB:
+        raise ValueError(f"`vocab` is {shape.vocab}; bytes and specials alone are {VOCAB}")
+    block = BLOCK[TensorType[shape.tensor_type]][0]
+    if shape.embedding % block or shape.feed_forward % block:
+        raise ValueError(
+            f"{shape.tensor_type} needs `embedding` and `feed_forward` in multiples of {block}"
+        )
+
+
+def _parameters(shape: Shape) -> int:
+    total = 0
+    for _, dimensions, _ in _tensors(shape):
+        size = 1
+        for length in dimensions:
+            size *= length
+        total += size
+    return total
+
+
+Tensor = tuple[str, tuple[int, ...], TensorType]
+
+
+def _tensors(shape: Shape) -> Iterator[Tensor]:
+    wide, narrow, deep = shape.embedding, shape.kv_heads * shape.head_size, shape.feed_forward
+    matrix = TensorType[shape.tensor_type]
+    yield "token_embd.weight", (wide, shape.vocab), matrix
+    for layer in range(shape.layers):
+        for name, dimensions in (
+            ("attn_q", (wide, wide)),
+            ("attn_k", (wide, narrow)),
+            ("attn_v", (wide, narrow)),
+            ("attn_output", (wide, wide)),
+            ("ffn_gate", (wide, deep)),
+            ("ffn_up", (wide, deep)),
+            ("ffn_down", (deep, wide)),
+        ):
+            yield f"blk.{layer}.{name}.weight", dimensions, matrix
+        for name in ("attn_norm", "ffn_norm"):
+            yield f"blk.{layer}.{name}.weight", (wide,), TensorType.F32
+    yield "output_norm.weight", (wide,), TensorType.F32
+    yield "output.weight", (wide, shape.vocab), matrix
+
+
+def _size_bytes(tensor: Tensor) -> int:
+    elements, block_bytes = BLOCK[tensor[2]]
+    size = block_bytes
+    for length in tensor[1]:
+        size *= length
+    return size // elements
+
+
+def _pieces(shape: Shape, tensors: list[Tensor], template: str, seed: int) -> Iterator[bytes]:
+    head = _head(shape, tensors, template)
+    yield head
+    yield bytes(-len(head) % 32)
+    for index, tensor in enumerate(tensors):
+        source = random.Random(f"{seed}/{index}")
+        yield from _data(tensor, source, speaks=shape.tensor_type == "F32")
+        yield bytes(-_size_bytes(tensor) % 32)
+
+
+def _data(tensor: Tensor, source: random.Random, *, speaks: bool) -> Iterator[bytes]:
+    name, dimensions, kind = tensor
+    if name.endswith("norm.weight"):
+        yield struct.pack(f"<{dimensions[0]}f", *([1.0] * dimensions[0]))
+    elif speaks and name == "token_embd.weight":
+        yield from _marked(_noise(_size_bytes(tensor), kind, source), dimensions)
+    elif speaks and name == "output.weight":
+        yield from _letters_only(dimensions, source)
+    else:
+        yield from _noise(_size_bytes(tensor), kind, source)
+
+
+def _noise(size_bytes: int, kind: TensorType, source: random.Random) -> Iterator[bytes]:
+    mask, fixed = _MASKS[kind]
+    step = _CHUNK_BYTES // len(mask) * len(mask)
+    while size_bytes > 0:
+        length = min(step, size_bytes)
+        blocks = length // len(mask)
+        loose = int.from_bytes(mask * blocks) & source.getrandbits(8 * length)
+        yield (loose | int.from_bytes(fixed * blocks)).to_bytes(length)
+        size_bytes -= length
+
+
+def _marked(noise: Iterator[bytes], dimensions: tuple[int, ...]) -> Iterator[bytes]:
+    """Every word's first component is 1, so that the last layer can lean on it."""
+    wide, words = dimensions
+    data = bytearray(b"".join(noise))
+    for word in range(words):
+        struct.pack_into("<f", data, 4 * wide * word, 1.0)
+    yield bytes(data)
+
+
+def _letters_only(dimensions: tuple[int, ...], source: random.Random) -> Iterator[bytes]:
+    """
+    Rows of the last layer that make printable ASCII likely and all else impossible.
+
+    A byte above 127 alone is no UTF-8, which Ollama answers by ending the stream; and an
+    end token at random would make one answer in a hundred empty.
+    """
+    wide, words = dimensions
+    for word in range(words):
+        printable = 32 <= word - len(SPECIAL) < 127
+        first = 0.0 if printable else -8.0
+        rest = [source.gauss(0.0, 0.6) if printable else 0.0 for _ in range(wide - 1)]
+        yield struct.pack(f"<{wide}f", first, *rest)
+
+
+def _head(shape: Shape, tensors: list[Tensor], template: str) -> bytes:
+    pairs = [*_keys(shape), *_tokenizer(shape, template)]
+    out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(pairs)), *pairs]
+    offset = 0
+    for tensor in tensors:
+        name, dimensions, kind = tensor
+        out.append(_string(name) + struct.pack("<I", len(dimensions)))
+        out.append(struct.pack(f"<{len(dimensions)}QIQ", *dimensions, kind, offset))
+        offset += -(-_size_bytes(tensor) // 32) * 32
+    return b"".join(out)
+
+
+def _keys(shape: Shape) -> Iterator[bytes]:
+    yield _pair("general.architecture", "llama")
+    yield _pair("general.name", "localfirst toy")
+    yield _pair("general.file_type", FILE_TYPE[shape.tensor_type])
+    yield _pair("llama.context_length", shape.context)
+    yield _pair("llama.embedding_length", shape.embedding)
+    yield _pair("llama.block_count", shape.layers)
+    yield _pair("llama.feed_forward_length", shape.feed_forward)
+    yield _pair("llama.attention.head_count", shape.heads)
+    yield _pair("llama.attention.head_count_kv", shape.kv_heads)
+    yield _pair("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    yield _pair("llama.rope.dimension_count", shape.head_size)
+    yield _pair("llama.vocab_size", shape.vocab)
+
+
+def _tokenizer(shape: Shape, template: str) -> Iterator[bytes]:
+    extra = shape.vocab - VOCAB
+    words = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += [f"<unused{number}>" for number in range(extra)]
+    # Token types: 2 unknown, 3 control, 6 byte, 5 unused (llama.h, `llama_token_type`).
+    kinds = [2, 3, 3] + [6] * 256 + [5] * extra
+    yield _pair("tokenizer.ggml.model", "llama")
+    yield (
+        _string("tokenizer.ggml.tokens")
+        + struct.pack("<IIQ", 9, 8, len(words))
+        + b"".join(map(_string, words))
+    )
+    for key, code, values in (("scores", 6, [0.0] * len(words)), ("token_type", 5, kinds)):
+        yield _string(f"tokenizer.ggml.{key}") + struct.pack(
+            f"<IIQ{len(words)}{'f' if code == 6 else 'i'}", 9, code, len(words), *values
+        )
+    for key, token in (("unknown", 0), ("bos", 1), ("eos", 2)):
+        yield _pair(f"tokenizer.ggml.{key}_token_id", token)
+    yield _pair("tokenizer.chat_template", template)
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _pair(key: str, value: str | int | float) -> bytes:
+    if isinstance(value, str):
+        return _string(key) + struct.pack("<I", 8) + _string(value)
+    if isinstance(value, int):
+        return _string(key) + struct.pack("<II", 4, value)
+    return _string(key) + struct.pack("<If", 6, value)
