@@ -1,0 +1,228 @@
+"""
+The ways into this machine that are not files: drivers, system calls, the registry.
+
+All of them answer with plain values, so that a recording of another machine can stand in
+for each. Files are read through `Tree`, whose root can be a recorded one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from localfirst.transport import process
+
+READ_BYTES = 2**20  # /proc/cpuinfo of a machine with 512 threads is half of this
+SMI_FIELDS = ("index", "name", "uuid", "memory.total", "memory.free", "driver_version")
+TEXT_SYSCTLS = {"machdep.cpu.brand_string", "hw.model"}
+SMI_PLACES = ("nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi")
+
+
+class Tree:
+    """Text files under a root; what is absent or unreadable reads as nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, name: str) -> Path:
+        """Where the absolute *name* lies under the root."""
+        return self._root / name.lstrip("/")
+
+    def text(self, name: str) -> str:
+        """The file's first megabyte, or ""."""
+        with contextlib.suppress(OSError), self.path(name).open("rb") as file:
+            return file.read(READ_BYTES).decode("utf-8", "replace").strip("\0\n ")
+        return ""
+
+    def number(self, name: str) -> int | None:
+        """The file's whole number, decimal or 0x, or None."""
+        with contextlib.suppress(ValueError):
+            return int(self.text(name), 0)
+        return None
+
+    def exists(self, name: str) -> bool:
+        """Say whether *name* is there."""
+        return self.path(name).exists()
+
+    def names(self, folder: str) -> list[str]:
+        """The names in *folder*, sorted."""
+        with contextlib.suppress(OSError):
+            return sorted(entry.name for entry in self.path(folder).iterdir())
+        return []
+
+    def target(self, link: str) -> str:
+        """What *link* leads to in the end, as a name that identifies it."""
+        return os.path.realpath(self.path(link))
+
+
+class Ram(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory and swap in bytes."""
+
+    total: int
+    available: int
+    swap_total: int = 0
+    swap_free: int = 0
+
+
+class Space(msgspec.Struct, frozen=True, kw_only=True):
+    """A file system's room, as an unprivileged user has it."""
+
+    free: int
+    total: int
+    read_only: bool = False
+
+
+class NvmlDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """What NVML says of one device; None where it says "not supported"."""
+
+    index: int
+    name: str = ""
+    uuid: str = ""
+    total: int | None = None
+    free: int | None = None
+    compute: str = ""
+    bus_width_bits: int | None = None
+    memory_clock_mhz: int | None = None
+    driver: str = ""
+
+
+class Readers(msgspec.Struct, frozen=True, kw_only=True):
+    """This machine's drivers and calls; each may raise or hang, and the caller expects it."""
+
+    platform: str
+    machine: str
+    ram: Callable[[], Ram]
+    space: Callable[[Path], Space]
+    nvml: Callable[[], list[NvmlDevice]]
+    nvidia_smi: Callable[[], str]
+    sysctl: Callable[[str], str]
+    adapters: Callable[[], list[dict[str, Any]]]
+    affinity: Callable[[], int]
+
+
+def this_machine() -> Readers:
+    """The real ones."""
+    return Readers(
+        platform=sys.platform,
+        machine=platform.machine(),
+        ram=_ram,
+        space=_space,
+        nvml=_nvml,
+        nvidia_smi=_nvidia_smi,
+        sysctl=_sysctl,
+        adapters=_adapters,
+        affinity=_affinity,
+    )
+
+
+def _ram() -> Ram:
+    import psutil
+
+    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    return Ram(
+        total=memory.total, available=memory.available, swap_total=swap.total, swap_free=swap.free
+    )
+
+
+def _space(path: Path) -> Space:
+    import shutil
+
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    usage = shutil.disk_usage(path)
+    # `disk_usage` counts what is reserved for root as used, which is what a user has.
+    return Space(free=usage.free, total=usage.total, read_only=not os.access(path, os.W_OK))
+
+
+def _affinity() -> int:
+    count = getattr(os, "sched_getaffinity", None)
+    return len(count(0)) if count else os.cpu_count() or 0
+
+
+def _nvml() -> list[NvmlDevice]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        driver = _say(pynvml.nvmlSystemGetDriverVersion()) or ""
+        count = pynvml.nvmlDeviceGetCount()
+        return [_nvml_device(pynvml, index, driver) for index in range(count)]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _nvml_device(pynvml: Any, index: int, driver: str) -> NvmlDevice:
+    device = pynvml.nvmlDeviceGetHandleByIndex(index)
+
+    def tell(name: str, *arguments: Any) -> Any:
+        try:
+            return getattr(pynvml, name)(device, *arguments)
+        except (pynvml.NVMLError, AttributeError):
+            return None
+
+    memory = tell("nvmlDeviceGetMemoryInfo")
+    compute = tell("nvmlDeviceGetCudaComputeCapability")
+    return NvmlDevice(
+        index=index,
+        name=_say(tell("nvmlDeviceGetName")) or "",
+        uuid=_say(tell("nvmlDeviceGetUUID")) or "",
+        total=memory.total if memory else None,
+        free=memory.free if memory else None,
+        compute=".".join(map(str, compute)) if compute else "",
+        bus_width_bits=tell("nvmlDeviceGetMemoryBusWidth"),
+        memory_clock_mhz=tell("nvmlDeviceGetMaxClockInfo", 2),  # NVML_CLOCK_MEM
+        driver=driver,
+    )
+
+
+def _say(value: Any) -> str | None:
+    """Old bindings answer bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _nvidia_smi() -> str:
+    arguments = [f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits"]
+    for program in SMI_PLACES:
+        with contextlib.suppress(FileNotFoundError):
+            done = process.run([program, *arguments], timeout_s=4.0)
+            if done.returncode == 0:
+                return done.stdout.decode("utf-8", "replace")
+    return ""
+
+
+def _sysctl(name: str) -> str:
+    library = ctypes.CDLL("libc.dylib" if sys.platform == "darwin" else None, use_errno=True)
+    size = ctypes.c_size_t(256)
+    buffer = ctypes.create_string_buffer(size.value)
+    if library.sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, 0) != 0:
+        return ""
+    raw = buffer.raw[: size.value]
+    if name in TEXT_SYSCTLS:
+        return raw.rstrip(b"\0").decode("utf-8", "replace")
+    return str(int.from_bytes(raw, sys.byteorder))
+
+
+def _adapters() -> list[dict[str, Any]]:
+    """Windows' display adapters; WMI's AdapterRAM stops at 4 GiB, the registry does not."""
+    import winreg  # type: ignore[import-not-found,unused-ignore]
+
+    registry: Any = winreg
+    place = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+    found = []
+    for number in range(16):
+        with (
+            contextlib.suppress(OSError),
+            registry.OpenKey(registry.HKEY_LOCAL_MACHINE, rf"{place}\{number:04d}") as key,
+        ):
+            name = registry.QueryValueEx(key, "DriverDesc")[0]
+            size = registry.QueryValueEx(key, "HardwareInformation.qwMemorySize")[0]
+            found.append({"name": str(name), "bytes": int(size)})
+    return found
