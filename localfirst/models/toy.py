@@ -20,7 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.models.gguf import BLOCK, TensorType
+from localfirst.models import toy_gguf
+from localfirst.models.gguf_types import BLOCK, TensorType
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
@@ -30,21 +31,6 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 VOCAB = len(SPECIAL) + 256
 FILE_TYPE = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 15, "Q6_K": 18}
 """The tensor types that can be written, and the `general.file_type` each makes."""
-
-# One block of each type: the bits that may be random, and the bits that are fixed. Fixed
-# exponents and scales keep every weight's size near 0.05, as training would.
-_MASKS = {
-    TensorType.F32: (b"\xff\xff\x7f\x80", b"\x00\x00\x00\x3d"),
-    TensorType.F16: (b"\xff\x83", b"\x00\x28"),
-    TensorType.Q8_0: (bytes(2) + b"\xff" * 32, struct.pack("<e", 7e-4) + bytes(32)),
-    TensorType.Q4_0: (bytes(2) + b"\xff" * 16, struct.pack("<e", 1e-2) + bytes(16)),
-    TensorType.Q4_K: (
-        bytes(4) + b"\xff" * 140,
-        struct.pack("<ee", 3e-4, 2e-3) + bytes(140),
-    ),
-    TensorType.Q6_K: (b"\xff" * 208 + bytes(2), bytes(208) + struct.pack("<e", 4e-5)),
-}
-_CHUNK_BYTES = 2**20
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,11 +106,7 @@ def write(
     )
     _check(shape)
     tensors = list(_tensors(shape))
-    size_bytes = 0
-    with path.open("wb") as file:
-        for piece in _pieces(shape, tensors, template, seed):
-            size_bytes += file.write(piece)
-    return size_bytes
+    return toy_gguf.write(path, keys(shape, template), tensors, fill=_fill(shape), seed=seed)
 
 
 def config_json(shape: Shape = Shape(), *, digest: str = "") -> bytes:  # noqa: B008
@@ -249,10 +231,7 @@ def _parameters(shape: Shape) -> int:
     return total
 
 
-Tensor = tuple[str, tuple[int, ...], TensorType]
-
-
-def _tensors(shape: Shape) -> Iterator[Tensor]:
+def _tensors(shape: Shape) -> Iterator[toy_gguf.Tensor]:
     wide, narrow, deep = shape.embedding, shape.kv_heads * shape.head_size, shape.feed_forward
     matrix = TensorType[shape.tensor_type]
     yield "token_embd.weight", (wide, shape.vocab), matrix
@@ -273,45 +252,19 @@ def _tensors(shape: Shape) -> Iterator[Tensor]:
     yield "output.weight", (wide, shape.vocab), matrix
 
 
-def _size_bytes(tensor: Tensor) -> int:
-    elements, block_bytes = BLOCK[tensor[2]]
-    size = block_bytes
-    for length in tensor[1]:
-        size *= length
-    return size // elements
+def _fill(shape: Shape) -> toy_gguf.Fill:
+    """How each tensor is filled; only float32 models are made to speak readably."""
 
+    def fill(tensor: toy_gguf.Tensor, source: random.Random) -> Iterator[bytes]:
+        name, dimensions, kind = tensor
+        if kind is not TensorType.F32 or not name.startswith(("token_embd", "output.")):
+            yield from toy_gguf.noise(tensor, source)
+        elif name == "token_embd.weight":
+            yield from _marked(toy_gguf.noise(tensor, source), dimensions)
+        else:
+            yield from _letters_only(dimensions, source)
 
-def _pieces(shape: Shape, tensors: list[Tensor], template: str, seed: int) -> Iterator[bytes]:
-    head = _head(shape, tensors, template)
-    yield head
-    yield bytes(-len(head) % 32)
-    for index, tensor in enumerate(tensors):
-        source = random.Random(f"{seed}/{index}")
-        yield from _data(tensor, source, speaks=shape.tensor_type == "F32")
-        yield bytes(-_size_bytes(tensor) % 32)
-
-
-def _data(tensor: Tensor, source: random.Random, *, speaks: bool) -> Iterator[bytes]:
-    name, dimensions, kind = tensor
-    if name.endswith("norm.weight"):
-        yield struct.pack(f"<{dimensions[0]}f", *([1.0] * dimensions[0]))
-    elif speaks and name == "token_embd.weight":
-        yield from _marked(_noise(_size_bytes(tensor), kind, source), dimensions)
-    elif speaks and name == "output.weight":
-        yield from _letters_only(dimensions, source)
-    else:
-        yield from _noise(_size_bytes(tensor), kind, source)
-
-
-def _noise(size_bytes: int, kind: TensorType, source: random.Random) -> Iterator[bytes]:
-    mask, fixed = _MASKS[kind]
-    step = _CHUNK_BYTES // len(mask) * len(mask)
-    while size_bytes > 0:
-        length = min(step, size_bytes)
-        blocks = length // len(mask)
-        loose = int.from_bytes(mask * blocks) & source.getrandbits(8 * length)
-        yield (loose | int.from_bytes(fixed * blocks)).to_bytes(length)
-        size_bytes -= length
+    return fill
 
 
 def _marked(noise: Iterator[bytes], dimensions: tuple[int, ...]) -> Iterator[bytes]:
@@ -338,62 +291,38 @@ def _letters_only(dimensions: tuple[int, ...], source: random.Random) -> Iterato
         yield struct.pack(f"<{wide}f", first, *rest)
 
 
-def _head(shape: Shape, tensors: list[Tensor], template: str) -> bytes:
-    pairs = [*_keys(shape), *_tokenizer(shape, template)]
-    out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(pairs)), *pairs]
-    offset = 0
-    for tensor in tensors:
-        name, dimensions, kind = tensor
-        out.append(_string(name) + struct.pack("<I", len(dimensions)))
-        out.append(struct.pack(f"<{len(dimensions)}QIQ", *dimensions, kind, offset))
-        offset += -(-_size_bytes(tensor) // 32) * 32
-    return b"".join(out)
+def keys(shape: Shape, template: str = CHAT_TEMPLATE) -> dict[str, toy_gguf.Value]:
+    """The metadata of a llama of this shape."""
+    return {
+        "general.architecture": "llama",
+        "general.name": "localfirst toy",
+        "general.file_type": FILE_TYPE[shape.tensor_type],
+        "llama.context_length": shape.context,
+        "llama.embedding_length": shape.embedding,
+        "llama.block_count": shape.layers,
+        "llama.feed_forward_length": shape.feed_forward,
+        "llama.attention.head_count": shape.heads,
+        "llama.attention.head_count_kv": shape.kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.dimension_count": shape.head_size,
+        "llama.vocab_size": shape.vocab,
+        **tokenizer(shape.vocab, template),
+    }
 
 
-def _keys(shape: Shape) -> Iterator[bytes]:
-    yield _pair("general.architecture", "llama")
-    yield _pair("general.name", "localfirst toy")
-    yield _pair("general.file_type", FILE_TYPE[shape.tensor_type])
-    yield _pair("llama.context_length", shape.context)
-    yield _pair("llama.embedding_length", shape.embedding)
-    yield _pair("llama.block_count", shape.layers)
-    yield _pair("llama.feed_forward_length", shape.feed_forward)
-    yield _pair("llama.attention.head_count", shape.heads)
-    yield _pair("llama.attention.head_count_kv", shape.kv_heads)
-    yield _pair("llama.attention.layer_norm_rms_epsilon", 1e-5)
-    yield _pair("llama.rope.dimension_count", shape.head_size)
-    yield _pair("llama.vocab_size", shape.vocab)
-
-
-def _tokenizer(shape: Shape, template: str) -> Iterator[bytes]:
-    extra = shape.vocab - VOCAB
+def tokenizer(vocab: int, template: str = CHAT_TEMPLATE) -> dict[str, toy_gguf.Value]:
+    """A tokenizer of single bytes, filled up to *vocab* with words that are never used."""
+    extra = vocab - VOCAB
     words = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     words += [f"<unused{number}>" for number in range(extra)]
     # Token types: 2 unknown, 3 control, 6 byte, 5 unused (llama.h, `llama_token_type`).
-    kinds = [2, 3, 3] + [6] * 256 + [5] * extra
-    yield _pair("tokenizer.ggml.model", "llama")
-    yield (
-        _string("tokenizer.ggml.tokens")
-        + struct.pack("<IIQ", 9, 8, len(words))
-        + b"".join(map(_string, words))
-    )
-    for key, code, values in (("scores", 6, [0.0] * len(words)), ("token_type", 5, kinds)):
-        yield _string(f"tokenizer.ggml.{key}") + struct.pack(
-            f"<IIQ{len(words)}{'f' if code == 6 else 'i'}", 9, code, len(words), *values
-        )
-    for key, token in (("unknown", 0), ("bos", 1), ("eos", 2)):
-        yield _pair(f"tokenizer.ggml.{key}_token_id", token)
-    yield _pair("tokenizer.chat_template", template)
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _pair(key: str, value: str | int | float) -> bytes:
-    if isinstance(value, str):
-        return _string(key) + struct.pack("<I", 8) + _string(value)
-    if isinstance(value, int):
-        return _string(key) + struct.pack("<II", 4, value)
-    return _string(key) + struct.pack("<If", 6, value)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": words,
+        "tokenizer.ggml.scores": [0.0] * len(words),
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [5] * extra,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": template,
+    }

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from localfirst.machine.fit.facts import Layer, ModelShape
-from localfirst.models.gguf import GgufHeader, LongArray, TensorType
+from localfirst.models.gguf import GgufHeader, LongArray
+from localfirst.models.gguf_types import TensorType
 
 # Layer i attends within the window only, for architectures whose older files do not say it
 # (llama.cpp, `set_swa_pattern` in src/llama-model.cpp).
