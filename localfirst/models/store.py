@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -248,15 +249,13 @@ class Store:
         actual = "sha256:" + hashlib.sha256(data).hexdigest()
         if actual != manifests.normal_digest(digest):
             raise VerificationFailed(f"want {digest}, got {actual}")
-        temporary = self.prepare("tmp") / actual.replace(":", "-")
-        files.write_atomic(temporary, data)
+        temporary = self._temporary(data, 0o600)
         return self.put_blob(temporary, digest)
 
     def put_manifest(self, ref: ModelName, data: bytes) -> Path:
         """Make a model visible: write its manifest's bytes verbatim. Blobs come before this."""
         target = self.manifest_path(ref)
-        temporary = self.prepare("tmp") / hashlib.sha256(ref.full.encode()).hexdigest()
-        files.write_atomic(temporary, data, mode=FILE_MODE)
+        temporary = self._temporary(data, FILE_MODE)
         self._give_to_owner(temporary)
         self._folder(target.parent)
         files.replace(temporary, target)
@@ -334,6 +333,12 @@ class Store:
         except msgspec.DecodeError:
             return {}
         return read if isinstance(read, dict) else {}
+
+    def _temporary(self, data: bytes, mode: int) -> Path:
+        """A flushed file of ours; its name is unlike any other process's."""
+        temporary = self.prepare("tmp") / secrets.token_hex(12)
+        files.write_atomic(temporary, data, mode)
+        return temporary
 
     def _folder(self, folder: Path) -> None:
         for path in reversed([folder, *folder.parents]):

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -90,8 +91,6 @@ def replace(source: Path, target: Path) -> None:
 
 def _pause(seconds: float) -> None:
     """Wait in a place that has no loop; only Windows comes here."""
-    import threading
-
     threading.Event().wait(seconds)
 
 
@@ -139,6 +138,35 @@ def read_bounded(path: Path, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise OSError(errno.EFBIG, f"file is larger than {limit_bytes} bytes", str(path))
     return data
+
+
+_SEEKING = threading.Lock()
+
+
+def read_at(descriptor: int, view: memoryview, offset: int) -> int:
+    """Fill *view* from *offset* on, as far as one read goes; from any thread."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [view], offset)
+    if hasattr(os, "pread"):
+        data = os.pread(descriptor, len(view), offset)
+    else:
+        with _SEEKING:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
+def write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    """Write all of *view* at *offset*; from any thread."""
+    while view:
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(descriptor, view, offset)
+        else:
+            with _SEEKING:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                count = os.write(descriptor, view)
+        view, offset = view[count:], offset + count
 
 
 def existing_parent(path: Path) -> Path:

@@ -1,0 +1,200 @@
+"""What is guarded: a pull from a real registry ends in Ollama's store, whole and verified."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from localfirst.errors import InsufficientResources, PullCancelled, RegistryRefused
+from localfirst.events import Progress
+from localfirst.models.manifest import Manifest
+from localfirst.models.pull import Puller
+from localfirst.models.pull_job import JobState
+from localfirst.models.store import Store
+from localfirst.settings import PullSettings
+from localfirst.transport.clock import SystemClock
+from tests.fakes.registry import FakeRegistry, running
+
+T = TypeVar("T")
+WEIGHTS = random.Random(7).randbytes(5_000_000)
+SMALL = {"template": b"{{ .Prompt }}", "params": b'{"stop":["x"]}'}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeRegistry]:
+    with running(tmp_path_factory.mktemp("registry")) as fake:
+        fake.publish(model=WEIGHTS, **SMALL)
+        yield fake
+
+
+@pytest.fixture
+def fake(shared: FakeRegistry) -> FakeRegistry:
+    shared.knobs(reset=True)
+    return shared
+
+
+def pulling(
+    tmp_path: Path,
+    scene: Callable[[Puller], Awaitable[T]],
+    *,
+    settings: PullSettings | None = None,
+    **options: Any,
+) -> T:
+    """Run *scene* with a puller into an empty store below *tmp_path*."""
+
+    async def main() -> T:
+        options.setdefault("environ", {"HOME": str(tmp_path)})
+        puller = Puller(
+            store=Store(tmp_path / "models"),
+            settings=settings or PullSettings(stall_s=5.0, reserve_disk_bytes=0),
+            clock=SystemClock(),
+            pauses_s=(0.01, 0.02, 0.02, 0.02),
+            **options,
+        )
+        try:
+            async with asyncio.timeout(30):
+                return await scene(puller)
+        finally:
+            await puller.aclose()
+
+    return asyncio.run(main())
+
+
+def test_a_model_lands_in_the_store_as_ollama_would_have_put_it(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    async def scene(puller: Puller) -> list[Progress]:
+        return [progress async for progress in puller.start(fake.name()).watch()]
+
+    seen = pulling(tmp_path, scene)
+    store = Store(tmp_path / "models")
+    stored = store.get(fake.name())
+    published = fake.folder / "manifests/registry.ollama.ai/library/tiny/latest"
+    assert stored.manifest.data == published.read_bytes()
+    assert store.model_file(fake.name()).read_bytes() == WEIGHTS
+    assert store.params(fake.name()) == {"stop": ["x"]}
+    assert {path.name for path in store.blobs.iterdir()} == {
+        blob.digest.replace(":", "-") for blob in stored.manifest.blobs
+    }
+    assert not list((store.ours / "partial").iterdir()) and not list(
+        (store.ours / "pulls").iterdir()
+    )
+    total = sum(blob.size_bytes for blob in stored.manifest.blobs)
+    assert (seen[-1].completed_bytes, seen[-1].total_bytes) == (total, total)
+    completed = [progress.completed_bytes for progress in seen]
+    assert completed == sorted(completed)
+
+
+def test_a_second_pull_asks_for_the_manifest_only(tmp_path: Path, fake: FakeRegistry) -> None:
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name()).wait()
+        fake.knobs(reset=True)
+        await puller.start(fake.name()).wait()
+
+    pulling(tmp_path, scene)
+    assert [entry["path"] for entry in fake.requests()] == ["/v2/library/tiny/manifests/latest"]
+
+
+def test_two_starts_are_one_job(tmp_path: Path, fake: FakeRegistry) -> None:
+    async def scene(puller: Puller) -> bool:
+        one, two = puller.start(fake.name()), puller.start(fake.name().upper())
+        await asyncio.gather(one.wait(), two.wait())
+        return one is two
+
+    assert pulling(tmp_path, scene)
+
+
+def test_the_check_sees_the_header_before_any_blob_is_asked_for_and_may_refuse(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    seen: list[tuple[Manifest, bytes]] = []
+
+    async def check(manifest: Manifest, header: bytes) -> None:
+        seen.append((manifest, header))
+        raise InsufficientResources("no", kind="ram", needed_bytes=2, available_bytes=1)
+
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name()).wait()
+
+    with pytest.raises(InsufficientResources):
+        pulling(tmp_path, scene, check=check)
+    ((manifest, header),) = seen
+    assert header == WEIGHTS[: 256 * 1024] and manifest.weights is not None
+    ranges = {entry["range"] for entry in fake.requests("cdn")}
+    assert ranges == {"bytes=0-262143"}
+    assert not list((tmp_path / "models").glob("blobs/*"))
+
+
+def test_a_disk_that_is_too_small_refuses_before_the_first_byte(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name()).wait()
+
+    with pytest.raises(InsufficientResources) as caught:
+        pulling(tmp_path, scene, settings=PullSettings(reserve_disk_bytes=2**60))
+    assert caught.value.code == "insufficient-disk" and caught.value.exit_code == 4
+    assert caught.value.needed_bytes > 2**60
+    assert fake.requests("cdn") == []
+
+
+def test_a_cancelled_pull_keeps_its_bytes_and_the_next_goes_on(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    fake.knobs(stall_after=500_000)
+
+    async def scene(puller: Puller) -> int:
+        job = puller.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes > 900_000:
+                break
+        job.cancel()
+        with pytest.raises(PullCancelled):
+            await job.wait()
+        kept = job.completed_bytes
+        fake.knobs(reset=True)
+        await puller.start(fake.name()).wait()
+        return kept
+
+    kept = pulling(tmp_path, scene)
+    store = Store(tmp_path / "models")
+    digest = "sha256:" + hashlib.sha256(WEIGHTS).hexdigest()
+    assert store.model_file(fake.name()).read_bytes() == WEIGHTS
+    assert fake.fetched_bytes(digest) <= len(WEIGHTS) - kept + 600_000
+
+
+def test_a_paused_pull_keeps_its_watchers_and_goes_on(tmp_path: Path, fake: FakeRegistry) -> None:
+    fake.knobs(stall_after=500_000)
+
+    async def scene(puller: Puller) -> list[JobState]:
+        job = puller.start(fake.name())
+        states = []
+        async for snapshot in job.snapshots():
+            if not states or states[-1] is not snapshot.state:
+                states.append(snapshot.state)
+            early = JobState.PAUSED not in states
+            if early and snapshot.state is JobState.PULLING and job.completed_bytes > 500_000:
+                job.pause()
+            if snapshot.state is JobState.PAUSED:
+                fake.knobs(reset=True)
+                job.resume()
+        return states
+
+    states = pulling(tmp_path, scene)
+    assert JobState.PAUSED in states and states[-1] is JobState.DONE
+
+
+def test_an_unknown_model_says_so_at_once(tmp_path: Path, fake: FakeRegistry) -> None:
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name("library/nope")).wait()
+
+    with pytest.raises(RegistryRefused) as caught:
+        pulling(tmp_path, scene)
+    assert (caught.value.status, caught.value.code) == (404, "model-not-in-registry")
+    assert not (tmp_path / "models").exists()
