@@ -55,6 +55,7 @@ KNOBS: dict[str, Any] = {
     "rate": 0,  # bytes a second and connection
     "slow_first": 0,  # bytes a second of the first body only
     "latency_s": 0.0,
+    "down": False,  # bodies under way end at once, and everything else is a 503
     "no_head": False,  # HEAD of a manifest tells no digest
 }
 CHUNK = 64 * 2**10
@@ -160,7 +161,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.state.knobs["latency_s"]:
             time.sleep(self.state.knobs["latency_s"])
         parts = path.strip("/").split("/")
-        if path == "/token":
+        if self.state.knobs["down"]:
+            self.answer(503)
+        elif path == "/token":
             self.token()
         elif self.server_name == "cdn":
             self.cdn(parts[-1])
@@ -254,7 +257,9 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.note(206 if ranged else 200)
         self.send_response(206 if ranged else 200)
-        self.send_header("content-length", str(end - start + knobs["wrong_length"]))
+        self.send_header(
+            "content-length", str(end - start + (knobs["wrong_length"] if end - start > 1 else 0))
+        )
         if ranged:
             shown = start + knobs["wrong_start"]
             total = size + knobs["wrong_total"]
@@ -289,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(path, start, stop, rate, bad if flips else -1)
         if silent:
             state.release.wait(60)
-        if stop < end:
+        if stop < end or knobs["down"]:
             self.close_connection = True
 
     def cuts(self, fault: str, length: int) -> bool:
@@ -303,7 +308,7 @@ class Handler(BaseHTTPRequestHandler):
         with path.open("rb") as stream:
             stream.seek(start)
             at = start
-            while at < stop:
+            while at < stop and not self.state.knobs["down"]:
                 data = stream.read(min(chunk, stop - at))
                 if at <= bad < at + len(data):
                     flipped = bytearray(data)
