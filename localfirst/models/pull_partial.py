@@ -146,7 +146,7 @@ def folder_of(store: Store, digest: str) -> Path:
 
 def look(folder: Path, *, boot: str | None = None) -> PartialInfo | None:
     """What a partial's folder holds, without touching it; None when it is none."""
-    with contextlib.suppress(OSError, ValueError, ManifestInvalid):
+    with contextlib.suppress(OSError, ValueError, IndexError, ManifestInvalid):
         journal = folder / "journal"
         with journal.open("rb") as stream:
             first = stream.readline(200).decode("ascii").split()
