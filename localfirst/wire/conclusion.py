@@ -1,0 +1,117 @@
+"""
+What an answer has amounted to so far, whatever its dialect: shared by the stream readers.
+
+Keeps the tool calls' pieces together, knows whether anything was said, and decides at the
+terminator whether the answer is one.
+"""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from localfirst.errors import UpstreamNonsense
+from localfirst.events import Finished, FinishReason, ToolCallDelta, Usage
+from localfirst.types import Json
+
+_ANY = msgspec.json.Decoder()
+
+
+class Pieces:
+    """One tool call as it grows; `open` while its arguments are not whole."""
+
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self, identifier: str, name: str) -> None:
+        self.id = identifier
+        self.name = name
+        self.arguments: list[str] = []
+
+    @property
+    def whole(self) -> bool:
+        """Whether the arguments are complete JSON; none at all counts as `{}`."""
+        text = "".join(self.arguments)
+        return not text.strip() or is_json(text)
+
+
+class Conclusion:
+    """Collects what a stream said and turns its terminator into a `Finished`."""
+
+    __slots__ = ("_slots", "calls", "reason", "said", "usage")
+
+    def __init__(self) -> None:
+        self.calls: list[Pieces] = []
+        self._slots: dict[int, int] = {}
+        self.reason: FinishReason | None = None
+        self.usage: Usage | None = None
+        self.said = False
+
+    def tool(self, index: int, identifier: str, name: str, arguments: str) -> ToolCallDelta | None:
+        """
+        Take one piece of a call; the event for it, or None when it adds nothing.
+
+        Some providers send no id, repeat it, or send an empty name with later pieces; the
+        event carries id and name exactly once, and an id is made up where none came.
+        """
+        self.said = True
+        slot = self._slots.get(index)
+        if slot is None or self._is_another(slot, identifier, name):
+            slot = self._slots[index] = len(self.calls)
+            call = Pieces(identifier or f"call_{slot}", name)
+            call.arguments.append(arguments)
+            self.calls.append(call)
+            return ToolCallDelta(slot, call.id, name, arguments)
+        call = self.calls[slot]
+        call.arguments.append(arguments)
+        late = "" if call.name else name
+        call.name = call.name or name
+        return ToolCallDelta(slot, "", late, arguments) if arguments or late else None
+
+    def _is_another(self, slot: int, identifier: str, name: str) -> bool:
+        """Some servers number all parallel calls 0: a new id with a name is a new call."""
+        return bool(identifier and name and identifier != self.calls[slot].id)
+
+    def finish(
+        self, *, stop_sequence: str = "", timings: dict[str, Json] | None = None
+    ) -> Finished:
+        """
+        The `Finished` of an answer whose terminator came.
+
+        Raises:
+            UpstreamNonsense: nothing was said, or a tool call's arguments are not whole.
+        """
+        reason = self.reason or FinishReason.STOP
+        if self.calls and reason is FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        if not self.said and reason in {FinishReason.STOP, FinishReason.TOOL_CALLS}:
+            raise UpstreamNonsense("an empty answer: no text, no reasoning, no tool call")
+        # A call cut by the token limit is what the model wrote, and `length` says so.
+        if reason is not FinishReason.LENGTH:
+            self._check_calls()
+        return Finished(reason, self.usage, stop_sequence, timings or {})
+
+    def _check_calls(self) -> None:
+        for call in self.calls:
+            if not call.whole:
+                raise UpstreamNonsense("a tool call's arguments are not complete JSON")
+            if not call.name:
+                raise UpstreamNonsense("a tool call without a name")
+
+
+def is_json(text: str) -> bool:
+    """Whether *text* is one JSON value."""
+    try:
+        _ANY.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
+def object_text(value: Json) -> str:
+    """Tool arguments as JSON text, whichever way a provider sends them."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

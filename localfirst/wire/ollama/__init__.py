@@ -1,0 +1,1 @@
+"""Ollama's native dialect: chat and generate both ways, and embeddings."""

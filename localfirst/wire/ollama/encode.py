@@ -1,0 +1,144 @@
+"""
+A `ChatRequest` as a body for Ollama's `/api/chat`, or `/api/generate` for a raw prompt.
+
+`truncate` and `shift` are always off: by default Ollama cuts a prompt that is too long and
+answers 200 (ollama/ollama#17889); this way it says so, and a larger window can be found.
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md and `api/types.go` there.
+"""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from localfirst.errors import InvalidRequest
+from localfirst.types import ChatRequest, ImagePart, Json, Message, Tool, ToolCall
+from localfirst.wire import quirks
+from localfirst.wire.quirks import Quirks
+
+_ENCODER = msgspec.json.Encoder()
+
+_EFFORTS = {"minimal": "low", "xhigh": "max", "ultra": "max"}
+"""Efforts that Ollama has no word for, by its nearest (`openai/openai.go` maps them so)."""
+
+_PASSED = ("raw", "template", "system", "context")
+
+
+def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) -> bytes:
+    """
+    The body for *model*; `path_of` says where it goes.
+
+    Raises:
+        InvalidRequest: an image by URL, which a local engine never fetches, or tool
+            arguments of an earlier turn that are no JSON object.
+    """
+    body: dict[str, Json] = {"model": model, "stream": request.stream}
+    if request.prompt is None:
+        body["messages"] = [_message(item, index) for index, item in enumerate(request.messages)]
+        if request.tools and request.tool_choice != "none":
+            body["tools"] = [_tool(tool) for tool in request.tools]
+    else:
+        body.update(_prompt(request))
+    body.update(_asked(request))
+    if options := options_of(request):
+        body["options"] = options
+    body["truncate"] = False
+    body["shift"] = False
+    for name in quirks.drop:
+        body.pop(name, None)
+    return _ENCODER.encode(body)
+
+
+def path_of(request: ChatRequest) -> str:
+    """The endpoint that `encode`'s body is for."""
+    return "/api/chat" if request.prompt is None else "/api/generate"
+
+
+def options_of(request: ChatRequest) -> dict[str, Json]:
+    """Ollama's `options`: what the request names in general terms, over what it passes as is."""
+    named = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "num_predict": request.max_tokens,
+        "stop": list(request.stop) or None,
+        "seed": request.seed,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "repeat_penalty": request.repeat_penalty,
+        "num_ctx": request.num_ctx,
+    }
+    said = {name: value for name, value in named.items() if value is not None}
+    return {**request.options, **said}
+
+
+def _asked(request: ChatRequest) -> dict[str, Json]:
+    asked: dict[str, Json] = {}
+    if request.schema is not None:
+        asked["format"] = request.schema
+    elif request.json_mode:
+        asked["format"] = "json"
+    if request.think is not None:
+        asked["think"] = _EFFORTS.get(str(request.think), request.think)
+    if request.keep_alive is not None:
+        asked["keep_alive"] = request.keep_alive
+    if request.logprobs:
+        asked["logprobs"] = True
+        if request.top_logprobs is not None:
+            asked["top_logprobs"] = request.top_logprobs
+    return asked
+
+
+def _prompt(request: ChatRequest) -> dict[str, Json]:
+    fields: dict[str, Json] = {"prompt": request.prompt}
+    if request.suffix is not None:
+        fields["suffix"] = request.suffix
+    fields.update({name: request.extra[name] for name in _PASSED if name in request.extra})
+    images = [image for message in request.messages for image in message.images]
+    if images:
+        fields["images"] = [_image(image, "images") for image in images]
+    return fields
+
+
+def _message(message: Message, index: int) -> dict[str, Json]:
+    fields: dict[str, Json] = {"role": message.role, "content": message.text}
+    path = f"messages[{index}]"
+    if message.images:
+        fields["images"] = [_image(image, f"{path}.content") for image in message.images]
+    if message.reasoning:
+        fields["thinking"] = message.reasoning
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            _call(call, position, path) for position, call in enumerate(message.tool_calls)
+        ]
+    if message.role == "tool":
+        if message.name:
+            fields["tool_name"] = message.name
+        fields["tool_call_id"] = message.tool_call_id
+    return fields
+
+
+def _image(image: ImagePart, path: str) -> str:
+    if image.url:
+        raise InvalidRequest(
+            f"`{path}` has an image by URL; a local model takes base64 data only", field=path
+        )
+    return image.data
+
+
+def _call(call: ToolCall, index: int, path: str) -> dict[str, Json]:
+    arguments = json.loads(call.arguments or "{}")
+    if not isinstance(arguments, dict):
+        field = f"{path}.tool_calls[{index}].function.arguments"
+        raise InvalidRequest(f"`{field}` must be a JSON object", field=field)
+    function = {"index": index, "name": call.name, "arguments": arguments}
+    return {"id": call.id, "function": function}
+
+
+def _tool(tool: Tool) -> dict[str, Json]:
+    parameters = tool.parameters or {"type": "object", "properties": {}}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}

@@ -1,0 +1,233 @@
+"""
+Answers of Ollama's `/api/chat` and `/api/generate`, read into events.
+
+Every line is looked at for an `error`, and only `done: true` ends a stream: the repeat
+guard, a killed runner and bytes that are not UTF-8 all end it cleanly without one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from localfirst.errors import (
+    Breakage,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamNonsense,
+)
+from localfirst.events import (
+    Event,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Relayed,
+    TextDelta,
+    Usage,
+)
+from localfirst.types import Json
+from localfirst.wire.conclusion import Conclusion, object_text
+from localfirst.wire.framing import NdjsonDecoder
+from localfirst.wire.refusal import in_band, is_error_object
+
+_ABSENT = Raw(b"")
+_LOADED = ("load", "unload")
+
+DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
+"""Nanoseconds of the last line; they travel in `Finished.timings`."""
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: str = ""
+    arguments: Any = None
+    index: int | None = None
+
+
+class _Call(msgspec.Struct, gc=False):
+    function: _Function = msgspec.field(default_factory=_Function)
+    id: str = ""
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Line(msgspec.Struct, gc=False):
+    message: _Message | None = None
+    response: str | None = None
+    thinking: str | None = None
+    tool_calls: list[_Call] | None = None
+    done: bool = False
+    done_reason: str | None = None
+    error: Raw = _ABSENT
+    logprobs: list[Any] | None = None
+    context: list[int] | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+    total_duration: int | None = None
+    load_duration: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_duration: int | None = None
+
+
+_LINE = msgspec.json.Decoder(_Line)
+
+
+class StreamReader:
+    """
+    Reads one stream of lines; `relay` yields the lines themselves.
+
+    An error that follows events in the same read is raised by the next `feed` or `close`,
+    so that what came before it is not lost; `failure` shows it at once.
+    """
+
+    def __init__(self, relay: bool = False) -> None:
+        self._lines = NdjsonDecoder()
+        self._so_far = Conclusion()
+        self._relay = relay
+        self._began = False
+        self._over = False
+        self.failure: UpstreamError | None = None
+
+    def feed(self, data: bytes) -> list[Event]:
+        """
+        The events that *data* completes.
+
+        Raises:
+            UpstreamRefused: an error line.
+            UpstreamBroken: a line over the size limit.
+            UpstreamNonsense: a malformed line, or an empty answer.
+        """
+        return self._take(self._lines.feed(data))
+
+    def close(self) -> list[Event]:
+        """
+        Conclude at the end of the bytes; the events are those of a last line without newline.
+
+        Raises:
+            UpstreamBroken: cut before `done: true`.
+            UpstreamNonsense: nothing came at all.
+        """
+        if self._over:
+            return []
+        rest = self._lines.close()
+        events = self._take([line for line in rest if _is_whole(line)])
+        if not self._over:
+            raise self.failure or self._cut(rest)
+        return events
+
+    def _cut(self, rest: list[bytes]) -> UpstreamError:
+        if not self._began and not rest:
+            return UpstreamNonsense("the answer is empty")
+        return UpstreamBroken(Breakage.CUT, "the stream ended without `done: true`")
+
+    def _take(self, lines: list[bytes]) -> list[Event]:
+        if self.failure is not None:
+            raise self.failure
+        events: list[Event] = []
+        for line in lines:
+            if self._over:
+                break
+            try:
+                events += self._line(line)
+            except UpstreamError as exc:
+                self.failure = exc
+                break
+        if self.failure is not None and not events:
+            raise self.failure
+        return events
+
+    def _line(self, data: bytes) -> list[Event]:
+        line = _read(data)
+        self._began = True
+        events = _said(line, self._so_far)
+        said = bool(events)
+        self._so_far.said |= said
+        if line.done:
+            finished = _finished(line, self._so_far)
+            self._over = True
+            events.append(finished)
+        if not self._relay:
+            return events
+        ending = events[-1] if self._over else None
+        if isinstance(ending, Finished):
+            return [Relayed(data + b"\n", said, True, ending.usage, ending.reason)]
+        return [Relayed(data + b"\n", said)]
+
+
+def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
+    """
+    The events of an answer with `stream: false`; with *relay* one final `Relayed`.
+
+    Raises:
+        UpstreamRefused: an error in spite of the status.
+        UpstreamBroken: `done: false`, which is how Ollama ends a reply it gave up on.
+        UpstreamNonsense: no JSON, or nothing said.
+    """
+    line = _read(body)
+    if not line.done:
+        raise UpstreamBroken(Breakage.CUT, "the reply says `done: false`")
+    so_far = Conclusion()
+    events = _said(line, so_far)
+    so_far.said |= bool(events)
+    finished = _finished(line, so_far)
+    if relay:
+        return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
+    return [*events, finished]
+
+
+def _read(data: bytes) -> _Line:
+    try:
+        line = _LINE.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        if is_error_object(data):
+            raise in_band(data) from exc
+        raise UpstreamNonsense(f"a malformed line: {exc}") from exc
+    if line.error not in (_ABSENT, Raw(b"null"), Raw(b'""')):
+        raise in_band(data)
+    return line
+
+
+def _is_whole(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
+def _said(line: _Line, so_far: Conclusion) -> list[Event]:
+    message = line.message or _Message(line.response, line.thinking, line.tool_calls)
+    events: list[Event] = []
+    if message.thinking:
+        events.append(ReasoningDelta(message.thinking))
+    if message.content:
+        events.append(TextDelta(message.content, tuple(line.logprobs or ())))
+    for call in message.tool_calls or ():
+        arguments = object_text(call.function.arguments) or "{}"
+        # Calls come whole, and `index` starts again at 0 in every line.
+        event = so_far.tool(len(so_far.calls), call.id, call.function.name, arguments)
+        if event is not None:
+            events.append(event)
+    return events
+
+
+def _finished(line: _Line, so_far: Conclusion) -> Finished:
+    so_far.reason = FinishReason.LENGTH if line.done_reason == "length" else FinishReason.STOP
+    so_far.usage = Usage(
+        prompt_tokens=line.prompt_eval_count or 0, completion_tokens=line.eval_count or 0
+    )
+    timings: dict[str, Json] = {
+        name: value for name in DURATIONS if (value := getattr(line, name)) is not None
+    }
+    if line.context:
+        timings["context"] = line.context
+    if line.done_reason in _LOADED:
+        return Finished(
+            FinishReason.STOP, so_far.usage, "", {**timings, "done_reason": line.done_reason}
+        )
+    return so_far.finish(timings=timings)

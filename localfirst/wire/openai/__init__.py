@@ -1,0 +1,1 @@
+"""OpenAI's dialect: chat completions both ways, completions, responses and embeddings."""

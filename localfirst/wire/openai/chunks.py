@@ -1,0 +1,250 @@
+"""
+One chunk of an OpenAI-style stream, read for what it says.
+
+The usual shape is read by msgspec in place (0.4 µs); whatever does not fit (content as a
+list, arguments as an object, text where a number belongs) is read again leniently. Unknown
+fields never matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from localfirst.events import FinishReason, Usage
+from localfirst.types import Json
+from localfirst.wire.conclusion import object_text
+
+_ABSENT = Raw(b"")
+_NULL = Raw(b"null")
+
+
+class FunctionPiece(msgspec.Struct, gc=False):
+    """Name and a piece of the arguments."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPiece(msgspec.Struct, gc=False):
+    """A piece of a tool call; `index` is missing at some providers."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionPiece | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What one chunk adds; reasoning has two names in the field."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[CallPiece] | None = None
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One choice, of a stream (`delta`), a reply (`message`) or a completion (`text`)."""
+
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: Raw = _ABSENT
+    error: Raw = _ABSENT
+
+
+class Details(msgspec.Struct, gc=False):
+    """The finer counts of a usage."""
+
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class Counts(msgspec.Struct, gc=False):
+    """Usage as OpenAI spells it; DeepSeek's cache counts beside it."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: Details | None = None
+    completion_tokens_details: Details | None = None
+    prompt_cache_hit_tokens: int | None = None
+
+
+class XGroq(msgspec.Struct, gc=False):
+    """Groq's envelope; older streams carry usage only here."""
+
+    usage: Counts | None = None
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """One `data:` payload, or a whole reply."""
+
+    choices: list[Choice] | None = None
+    usage: Counts | None = None
+    error: Raw = _ABSENT
+    x_groq: XGroq | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the payload is an error, at its top or inside a choice."""
+        if self.error not in (_ABSENT, _NULL):
+            return True
+        return any(
+            choice.finish_reason == "error" or choice.error not in (_ABSENT, _NULL)
+            for choice in self.choices or ()
+        )
+
+    @property
+    def counted(self) -> Usage | None:
+        """The usage it carries, wherever."""
+        counts = self.usage or (self.x_groq and self.x_groq.usage)
+        return usage_of(counts) if counts else None
+
+
+_CHUNK = msgspec.json.Decoder(Chunk)
+
+REASONS = {
+    "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
+    "end_turn": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "max_tokens": FinishReason.LENGTH,
+    "model_length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+"""Finish reasons seen at OpenAI-compatible providers; unknown ones count as stop."""
+
+
+def reason_of(word: str) -> FinishReason:
+    """A provider's finish reason in our words."""
+    return REASONS.get(word.lower(), FinishReason.STOP)
+
+
+def read(data: bytes) -> Chunk:
+    """
+    The chunk in *data*.
+
+    Raises:
+        msgspec.DecodeError: not a JSON object.
+        UnicodeDecodeError: text that is not UTF-8.
+    """
+    try:
+        return _CHUNK.decode(data)
+    except msgspec.ValidationError:
+        return _lenient(msgspec.json.decode(data))
+
+
+def usage_of(counts: Counts) -> Usage:
+    """Counts as a `Usage`."""
+    prompt = counts.prompt_tokens_details
+    completion = counts.completion_tokens_details
+    cached = (prompt and prompt.cached_tokens) or counts.prompt_cache_hit_tokens
+    return Usage(
+        prompt_tokens=counts.prompt_tokens or 0,
+        completion_tokens=counts.completion_tokens or 0,
+        cached_tokens=cached or 0,
+        cache_write_tokens=(prompt and prompt.cache_write_tokens) or 0,
+        reasoning_tokens=(completion and completion.reasoning_tokens) or 0,
+    )
+
+
+def logprobs_of(raw: Raw) -> tuple[Json, ...]:
+    """The `content` list of a choice's logprobs."""
+    if raw in (_ABSENT, _NULL):
+        return ()
+    found = msgspec.json.decode(raw)
+    content = found.get("content") if isinstance(found, dict) else None
+    return tuple(content) if isinstance(content, list) else ()
+
+
+def _lenient(value: Any) -> Chunk:
+    if not isinstance(value, dict):
+        raise msgspec.ValidationError("not an object")
+    choices = value.get("choices")
+    return Chunk(
+        choices=[_choice(item) for item in choices if isinstance(item, dict)]
+        if isinstance(choices, list)
+        else None,
+        usage=_typed(value.get("usage"), Counts),
+        error=_raw(value.get("error")),
+        x_groq=_typed(value.get("x_groq"), XGroq),
+    )
+
+
+def _choice(item: dict[str, Any]) -> Choice:
+    reason = item.get("finish_reason")
+    return Choice(
+        delta=_delta(item.get("delta")),
+        message=_delta(item.get("message")),
+        text=_text(item.get("text")),
+        finish_reason=None if reason is None else str(reason),
+        logprobs=_raw(item.get("logprobs")),
+        error=_raw(item.get("error")),
+    )
+
+
+def _delta(item: Any) -> Delta | None:
+    if not isinstance(item, dict):
+        return None
+    content, thought = _split(item.get("content"))
+    calls = item.get("tool_calls")
+    return Delta(
+        content=content,
+        reasoning_content=thought or _text(item.get("reasoning_content")),
+        reasoning=_text(item.get("reasoning")),
+        refusal=_text(item.get("refusal")),
+        tool_calls=[_call(call) for call in calls if isinstance(call, dict)]
+        if isinstance(calls, list)
+        else None,
+    )
+
+
+def _call(item: dict[str, Any]) -> CallPiece:
+    function = item.get("function")
+    if not isinstance(function, dict):
+        function = {}
+    index, identifier = item.get("index"), item.get("id")
+    return CallPiece(
+        index=index if isinstance(index, int) else None,
+        id=None if identifier is None else str(identifier),
+        function=FunctionPiece(_text(function.get("name")), object_text(function.get("arguments"))),
+    )
+
+
+def _split(content: Any) -> tuple[str | None, str | None]:
+    """Text and thinking of content that may be a list of typed parts (Mistral's Magistral)."""
+    if not isinstance(content, list):
+        return _text(content), None
+    texts, thoughts = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.get("type") == "thinking":
+            inner, _ = _split(part.get("thinking"))
+            thoughts.append(inner or "")
+        elif isinstance(part, dict):
+            texts.append(_text(part.get("text")) or "")
+    return "".join(texts), "".join(thoughts)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _raw(value: Any) -> Raw:
+    return _ABSENT if value is None else Raw(msgspec.json.encode(value))
+
+
+def _typed(value: Any, kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False) if isinstance(value, dict) else None
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,92 @@
+"""The content of a message in OpenAI's chat dialect: text, or parts with text and images."""
+
+from __future__ import annotations
+
+import binascii
+import re
+
+from localfirst.types import ImagePart, Json, Message, Part, TextPart
+from localfirst.wire.fields import MAX_PARTS, Fields, wrong
+
+_DATA_URI = re.compile(r"data:(?P<type>[\w.+-]*/?[\w.+-]*)(?:;[\w=.+-]+)*;base64,", re.ASCII)
+_TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
+_IMAGE_TYPES = ("image_url", "input_image")
+
+DEFAULT_MEDIA_TYPE = "image/png"
+
+
+def content_of(item: Fields, name: str = "content") -> str | tuple[Part, ...]:
+    """A message's content; null is empty text, and parts that are all text stay parts."""
+    value = item.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise wrong(item.at(name), "a string or a list of parts")
+    return tuple(_part(part) for part in item.objects(name, MAX_PARTS))
+
+
+def _part(part: Fields) -> Part:
+    kind = part.text("type")
+    if kind in _TEXT_TYPES:
+        return TextPart(text=part.text("refusal" if kind == "refusal" else "text"))
+    if kind in _IMAGE_TYPES:
+        return _image(part)
+    raise wrong(part.at("type"), "`text` or `image_url`; other parts have no backend here")
+
+
+def _image(part: Fields) -> ImagePart:
+    value = part.get("image_url")
+    if isinstance(value, str):
+        return image_from_url(value, part.at("image_url"), part.text("detail"))
+    inner = part.object("image_url")
+    if inner is None:
+        raise wrong(part.at("image_url"), "an object with a `url`")
+    return image_from_url(inner.text("url"), inner.at("url"), inner.text("detail"))
+
+
+def image_from_url(url: str, path: str, detail: str = "") -> ImagePart:
+    """
+    An image from a data URI, or a URL that a cloud may fetch; nothing is fetched here.
+
+    Raises:
+        InvalidRequest: another scheme (`file://`, `//host`), or data that is not base64.
+    """
+    match = _DATA_URI.match(url)
+    if match:
+        data = url[match.end() :]
+        check_base64(data, path)
+        return ImagePart(
+            media_type=match.group("type") or DEFAULT_MEDIA_TYPE, data=data, detail=detail
+        )
+    if url.startswith(("https://", "http://")):
+        return ImagePart(url=url, detail=detail)
+    raise wrong(path, "a base64 `data:` URI or an http(s) URL")
+
+
+def check_base64(data: str, path: str) -> None:
+    """Raises `InvalidRequest` unless *data* is base64 and not empty."""
+    try:
+        decoded = binascii.a2b_base64(data, strict_mode=True)
+    except (ValueError, binascii.Error) as exc:
+        raise wrong(path, "base64 data") from exc
+    if not decoded:
+        raise wrong(path, "base64 data, and not empty")
+
+
+def parts_of(message: Message) -> Json:
+    """The content of a message as a chat completion request carries it."""
+    if isinstance(message.content, str):
+        return message.content
+    if not message.images:
+        return message.text
+    return [_encoded(part) for part in message.content]
+
+
+def _encoded(part: Part) -> dict[str, Json]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    url = part.url or f"data:{part.media_type};base64,{part.data}"
+    image = {"url": url, "detail": part.detail} if part.detail else {"url": url}
+    return {"type": "image_url", "image_url": image}

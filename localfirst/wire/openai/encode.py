@@ -1,0 +1,153 @@
+"""A `ChatRequest` as a chat completion request, and a client's own body passed on."""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.errors import InvalidRequest
+from localfirst.types import ChatRequest, Json, Message, Tool
+from localfirst.wire import peek, quirks
+from localfirst.wire.openai.content import parts_of
+from localfirst.wire.openai.shaping import shape
+from localfirst.wire.quirks import Quirks
+
+_ENCODER = msgspec.json.Encoder()
+
+_PASSED = frozenset(
+    {
+        "logit_bias", "service_tier", "verbosity", "prediction", "prompt_cache_key", "provider",
+        "safety_identifier", "web_search_options", "thinking", "store", "metadata",
+    }
+)  # fmt: skip
+"""Fields of this dialect alone that are sent on when a request was decoded on its way."""
+
+_USAGE_ON = msgspec.Raw(b'{"include_usage":true}')
+_TRUE = msgspec.Raw(b"true")
+
+
+def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) -> bytes:
+    """
+    The body of `POST …/chat/completions` for *request* at *model*.
+
+    Raises:
+        InvalidRequest: for a `suffix`, which this endpoint has no word for.
+    """
+    fields: dict[str, Json] = {"model": model, "messages": _messages(request, quirks)}
+    if request.stream:
+        fields["stream"] = True
+        if quirks.stream_usage:
+            fields["stream_options"] = {"include_usage": True}
+    fields.update(_tools(request))
+    fields.update(_sampling(request))
+    fields["response_format"] = _format(request)
+    fields["reasoning_effort"] = _effort(request.think)
+    fields.update({name: request.extra[name] for name in _PASSED & request.extra.keys()})
+    shape(fields, quirks)
+    return _ENCODER.encode(fields)
+
+
+def splice(
+    body: bytes, *, model: str, quirks: Quirks = quirks.NONE, include_usage: bool = True
+) -> bytes:
+    """
+    A client's own body for a backend of this dialect: only what must change is touched.
+
+    Args:
+        body: as the client sent it, accepted by `peek`.
+        model: the name at this provider.
+        quirks: what the provider wants otherwise.
+        include_usage: ask a stream for its usage even if the client did not.
+    """
+    fields: dict[str, Json] = dict(peek.raw_object(body))
+    fields["model"] = model
+    if not quirks.stream_usage:
+        fields.pop("stream_options", None)
+    elif include_usage and fields.get("stream") == _TRUE:
+        fields["stream_options"] = _USAGE_ON
+    shape(fields, quirks)
+    return _ENCODER.encode(fields)
+
+
+def _messages(request: ChatRequest, quirks: Quirks) -> list[Json]:
+    if request.suffix is not None:
+        raise InvalidRequest("`suffix` needs a local model with fill-in-the-middle", field="suffix")
+    messages = [_message(message, quirks) for message in request.messages]
+    if request.prompt is not None:
+        messages.append({"role": "user", "content": request.prompt})
+    return messages
+
+
+def _message(message: Message, quirks: Quirks) -> dict[str, Json]:
+    fields: dict[str, Json] = {"role": message.role, "content": parts_of(message)}
+    if message.role == "tool":
+        fields["tool_call_id"] = message.tool_call_id
+        return fields
+    if message.name:
+        fields["name"] = message.name
+    if message.tool_calls:
+        fields["content"] = fields["content"] or None
+        fields["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    if quirks.reasoning_field and message.reasoning:
+        fields[quirks.reasoning_field] = message.reasoning
+    return fields
+
+
+def _tools(request: ChatRequest) -> dict[str, Json]:
+    if not request.tools:
+        return {}
+    choice: Json = request.tool_choice
+    if choice not in {None, "auto", "none", "required"}:
+        choice = {"type": "function", "function": {"name": choice}}
+    return {
+        "tools": [_tool(tool) for tool in request.tools],
+        "tool_choice": choice,
+        "parallel_tool_calls": request.parallel_tool_calls,
+    }
+
+
+def _tool(tool: Tool) -> dict[str, Json]:
+    function: dict[str, Json] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    function["parameters"] = tool.parameters or {"type": "object", "properties": {}}
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _sampling(request: ChatRequest) -> dict[str, Json]:
+    return {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "min_p": request.min_p,
+        "max_tokens": request.max_tokens,
+        "stop": list(request.stop) or None,
+        "seed": request.seed,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "repetition_penalty": request.repeat_penalty,
+        "logprobs": request.logprobs,
+        "top_logprobs": request.top_logprobs,
+        "user": request.user or None,
+    }
+
+
+def _format(request: ChatRequest) -> Json:
+    if request.schema is not None:
+        named = {"name": request.schema_name or "answer", "schema": request.schema}
+        return {"type": "json_schema", "json_schema": named}
+    return {"type": "json_object"} if request.json_mode else None
+
+
+def _effort(think: bool | str | None) -> str | None:
+    if think is None or think is True:
+        return None
+    return think or "none"

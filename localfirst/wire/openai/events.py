@@ -1,0 +1,233 @@
+"""
+An OpenAI-style answer, read into events: as a stream, or as one JSON body.
+
+With `relay` the bytes themselves are handed on, one `Relayed` for all the events of a read;
+they are looked at all the same, because a false end must never be passed on as a true one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.errors import (
+    Breakage,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamNonsense,
+)
+from localfirst.events import Event, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
+from localfirst.wire.conclusion import Conclusion
+from localfirst.wire.framing import SseDecoder, SseEvent
+from localfirst.wire.openai.chunks import Choice, Chunk, Delta, logprobs_of, read, reason_of
+from localfirst.wire.refusal import in_band, is_error_object
+
+DONE = b"data: [DONE]\n\n"
+
+
+class StreamReader:
+    """
+    Reads one stream.
+
+    Args:
+        relay: yield `Relayed` bytes instead of deltas.
+        strip_usage: leave out the usage chunk from relayed bytes, for a client that did not
+            ask for it (clients that index `choices[0]` break on it).
+        done_required: a stream that finished but has no `[DONE]` counts as cut.
+
+    An error that follows events in the same read is raised by the next `feed` or `close`,
+    so that what came before it is not lost; `failure` shows it at once.
+    """
+
+    def __init__(
+        self, relay: bool = False, *, strip_usage: bool = False, done_required: bool = True
+    ) -> None:
+        self._frames = SseDecoder()
+        self._so_far = Conclusion()
+        self._relay = relay
+        self._strip_usage = strip_usage
+        self._done_required = done_required
+        self._began = False
+        self._over = False
+        self.failure: UpstreamError | None = None
+
+    def feed(self, data: bytes) -> list[Event]:
+        """
+        The events that *data* completes.
+
+        Raises:
+            UpstreamRefused: an error inside the stream.
+            UpstreamBroken: an event over the size limit.
+            UpstreamNonsense: a malformed chunk, an empty answer, a broken tool call.
+        """
+        events = self._take(self._frames.feed(data))
+        # A terminator needs no blank line: some servers end right behind it.
+        if not self._over and self._frames.pending.rstrip() in {b"data: [DONE]", b"data:[DONE]"}:
+            events += self._take(self._frames.close())
+        return events
+
+    def close(self) -> list[Event]:
+        """
+        Conclude at the end of the bytes; the events are those of a last unended block.
+
+        Raises:
+            UpstreamBroken: cut before the terminator.
+            UpstreamNonsense: nothing came at all, or not an event stream.
+        """
+        events = [] if self._over else self._take(self._frames.close())
+        if self._over:
+            return events
+        if self.failure is not None:
+            raise self.failure
+        if not self._done_required and self._so_far.reason is not None:
+            return [*events, *self._end(b"", False)]
+        if not self._began:
+            raise UpstreamNonsense("the answer is empty, or no event stream")
+        raise UpstreamBroken(Breakage.CUT, "the stream ended without `[DONE]`")
+
+    def _take(self, frames: list[SseEvent]) -> list[Event]:
+        if self.failure is not None:
+            raise self.failure
+        batch = _Batch()
+        try:
+            for frame in frames:
+                if self._over:
+                    break
+                self._frame(frame, batch)
+        except UpstreamError as exc:
+            self.failure = exc
+        if self._relay and batch.raw:
+            batch.events.append(
+                Relayed(b"".join(batch.raw), batch.content, False, self._so_far.usage, None)
+            )
+        if self.failure is not None and not batch.events:
+            raise self.failure
+        return batch.events
+
+    def _frame(self, frame: SseEvent, batch: _Batch) -> None:
+        data = frame.data
+        if not data:
+            self._comment(frame, batch)
+            return
+        self._began = True
+        if data == b"[DONE]":
+            batch.events += self._end(b"".join(batch.raw), batch.content)
+            batch.raw.clear()
+            return
+        chunk = _chunk(data)
+        if frame.event == "error" or chunk.failed:
+            raise in_band(data)
+        if chunk.choices is None and chunk.usage is None and is_error_object(data):
+            raise in_band(data)
+        said = self._chunk(chunk, batch)
+        if not self._relay:
+            return
+        batch.content |= said
+        if not (self._strip_usage and not chunk.choices and chunk.usage is not None):
+            batch.raw.append(frame.raw)
+
+    def _comment(self, frame: SseEvent, batch: _Batch) -> None:
+        """Keep-alives go on to a relaying client; a bare JSON error is still an error."""
+        text = frame.raw.strip()
+        if text.startswith(b"{") and is_error_object(text):
+            raise in_band(text)
+        if text.startswith((b"<", b"{")):
+            raise UpstreamNonsense("the answer is no event stream")
+        if self._relay and text.startswith(b":"):
+            batch.raw.append(frame.raw)
+
+    def _chunk(self, chunk: Chunk, batch: _Batch) -> bool:
+        """Take one chunk in; whether it said anything."""
+        if (usage := chunk.counted) is not None:
+            self._so_far.usage = usage
+        said = False
+        for choice in chunk.choices or ():
+            events = _events(choice, self._so_far)
+            said |= bool(events)
+            if not self._relay:
+                batch.events += events
+            if choice.finish_reason:
+                self._so_far.reason = reason_of(choice.finish_reason)
+        self._so_far.said |= said
+        return said
+
+    def _end(self, before: bytes, content: bool) -> list[Event]:
+        finished = self._so_far.finish()
+        self._over = True
+        if not self._relay:
+            return [finished]
+        return [Relayed(before + DONE, content, True, finished.usage, finished.reason)]
+
+
+class _Batch:
+    """What one read yields: deltas, or raw frames and whether they say anything."""
+
+    __slots__ = ("content", "events", "raw")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.raw: list[bytes] = []
+        self.content = False
+
+
+def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
+    """
+    The events of a whole JSON answer; with *relay* one final `Relayed` of its bytes.
+
+    Raises:
+        UpstreamRefused: the answer is an error in spite of its status.
+        UpstreamNonsense: no JSON, no choices, nothing said, or a broken tool call.
+    """
+    chunk = _chunk(body)
+    if chunk.failed:
+        raise in_band(body)
+    if not chunk.choices:
+        if is_error_object(body):
+            raise in_band(body)
+        raise UpstreamNonsense("an answer without choices")
+    so_far = Conclusion()
+    so_far.usage = chunk.counted
+    choice = chunk.choices[0]
+    events = _events(choice, so_far)
+    so_far.said = bool(events)
+    so_far.reason = reason_of(choice.finish_reason) if choice.finish_reason else None
+    finished = so_far.finish()
+    if relay:
+        return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
+    return [*events, finished]
+
+
+def _chunk(data: bytes) -> Chunk:
+    try:
+        return read(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
+
+
+def _events(choice: Choice, so_far: Conclusion) -> list[Event]:
+    """What a choice says: reasoning first, as models do, then text, then calls."""
+    delta = choice.delta or choice.message
+    if delta is None:
+        return [TextDelta(choice.text, logprobs_of(choice.logprobs))] if choice.text else []
+    events: list[Event] = []
+    if thought := delta.reasoning_content or delta.reasoning:
+        events.append(ReasoningDelta(thought))
+    if text := delta.content or delta.refusal:
+        events.append(TextDelta(text, logprobs_of(choice.logprobs)))
+    if delta.tool_calls:
+        events += _calls(delta, so_far)
+    return events
+
+
+def _calls(delta: Delta, so_far: Conclusion) -> list[ToolCallDelta]:
+    found = []
+    for position, piece in enumerate(delta.tool_calls or ()):
+        function = piece.function
+        event = so_far.tool(
+            position if piece.index is None else piece.index,
+            piece.id or "",
+            (function and function.name) or "",
+            (function and function.arguments) or "",
+        )
+        if event is not None:
+            found.append(event)
+    return found

@@ -1,0 +1,112 @@
+"""
+A cheap look at a request: what routing needs, without decoding what it does not.
+
+msgspec reads the few fields in place; the body itself is forwarded or decoded later. The
+strictness of `strict_json` that touches routing is kept: UTF-8, depth, surrogates and
+duplicate keys are looked for here too, the costly way only where a cheap test hints at one.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+
+from localfirst.errors import InvalidRequest
+from localfirst.types import Needs
+from localfirst.wire import strict_json
+from localfirst.wire.fields import REFUSED, refuse
+
+BYTES_PER_TOKEN = 4
+"""Rough size of a token in UTF-8 JSON; only candidates with too small a window depend on it."""
+
+TOKENS_PER_IMAGE = 1100
+"""About what vision models charge for one image of 1024 × 1024 pixels."""
+
+_LONG_BASE64 = re.compile(rb"[A-Za-z0-9+/=_-]{1024,}")
+_PATH = re.compile(r" - at `\$\.?([^`]*)`$")
+_REFUSED_KEYS = tuple(f'"{name}"'.encode() for name in sorted(REFUSED))
+
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+Head = TypeVar("Head")
+
+
+class Peek(msgspec.Struct, frozen=True):
+    """What routing needs of one request; `model` is "auto" when the body names none."""
+
+    model: str
+    stream: bool
+    needs: Needs
+
+
+def head(body: bytes, decoder: msgspec.json.Decoder[Head], routed: tuple[bytes, ...]) -> Head:
+    """
+    The struct that *decoder* reads from *body*.
+
+    Args:
+        body: the request, as it came.
+        decoder: of a struct with the fields that matter; others are skipped.
+        routed: quoted keys that must not appear twice (`b'"model"'`).
+
+    Raises:
+        InvalidRequest: not JSON, a wrong type, a duplicate routed key, a refused field.
+    """
+    try:
+        found = decoder.decode(body)
+    except RecursionError as exc:
+        raise InvalidRequest("the body nests too deep", code="invalid-json") from exc
+    except msgspec.ValidationError as exc:
+        strict_json.load_object(body)
+        raise _mismatch(str(exc)) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        strict_json.load_object(body)
+        raise InvalidRequest(f"the body is not valid JSON: {exc}", code="invalid-json") from exc
+    _check(body, routed)
+    return found
+
+
+def raw_object(body: bytes) -> dict[str, msgspec.Raw]:
+    """The top-level fields of a body that `head` has accepted, their values unread."""
+    try:
+        return _RAW_OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidRequest(f"the body is not valid JSON: {exc}", code="invalid-json") from exc
+
+
+def is_empty(raw: msgspec.Raw) -> bool:
+    """Whether a raw value is absent, null or an empty list, object or string."""
+    return bytes(raw) in {b"", b"null", b"[]", b"{}", b'""', b"[ ]", b"{ }"}
+
+
+def prompt_tokens(body: bytes, *, images: bool) -> int:
+    """An estimate of the prompt's tokens; base64 counts as images, not as text."""
+    if not images:
+        return len(body) // BYTES_PER_TOKEN
+    runs = _LONG_BASE64.findall(body)
+    text_bytes = len(body) - sum(map(len, runs))
+    return text_bytes // BYTES_PER_TOKEN + max(1, len(runs)) * TOKENS_PER_IMAGE
+
+
+def _mismatch(text: str) -> InvalidRequest:
+    match = _PATH.search(text)
+    path = match.group(1) if match else ""
+    expected = text[: match.start()] if match else text
+    missing = re.match(r"Object missing required field `(\w+)`", expected)
+    if missing:
+        path = f"{path}.{missing.group(1)}".lstrip(".")
+        return InvalidRequest(f"`{path}` is required", field=path)
+    sentence = expected[:1].lower() + expected[1:]
+    return InvalidRequest(f"`{path or 'body'}`: {sentence}", field=path or "body")
+
+
+def _check(body: bytes, routed: tuple[bytes, ...]) -> None:
+    if not body.isascii():
+        strict_json.text_of(body)
+    if any(key in body for key in _REFUSED_KEYS):
+        refuse(set(raw_object(body)))
+    if b"\\ud" in body or b"\\uD" in body or any(body.count(key) > 1 for key in routed):
+        strict_json.loads(body)
+    else:
+        strict_json.check_depth(body)

@@ -1,0 +1,49 @@
+"""An error that came inside a successful answer, made into an `UpstreamRefused`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.errors import UpstreamRefused
+from localfirst.types import Json
+
+BODY_LIMIT_BYTES = 64 * 2**10
+
+
+def in_band(payload: bytes, *, status: int = 200) -> UpstreamRefused:
+    """
+    The refusal that *payload* is.
+
+    Its status is the HTTP status that the payload names (`code` or `status_code` as a
+    number), else *status*; the payload itself goes on to the classifier.
+    """
+    return UpstreamRefused(
+        _named_status(payload) or status, payload[:BODY_LIMIT_BYTES], in_band=True
+    )
+
+
+def is_error_object(payload: bytes) -> bool:
+    """Whether *payload* is a JSON object with an `error` in it."""
+    value = _loaded(payload)
+    return isinstance(value, dict) and bool(value.get("error"))
+
+
+def _named_status(payload: bytes) -> int | None:
+    value = _loaded(payload)
+    error = value.get("error") if isinstance(value, dict) else None
+    if not isinstance(error, dict):
+        return None
+    for name in ("status_code", "code", "status"):
+        number = error.get(name)
+        if isinstance(number, str) and number.isdecimal() and len(number) == 3:
+            number = int(number)
+        if isinstance(number, int) and not isinstance(number, bool) and 400 <= number <= 599:
+            return number
+    return None
+
+
+def _loaded(payload: bytes) -> Json:
+    try:
+        return msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
