@@ -11,11 +11,14 @@ from localfirst.machine.fit.facts import (
     Placement,
     Verdict,
 )
-from localfirst.machine.fit.memory import compute_bytes, default_batch, kv_bytes
+from localfirst.machine.fit.measured import Measured, corrected
+from localfirst.machine.fit.memory import checkpoint_bytes, compute_bytes, default_batch, kv_bytes
 from localfirst.machine.fit.shape import shape_from_gguf, shape_from_size
-from localfirst.machine.fit.verdict import Loading, predict, shown
+from localfirst.machine.fit.verdict import EMBEDDED, OLLAMA, Loading, predict, shown
 
 __all__ = [
+    "EMBEDDED",
+    "OLLAMA",
     "Cpu",
     "Disk",
     "Fit",
@@ -23,10 +26,13 @@ __all__ = [
     "Hardware",
     "Layer",
     "Loading",
+    "Measured",
     "ModelShape",
     "Placement",
     "Verdict",
+    "checkpoint_bytes",
     "compute_bytes",
+    "corrected",
     "default_batch",
     "kv_bytes",
     "predict",

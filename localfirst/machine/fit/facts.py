@@ -128,7 +128,8 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
 
     `weights_bytes` all tensors; `embedding_bytes` the input table, which stays in RAM even
     with every layer on a GPU, `tied` when it serves as the output too; `repack_bytes` the
-    weights that llama.cpp rewrites for the CPU; `active_bytes` what one token reads.
+    weights that llama.cpp rewrites for the CPU; `active_bytes` what one token reads;
+    `work` the values that the widest step of a layer holds per token, beside the stream.
     """
 
     architecture: str = ""
@@ -139,7 +140,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     tied: bool = False
     layers: tuple[Layer, ...] = ()
     embedding: int = 0
-    feed_forward: int = 0
+    work: int = 0
     heads: int = 0
     vocab: int = 0
     context_tokens: int = 0

@@ -1,8 +1,8 @@
 """
 Bytes by part, as llama.cpp allocates them.
 
-KV cache: src/llama-kv-cache.cpp and llama-kv-cache-iswa.cpp. Compute buffer: measured on
-dense llamas (`scripts/bench fit` prints the table) and exact there for large shapes.
+KV cache: src/llama-kv-cache.cpp and llama-kv-cache-iswa.cpp. Compute buffers: fitted to
+what the engine reports, which `scripts/bench fit` prints beside the predictions.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ CACHE_BYTES = {
 }
 """Bytes of one cached element by `cache_type_k`, `cache_type_v`."""
 
+STREAM_COPIES = 5  # of the residual stream, live at once; Ollama 0.33's llama.cpp has 4
 CELLS = 256  # the cache grows in steps of this many tokens (llama.cpp, GGML_PAD of n_ctx)
 
 
@@ -63,10 +64,11 @@ def kv_bytes(
 
 
 def _cells(layer: Layer, context_tokens: int, parallel: int, batch: int) -> int:
-    whole = padded(context_tokens * parallel)
-    if not layer.window:
-        return whole
-    return min(whole, padded(min(context_tokens * parallel, layer.window * parallel + batch)))
+    """Cells of all sequences; each has its own stream (llama-server without `--kv-unified`)."""
+    whole = padded(context_tokens)
+    if layer.window:
+        whole = min(whole, padded(layer.window + batch))
+    return whole * parallel
 
 
 def compute_bytes(
@@ -76,12 +78,62 @@ def compute_bytes(
     parallel: int = 1,
     batch: int = 0,
     flash_attention: bool = True,
+    stream_copies: int = STREAM_COPIES,
 ) -> int:
-    """Bytes of the buffer that intermediate results live in, for one batch."""
-    total_tokens = context_tokens * parallel
-    batch = batch or default_batch(total_tokens)
-    dense = batch * (12 * shape.feed_forward + 16 * shape.embedding + 20)
+    """
+    Bytes of the buffers that intermediate results live in, for one batch.
+
+    The residual stream is held *stream_copies* times over, and the widest step of a layer
+    comes on top; then the attention mask (half precision), or without flash attention the
+    scores themselves; last the logits of each sequence.
+    """
+    batch = batch or default_batch(context_tokens * parallel)
+    stream = 4 * stream_copies * shape.embedding + 20
+    cells = [_cells(layer, context_tokens, 1, batch) for layer in shape.layers if layer.key]
     if flash_attention:
-        return dense + 2 * batch * context_tokens
-    attention = 4 * batch * (1 + 4 * shape.embedding + total_tokens * (1 + shape.heads))
-    return max(dense, attention, 4 * batch * (shape.embedding + shape.vocab))
+        masks = 2 * sum(set(cells))
+        steps = batch * (4 * shape.work + stream + masks)
+    else:
+        scores = 4 * max(cells, default=0) * (shape.heads + 1)
+        narrow = 2 * max((layer.key for layer in shape.layers), default=0)
+        steps = batch * max(
+            4 * shape.work + stream, scores + 4 * narrow + 4 * shape.embedding + stream
+        )
+    return steps + 4 * shape.vocab * parallel
+
+
+def work_bytes(shape: ModelShape, context_tokens: int, *, parallel: int = 1, batch: int = 0) -> int:
+    """
+    RAM that the CPU's kernels borrow without flash attention: the scores in half precision.
+
+    Not in the engine's report (ggml-cpu allocates its plan's work buffer on first use).
+    """
+    batch = batch or default_batch(context_tokens * parallel)
+    cells = max((_cells(layer, context_tokens, 1, batch) for layer in shape.layers), default=0)
+    return 2 * batch * cells * shape.heads
+
+
+def checkpoint_bytes(shape: ModelShape, context_tokens: int, *, parallel: int = 1) -> int:
+    """
+    RAM for copies of what cannot be rolled back: windows and recurrent states.
+
+    llama-server keeps one every 8192 tokens, at most 32 a sequence (`--ctx-checkpoints`),
+    so that a changed conversation need not be read from its start.
+    """
+    one = sum(
+        min(layer.window, context_tokens) * (layer.key + layer.value) * 2 + layer.state_bytes
+        for layer in shape.layers
+        if layer.window or layer.state_bytes
+    )
+    return one * parallel * min(1 + context_tokens // 8192, 32)
+
+
+def ollama_estimate_bytes(shape: ModelShape, file_bytes: int, context_tokens: int) -> int:
+    """
+    What Ollama itself reckons with when it chooses among GPUs and evicts models.
+
+    Coarse on purpose: file and a half-precision cache, no windows, no buffers
+    (`PredictServerVRAM` in llm/llama_server.go).
+    """
+    widths = [layer.key + layer.value for layer in shape.layers if layer.key]
+    return file_bytes + len(shape.layers) * min(widths, default=0) * context_tokens * 2

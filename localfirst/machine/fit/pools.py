@@ -136,10 +136,10 @@ def _whole(parts: Parts, pool: Pool) -> Share:
     # With unified memory the host's copy of the input table is the same memory's.
     return Share(
         placement=Placement.GPU,
-        ram_bytes=parts.embedding + HOST_BYTES,
+        ram_bytes=parts.embedding + parts.process + HOST_BYTES,
         vram_bytes=_device_need(parts, pool) + pool.context_bytes,
         gpu_layers=parts.layers + 1,
-        overhead_bytes=HOST_BYTES + pool.context_bytes,
+        overhead_bytes=parts.process + HOST_BYTES + pool.context_bytes,
         pool=pool,
     )
 
@@ -158,10 +158,10 @@ def _split(parts: Parts, pool: Pool, layers: int) -> Share:
     compute = parts.compute * len(pool.gpus)
     return Share(
         placement=Placement.SPLIT,
-        ram_bytes=parts.weights - weights + parts.kv - cache + parts.compute + HOST_BYTES,
+        ram_bytes=parts.on_host - weights - cache - parts.projector + HOST_BYTES,
         vram_bytes=weights + cache + compute + parts.projector + pool.context_bytes,
         gpu_layers=layers,
-        overhead_bytes=HOST_BYTES + pool.context_bytes,
+        overhead_bytes=parts.process + HOST_BYTES + pool.context_bytes,
         pool=pool,
     )
 

@@ -54,7 +54,7 @@ def shape_from_gguf(header: GgufHeader, file_size_bytes: int) -> ModelShape:
         tied=header.complete and not _tensor_bytes(header, "output.weight"),
         layers=tuple(_layer(header, index) for index in range(count)),
         embedding=header.number("embedding_length"),
-        feed_forward=max(header.numbers("feed_forward_length"), default=0),
+        work=_work(header),
         heads=max(heads, default=0),
         vocab=_vocab(header),
         context_tokens=header.number("context_length"),
@@ -132,6 +132,28 @@ def _windowed(header: GgufHeader, index: int) -> bool:
         return (index + 1) % pattern != 0
     rule = _WINDOWED.get(architecture)
     return rule is not None and rule(index)
+
+
+def _work(header: GgufHeader) -> int:
+    """Float32 values per token of the widest step: feed-forward, attention or state."""
+    embedding = header.number("embedding_length")
+    heads = max(header.numbers("attention.head_count"), default=0)
+    used = header.number("expert_used_count")
+    steps = [
+        # Gate, up, and their product.
+        3 * max(header.numbers("feed_forward_length"), default=0),
+        3 * header.number("expert_feed_forward_length") * used,
+        embedding * used,
+        6 * header.number("ssm.inner_size") - 2 * embedding,
+    ]
+    rank = header.number("attention.kv_lora_rank")
+    if rank:
+        latent = rank + header.number("rope.dimension_count", 64)
+        steps.append(heads * (2 * latent + header.number("attention.value_length_mla", 128)))
+    else:
+        key = header.number("attention.key_length", _head_size(header))
+        steps.append(key * (heads + 2 * max(header.numbers("attention.head_count_kv"), default=0)))
+    return max(0, *steps)
 
 
 def _vocab(header: GgufHeader) -> int:

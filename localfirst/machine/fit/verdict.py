@@ -7,12 +7,22 @@ from collections.abc import Callable
 import msgspec
 
 from localfirst.machine.fit.facts import Fit, Hardware, ModelShape, Placement, Verdict
-from localfirst.machine.fit.memory import CELLS, MIB, compute_bytes, default_batch, kv_bytes
+from localfirst.machine.fit.memory import (
+    CELLS,
+    MIB,
+    STREAM_COPIES,
+    checkpoint_bytes,
+    compute_bytes,
+    default_batch,
+    kv_bytes,
+    work_bytes,
+)
 from localfirst.machine.fit.pools import Parts, Share, parts_of, share
 from localfirst.machine.fit.speed import tokens_per_s
 
 SURE, PERHAPS = 0.9, 1.1  # the prediction's own accuracy is ±10 %
 PROCESS_BYTES = 25 * MIB  # a llama-server without a model, measured on Linux
+WORD_BYTES = 180  # what the engine's process keeps for each word of the vocabulary, measured
 ASSUMED_CONTEXT = 1 << 17  # how far a model that does not say its window is searched
 
 
@@ -22,7 +32,8 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
 
     `parallel` sequences of the context each; `batch` 0 is Ollama's own choice; `mmap` maps
     the file, and then weights that are rewritten for the CPU are held twice;
-    `process_bytes` is what the engine's process takes before any model.
+    `process_bytes` is what the engine's process takes before any model; `stream_copies` how
+    often its llama.cpp holds the residual stream.
     """
 
     parallel: int = 1
@@ -32,6 +43,14 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     flash_attention: bool = True
     mmap: bool = False
     process_bytes: int = PROCESS_BYTES
+    stream_copies: int = STREAM_COPIES
+
+
+OLLAMA = Loading(stream_copies=4)
+"""As Ollama 0.33 starts `llama-server`: its own batch size, weights read, not mapped."""
+
+EMBEDDED = Loading(batch=512, mmap=True, process_bytes=38 * MIB)
+"""As the embedded engine loads: llama.cpp's defaults inside a Python process."""
 
 
 def predict(
@@ -39,7 +58,7 @@ def predict(
     hardware: Hardware,
     *,
     context_tokens: int,
-    loading: Loading = Loading(),  # noqa: B008
+    loading: Loading = OLLAMA,
     download_bytes: int = 0,
     reserve_disk_bytes: int = 0,
 ) -> Fit:
@@ -94,10 +113,20 @@ def _parts(shape: ModelShape, context: int, loading: Loading) -> Parts:
             parallel=loading.parallel,
             batch=batch,
             flash_attention=loading.flash_attention,
+            stream_copies=loading.stream_copies,
         ),
-        process=loading.process_bytes,
+        process=_beside(shape, context, loading, batch),
         copies=shape.repack_bytes if loading.mmap else 0,
     )
+
+
+def _beside(shape: ModelShape, context: int, loading: Loading, batch: int) -> int:
+    """What the engine's process takes that it does not report as a buffer."""
+    beside = loading.process_bytes + WORD_BYTES * shape.vocab
+    beside += checkpoint_bytes(shape, context, parallel=loading.parallel)
+    if not loading.flash_attention:
+        beside += work_bytes(shape, context, parallel=loading.parallel, batch=batch)
+    return beside
 
 
 def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Loading) -> Fit:
@@ -131,15 +160,16 @@ def _judge(spread: Share, hardware: Hardware) -> tuple[Verdict, int]:
     pool = spread.pool
     ram = hardware.ram_available_bytes
     if pool is not None and pool.unified:
-        return _band(spread.ram_bytes + spread.vram_bytes, ram), ram
-    verdict = _band(spread.ram_bytes, ram)
+        return band(spread.ram_bytes + spread.vram_bytes, ram), ram
+    verdict = band(spread.ram_bytes, ram)
     if pool is None or (spread.placement is Placement.SPLIT and verdict is not Verdict.FITS):
         return verdict, ram
     # What lies on the devices was chosen to fit there, margin included.
     return (verdict, ram) if verdict is not Verdict.FITS else (Verdict.FITS, pool.free_bytes)
 
 
-def _band(needed_bytes: int, free_bytes: int) -> Verdict:
+def band(needed_bytes: int, free_bytes: int) -> Verdict:
+    """The verdict on a need and what is free, with the prediction's own accuracy in mind."""
     if needed_bytes <= SURE * free_bytes:
         return Verdict.FITS
     return Verdict.TIGHT if needed_bytes <= PERHAPS * free_bytes else Verdict.NO

@@ -1,0 +1,82 @@
+"""What a load really took, and what that says of the next prediction."""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.machine.fit.facts import Fit, Placement, Verdict
+from localfirst.machine.fit.verdict import band, shown
+
+# Beyond this the measurement speaks of something else: another program, another model.
+BELIEVED = (0.5, 2.0)
+SPEED_SPREAD = (0.85, 1.15)  # one machine's own variation between runs
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One model's load on this machine: what was predicted for it and what it took.
+
+    `predicted_bytes` and `measured_bytes` are totals over RAM and GPU memory at
+    `context_tokens`; `measured_vram_bytes` of them on GPUs, None where the engine does not
+    tell. `tokens_per_s` 0: not measured.
+    """
+
+    context_tokens: int
+    predicted_bytes: int
+    measured_bytes: int
+    measured_vram_bytes: int | None = None
+    tokens_per_s: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted; 1 when either is missing."""
+        if self.predicted_bytes <= 0 or self.measured_bytes <= 0:
+            return 1.0
+        return self.measured_bytes / self.predicted_bytes
+
+
+def corrected(prediction: Fit, measured: Measured | None) -> Fit:
+    """
+    *prediction* as the machine's own experience with this model changes it.
+
+    At the measured context the measured figure stands; at another one the prediction is
+    scaled by the same error. An error beyond `BELIEVED` is not taken for the model's.
+    """
+    if measured is None:
+        return prediction
+    speed = prediction.tokens_per_s
+    if measured.tokens_per_s > 0:
+        low, high = SPEED_SPREAD
+        speed = (round(measured.tokens_per_s * low, 1), round(measured.tokens_per_s * high, 1))
+    ratio = measured.ratio
+    if not BELIEVED[0] <= ratio <= BELIEVED[1] or not prediction.needed_bytes:
+        return msgspec.structs.replace(prediction, tokens_per_s=speed)
+    ram, vram = int(prediction.ram_bytes * ratio), int(prediction.vram_bytes * ratio)
+    if measured.context_tokens == prediction.context_tokens:
+        vram = vram if measured.measured_vram_bytes is None else measured.measured_vram_bytes
+        ram = max(0, measured.measured_bytes - vram)
+    verdict = _verdict(prediction, ram, vram)
+    return msgspec.structs.replace(
+        prediction,
+        verdict=verdict,
+        reason=_reason(prediction, ram + vram, verdict),
+        needed_bytes=ram + vram,
+        ram_bytes=ram,
+        vram_bytes=vram,
+        tokens_per_s=speed,
+    )
+
+
+def _verdict(prediction: Fit, ram: int, vram: int) -> Verdict:
+    short_of_disk = prediction.disk_needed_bytes > prediction.disk_free_bytes > 0
+    if prediction.verdict is Verdict.UNKNOWN or not prediction.available_bytes or short_of_disk:
+        return prediction.verdict
+    scarce = vram if prediction.placement is Placement.GPU and vram else ram
+    return band(scarce, prediction.available_bytes)
+
+
+def _reason(prediction: Fit, needed: int, verdict: Verdict) -> str:
+    text = f"took {shown(needed)} here before"
+    if verdict is not prediction.verdict:
+        return f"{text}, so {verdict} where the formula says {prediction.verdict}"
+    return f"{text}; {prediction.reason}"
