@@ -21,7 +21,7 @@ from localfirst.machine.fit.pools import Parts, Share, parts_of, share
 from localfirst.machine.fit.speed import tokens_per_s
 
 SURE, PERHAPS = 0.9, 1.1  # the prediction's own accuracy is ±10 %
-PROCESS_BYTES = 25 * MIB  # a llama-server without a model, measured on Linux
+PROCESS_BYTES = 19 * MIB  # a llama-server without a model, measured on Linux
 WORD_BYTES = 180  # what the engine's process keeps for each word of the vocabulary, measured
 ASSUMED_CONTEXT = 1 << 17  # how far a model that does not say its window is searched
 
