@@ -26,15 +26,16 @@ def tokens_per_s(
     """
     (low, high) generated tokens per second, or None for a model of unknown size.
 
-    Half the cache is read on average, as a conversation fills its context.
+    The fast end is an empty conversation; half the cache is read on average as the context
+    fills, which the slow end counts.
     """
     if not shape.active_bytes:
         return None
-    work = shape.active_bytes + kv_bytes / 2
+    work, filled = shape.active_bytes, shape.active_bytes + kv_bytes / 2
     on_device = _device_part(share, len(shape.layers))
     slow_device, fast_device = _device_bandwidth(share)
     slow_host, fast_host = host_bandwidth(hardware)
-    slowest = work * on_device / slow_device + work * (1 - on_device) / slow_host
+    slowest = filled * on_device / slow_device + filled * (1 - on_device) / slow_host
     fastest = work * on_device / fast_device + work * (1 - on_device) / fast_host
     # Launch and sampling alone take this long, however small the model.
     floor_s = 0.5e-3
