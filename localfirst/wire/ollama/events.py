@@ -112,10 +112,8 @@ class StreamReader:
             UpstreamBroken: cut before `done: true`.
             UpstreamNonsense: nothing came at all.
         """
-        if self._over:
-            return []
         rest = self._lines.close()
-        events = self._take([line for line in rest if _is_whole(line)])
+        events = [] if self._over else self._take([line for line in rest if _is_whole(line)])
         if not self._over:
             raise self.failure or self._cut(rest)
         return events

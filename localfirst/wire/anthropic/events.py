@@ -1,0 +1,241 @@
+"""
+Anthropic's answers, read into events: the stream of `message_start` … `message_stop`, or one
+message. Blocks are known by their type, never by their position.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.errors import (
+    Breakage,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamNonsense,
+)
+from localfirst.events import (
+    Event,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Relayed,
+    TextDelta,
+)
+from localfirst.wire.anthropic.frames import FRAME, MESSAGE, REASONS, Block, Counts, Delta, Frame
+from localfirst.wire.conclusion import Conclusion, object_text
+from localfirst.wire.framing import SseDecoder, SseEvent
+from localfirst.wire.refusal import in_band, is_error_object
+
+_STOP = b"message_stop"
+
+
+class StreamReader:
+    """
+    Reads one stream; `relay` yields the events' bytes, one `Relayed` for all of a read.
+
+    An error that follows events in the same read is raised by the next `feed` or `close`,
+    so that what came before it is not lost; `failure` shows it at once.
+    """
+
+    def __init__(self, relay: bool = False) -> None:
+        self._frames = SseDecoder()
+        self._so_far = Conclusion()
+        self._counts = Counts()
+        self._stop_sequence = ""
+        self._tools: dict[int, bool] = {}
+        self._relay = relay
+        self._began = False
+        self._over = False
+        self.failure: UpstreamError | None = None
+
+    def feed(self, data: bytes) -> list[Event]:
+        """
+        The events that *data* completes.
+
+        Raises:
+            UpstreamRefused: an `error` event.
+            UpstreamBroken: an event over the size limit.
+            UpstreamNonsense: a malformed event, an empty answer, a broken tool call.
+        """
+        events = self._take(self._frames.feed(data))
+        # A terminator needs no blank line: some servers end right behind it.
+        if not self._over and _is_stop(self._frames.pending):
+            events += self._take(self._frames.close())
+        return events
+
+    def close(self) -> list[Event]:
+        """
+        Conclude at the end of the bytes; the events are those of a last unended block.
+
+        Raises:
+            UpstreamBroken: cut before `message_stop`.
+            UpstreamNonsense: nothing came at all, or not an event stream.
+        """
+        rest = [frame for frame in self._frames.close() if _is_whole(frame.data)]
+        events = [] if self._over else self._take(rest)
+        if not self._over:
+            raise self.failure or self._cut()
+        return events
+
+    def _cut(self) -> UpstreamError:
+        if not self._began:
+            return UpstreamNonsense("the answer is empty, or no event stream")
+        return UpstreamBroken(Breakage.CUT, "the stream ended without `message_stop`")
+
+    def _take(self, frames: list[SseEvent]) -> list[Event]:
+        if self.failure is not None:
+            raise self.failure
+        events: list[Event] = []
+        passed: list[bytes] = []
+        try:
+            for frame in frames:
+                if self._over:
+                    break
+                events += self._frame(frame)
+                passed.append(_ended(frame.raw))
+        except UpstreamError as exc:
+            self.failure = exc
+        if self._relay and passed:
+            events = [self._relayed(b"".join(passed), events)]
+        if self.failure is not None and not events:
+            raise self.failure
+        return events
+
+    def _relayed(self, data: bytes, events: list[Event]) -> Relayed:
+        last = events[-1] if events else None
+        if isinstance(last, Finished):
+            return Relayed(data, len(events) > 1, True, last.usage, last.reason)
+        return Relayed(data, bool(events), False, None, None)
+
+    def _frame(self, frame: SseEvent) -> list[Event]:
+        data = frame.data
+        if not data:
+            return _comment(frame)
+        self._began = True
+        if frame.event == "error" or (b'"error"' in data and is_error_object(data)):
+            raise in_band(data)
+        try:
+            found = FRAME.decode(data)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+            raise UpstreamNonsense(f"a malformed event: {exc}") from exc
+        return self._event(found)
+
+    def _event(self, frame: Frame) -> list[Event]:
+        events: list[Event] = []
+        match frame.type:
+            case "content_block_delta" if frame.delta:
+                events = self._delta(frame.index, frame.delta)
+            case "content_block_start" if frame.content_block:
+                events = self._block(frame.index, frame.content_block)
+            case "message_start" if frame.message and frame.message.usage:
+                self._counts = frame.message.usage.over(self._counts)
+            case "message_delta":
+                self._ending(frame)
+            case "message_stop":
+                return [self._finish()]
+        self._so_far.said |= bool(events)
+        return events
+
+    def _delta(self, index: int, delta: Delta) -> list[Event]:
+        if delta.text:
+            return [TextDelta(delta.text)]
+        if delta.thinking or delta.signature:
+            return [ReasoningDelta(delta.thinking or "", delta.signature or "")]
+        if delta.partial_json and index in self._tools:
+            piece = self._so_far.tool(index, "", "", delta.partial_json)
+            return [piece] if piece else []
+        return []
+
+    def _block(self, index: int, block: Block) -> list[Event]:
+        if block.type == "tool_use":
+            self._tools[index] = True
+        return block_events(index, block, self._so_far)
+
+    def _ending(self, frame: Frame) -> None:
+        if frame.usage:
+            self._counts = frame.usage.over(self._counts)
+        if frame.delta and frame.delta.stop_reason:
+            self._so_far.reason = REASONS.get(frame.delta.stop_reason, FinishReason.STOP)
+            self._stop_sequence = frame.delta.stop_sequence or ""
+
+    def _finish(self) -> Finished:
+        self._so_far.usage = self._counts.usage
+        finished = self._so_far.finish(stop_sequence=self._stop_sequence)
+        self._over = True
+        return finished
+
+
+def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
+    """
+    The events of a whole message; with *relay* one final `Relayed` of its bytes.
+
+    Raises:
+        UpstreamRefused: the answer is an error in spite of its status.
+        UpstreamNonsense: no JSON, no message, or nothing said.
+    """
+    try:
+        found = MESSAGE.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
+    if found.type == "error" or (found.content is None and is_error_object(body)):
+        raise in_band(body)
+    if found.type != "message":
+        raise UpstreamNonsense("an answer that is no message")
+    so_far = Conclusion()
+    events: list[Event] = []
+    for index, block in enumerate(found.content or ()):
+        events += block_events(index, block, so_far)
+    so_far.said = bool(events)
+    so_far.reason = REASONS.get(found.stop_reason or "", FinishReason.STOP)
+    so_far.usage = (found.usage or Counts()).usage
+    finished = so_far.finish(stop_sequence=found.stop_sequence or "")
+    if relay:
+        return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
+    return [*events, finished]
+
+
+def block_events(index: int, block: Block, so_far: Conclusion) -> list[Event]:
+    """What a block says by itself; at the start of a stream's block that is little."""
+    if block.type == "text" and block.text:
+        return [TextDelta(block.text)]
+    if block.type == "thinking" and (block.thinking or block.signature):
+        return [ReasoningDelta(block.thinking or "", block.signature or "")]
+    if block.type == "tool_use":
+        given = object_text(block.input) if block.input else ""
+        piece = so_far.tool(index, block.id or "", block.name or "", given)
+        return [piece] if piece else []
+    return []
+
+
+def _comment(frame: SseEvent) -> list[Event]:
+    text = frame.raw.strip()
+    if text.startswith(b"{") and is_error_object(text):
+        raise in_band(text)
+    if text.startswith((b"<", b"{")):
+        raise UpstreamNonsense("the answer is no event stream")
+    return []
+
+
+def _ended(raw: bytes) -> bytes:
+    """An event with its blank line, which the last one of a stream may lack."""
+    if raw.endswith((b"\n\n", b"\r\n\r\n")):
+        return raw
+    return raw.rstrip(b"\r\n") + b"\n\n"
+
+
+def _is_stop(pending: bytes) -> bool:
+    """Whether what is pending is a whole `message_stop` that only lacks its blank line."""
+    if _STOP not in pending or not pending.rstrip().endswith(b"}"):
+        return False
+    try:
+        return FRAME.decode(pending.partition(b"data:")[2]).type == "message_stop"
+    except (msgspec.DecodeError, UnicodeError):
+        return False
+
+
+def _is_whole(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
