@@ -32,7 +32,7 @@ from localfirst.models.pull_errors import broken
 from localfirst.models.pull_job import JobState, PullJob
 from localfirst.models.pull_transfer import PAUSES_S
 from localfirst.models.registry import Registry
-from localfirst.models.store import Store
+from localfirst.models.store import Store, StoredModel
 from localfirst.settings import PullSettings
 from localfirst.transport import files
 from localfirst.types import Clock
@@ -124,14 +124,30 @@ class Puller:
             ModelNameInvalid: *name* is none.
         """
         ref = names.parse(name)
-        job = self._jobs.get(ref.key)
+        want = Want(ref=ref, insecure=insecure, any_host=any_host, digest=digest, force=force)
+        return self._begin(want)
+
+    def refetch(self, stored: StoredModel, *, insecure: bool = False) -> PullJob:
+        """Fetch the blobs that *stored* lacks, by its own manifest, wherever the tag is now."""
+        return self._begin(
+            Want(
+                ref=stored.ref,
+                insecure=insecure,
+                any_host=True,
+                force=True,
+                manifest=stored.manifest,
+            )
+        )
+
+    def _begin(self, want: Want) -> PullJob:
+        """Join the job for that name, or start one."""
+        job = self._jobs.get(want.ref.key)
         if job is not None and not job.ended:
             if job.state is JobState.PAUSED:
                 job.resume()
             return job
-        job = PullJob(ref, self._clock)
-        self._jobs[ref.key] = job
-        want = Want(ref=ref, insecure=insecure, any_host=any_host, digest=digest, force=force)
+        job = PullJob(want.ref, self._clock)
+        self._jobs[want.ref.key] = job
         task = asyncio.get_running_loop().create_task(self._run(job, want))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -206,7 +222,8 @@ class Puller:
         job.turn(JobState.VERIFYING)
         for layer in self.store.missing(manifest):  # removed meanwhile by someone else
             await self._blobs.fetch(job, want, layer)
-        self.store.put_manifest(old.ref if old else want.ref, manifest.data)
+        if old is None or old.digest != manifest.digest:
+            self.store.put_manifest(old.ref if old else want.ref, manifest.data)
         pulls.forget(self.store, want.ref)
         if old is not None and old.digest != manifest.digest:
             job.removed_layers = len(self.store.remove_unused(old.manifest.blobs))
@@ -223,6 +240,8 @@ class Puller:
         return True
 
     async def _manifest(self, want: Want) -> Manifest:
+        if want.manifest is not None:
+            return want.manifest
         if want.ref.is_remote and want.ref.host == names.DEFAULT_HOST:
             raise PullError(
                 f"`{want.ref.display}` runs in Ollama's cloud: there is nothing to download",

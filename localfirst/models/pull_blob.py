@@ -16,7 +16,7 @@ import msgspec
 
 from localfirst.errors import DigestMismatch, VerificationFailed
 from localfirst.models import pull_partial
-from localfirst.models.manifest import Layer
+from localfirst.models.manifest import Layer, Manifest
 from localfirst.models.names import ModelName
 from localfirst.models.pull_job import JobState, PullJob
 from localfirst.models.pull_transfer import Transfer
@@ -36,13 +36,14 @@ LOCATE_S = 300.0
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
-    """What `start` was asked for. `digest` pins the manifest (64 hex digits)."""
+    """What was asked for. `digest` pins the manifest; `manifest` is taken instead of asking."""
 
     ref: ModelName
     insecure: bool = False
     any_host: bool = False
     digest: str = ""
     force: bool = False
+    manifest: Manifest | None = None
 
 
 class Blobs:
