@@ -101,10 +101,16 @@ def _gfx(tree: Tree, device: str, targets: Mapping[int, str]) -> str:
 
 
 def _integrated(tree: Tree, device: str, vram: int, shared: int) -> bool:
-    """Ollama's rule (discover/gpu_linux.go): little of its own, much of the machine's."""
+    """
+    Ollama's rule (discover/gpu_linux.go): little of its own, much of the machine's.
+
+    A gigabyte or less of its own is no card's either, though a 16 GB machine shares less
+    than the 8 GB that Ollama asks for.
+    """
     if tree.text(f"{device}/mem_info_vram_vendor") or tree.text(f"{device}/board_info"):
         return False
-    return vram <= 4 * GIB and shared >= 8 * GIB and shared >= 4 * vram
+    much = shared >= 8 * GIB or vram <= GIB
+    return vram <= 4 * GIB and shared >= 4 * vram and much
 
 
 def _intel(tree: Tree, device: str, index: int) -> Gpu:

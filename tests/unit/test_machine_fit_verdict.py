@@ -250,6 +250,14 @@ def test_a_disk_that_is_too_small_is_no_whatever_the_memory() -> None:
     assert "`/models`" in short.reason
 
 
+def test_a_disk_in_memory_takes_its_bytes_from_the_memory() -> None:
+    disk = Disk(path="/tmp/m", free_bytes=10**10, total_bytes=10**10, filesystem="tmpfs")
+    box = machine(16, free_gib=8, disk=disk)
+    assert fit.predict(LLAMA2_7B, box, context_tokens=4096).verdict is Verdict.FITS
+    found = fit.predict(LLAMA2_7B, box, context_tokens=4096, download_bytes=3_826_793_677)
+    assert found.verdict is Verdict.NO
+
+
 def test_an_unknown_disk_does_not_block() -> None:
     found = fit.predict(LLAMA2_7B, machine(64), context_tokens=4096, download_bytes=10**10)
     assert found.verdict is Verdict.FITS

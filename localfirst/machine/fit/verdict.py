@@ -77,6 +77,10 @@ def predict(
         KeyError: a cache type that `memory.CACHE_BYTES` does not have.
     """
     context = min(context_tokens, shape.context_tokens or context_tokens)
+    if download_bytes and hardware.disk.in_memory:
+        # What is written to such a disk is taken from the memory it will be loaded into.
+        left = max(0, hardware.ram_available_bytes - download_bytes)
+        hardware = msgspec.structs.replace(hardware, ram_available_bytes=left)
     if not shape.known:
         found = _by_size(shape, hardware, context)
     elif not hardware.known:
