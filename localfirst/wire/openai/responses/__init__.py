@@ -1,0 +1,1 @@
+"""OpenAI's Responses surface, stateless: nothing is stored, nothing runs in the background."""

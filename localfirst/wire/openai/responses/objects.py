@@ -1,0 +1,151 @@
+"""The response object and its items, as `/v1/responses` writes them."""
+
+from __future__ import annotations
+
+from localfirst.events import FinishReason, Reply, Usage
+from localfirst.types import ChatRequest, Json
+
+_INCOMPLETE = {
+    FinishReason.LENGTH: "max_output_tokens",
+    FinishReason.CONTENT_FILTER: "content_filter",
+}
+
+
+def response_object(
+    *, model: str, request_id: str, created: int, request: ChatRequest | None
+) -> dict[str, Json]:
+    """A response in progress, without output."""
+    request = request or ChatRequest()
+    system = [message.text for message in request.messages if message.role == "system"]
+    return {
+        "id": f"resp_{stem(request_id)}",
+        "object": "response",
+        "created_at": created,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": system[0] if system else None,
+        "max_output_tokens": request.max_tokens,
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": request.think if isinstance(request.think, str) else None},
+        "store": False,
+        "temperature": request.temperature,
+        "text": {"format": _format(request)},
+        "tool_choice": _choice(request.tool_choice),
+        "tools": [
+            {
+                "type": "function",
+                "name": tool.name,
+                "description": tool.description or None,
+                "parameters": tool.parameters,
+                "strict": tool.strict,
+            }
+            for tool in request.tools
+        ],
+        "top_p": request.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "metadata": {},
+    }
+
+
+def stem(request_id: str) -> str:
+    """The part of a request's id that the ids of its items share."""
+    return request_id.removeprefix("req_")
+
+
+def concluded(
+    response: dict[str, Json], output: list[Json], reason: FinishReason, usage: Usage
+) -> dict[str, Json]:
+    """The response with its output, completed or incomplete."""
+    why = _INCOMPLETE.get(reason)
+    return {
+        **response,
+        "status": "incomplete" if why else "completed",
+        "incomplete_details": {"reason": why} if why else None,
+        "output": output,
+        "usage": usage_object(usage),
+    }
+
+
+def usage_object(usage: Usage) -> dict[str, Json]:
+    """Usage as this surface spells it."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def reasoning_item(identifier: str, text: str) -> dict[str, Json]:
+    """Thinking, as a summary: what clients of this surface show."""
+    summary = [{"type": "summary_text", "text": text}] if text else []
+    return {"id": identifier, "type": "reasoning", "summary": summary}
+
+
+def message_item(identifier: str, text: str | None, status: str) -> dict[str, Json]:
+    """Visible text; None is a message that has not begun to speak."""
+    content = [] if text is None else [text_part(text)]
+    return {
+        "id": identifier,
+        "type": "message",
+        "status": status,
+        "role": "assistant",
+        "content": content,
+    }
+
+
+def text_part(text: str) -> dict[str, Json]:
+    """The one part of a message."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def call_item(
+    identifier: str, call_id: str, name: str, arguments: str, status: str
+) -> dict[str, Json]:
+    """A function call."""
+    return {
+        "id": identifier,
+        "type": "function_call",
+        "status": status,
+        "call_id": call_id,
+        "name": name,
+        "arguments": arguments,
+    }
+
+
+def output_of(reply: Reply) -> list[Json]:
+    """The items of a whole reply."""
+    identifier = stem(reply.request_id)
+    output: list[Json] = []
+    if reply.reasoning:
+        output.append(reasoning_item(f"rs_{identifier}", reply.reasoning))
+    if reply.text or not reply.tool_calls:
+        output.append(message_item(f"msg_{identifier}", reply.text, "completed"))
+    for index, call in enumerate(reply.tool_calls):
+        arguments = call.arguments or "{}"
+        item = call_item(f"fc_{identifier}_{index}", call.id, call.name, arguments, "completed")
+        output.append(item)
+    return output
+
+
+def _choice(choice: str | None) -> Json:
+    if choice in {None, "auto", "none", "required"}:
+        return choice or "auto"
+    return {"type": "function", "name": choice}
+
+
+def _format(request: ChatRequest) -> dict[str, Json]:
+    if request.schema is None:
+        return {"type": "json_object" if request.json_mode else "text"}
+    return {
+        "type": "json_schema",
+        "name": request.schema_name or "answer",
+        "schema": request.schema,
+    }

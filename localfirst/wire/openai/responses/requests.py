@@ -1,0 +1,195 @@
+"""
+A request to `/v1/responses`, into a `ChatRequest`.
+
+Source: https://platform.openai.com/docs/api-reference/responses/create
+"""
+
+from __future__ import annotations
+
+from localfirst.types import ChatRequest, Json, Message, Needs, Tool, ToolCall
+from localfirst.wire import strict_json
+from localfirst.wire.fields import (
+    MAX_CONTEXT_TOKENS,
+    MAX_MESSAGES,
+    MAX_SEED,
+    MAX_TOKENS,
+    MAX_TOOLS,
+    Fields,
+    refuse,
+    wrong,
+)
+from localfirst.wire.openai.content import content_of
+from localfirst.wire.openai.decode import EFFORTS, arguments_of, choice_of, name_of
+from localfirst.wire.options import keep_alive_of, options_of
+from localfirst.wire.peek import Peek, prompt_tokens
+
+_KNOWN = frozenset(
+    {
+        "model", "input", "instructions", "stream", "stream_options", "tools", "tool_choice",
+        "parallel_tool_calls", "temperature", "top_p", "max_output_tokens", "text", "reasoning",
+        "top_logprobs", "previous_response_id", "conversation", "background", "prompt", "user",
+        "seed", "num_ctx", "keep_alive", "options",
+    }
+)  # fmt: skip
+
+_STATEFUL = ("previous_response_id", "conversation", "prompt")
+
+_ROLES = ("system", "developer", "user", "assistant")
+
+
+def decode(body: bytes) -> ChatRequest:
+    """
+    The request in *body*.
+
+    Raises:
+        InvalidRequest: naming the field that is missing, wrong or out of range, or that
+            refers to something stored elsewhere.
+    """
+    fields = Fields(strict_json.load_object(body))
+    refuse(set(fields.values))
+    _check_stateless(fields)
+    messages = _instructions(fields) + _input(fields)
+    top = fields.integer("top_logprobs", 0, 20)
+    return ChatRequest(
+        model=fields.text("model") or "auto",
+        messages=tuple(messages),
+        tools=tuple(_tool(item) for item in fields.objects("tools", MAX_TOOLS)),
+        tool_choice=choice_of(fields),
+        parallel_tool_calls=fields.flag("parallel_tool_calls"),
+        temperature=fields.number("temperature", 0, 2),
+        top_p=fields.number("top_p", 0, 1),
+        max_tokens=fields.integer("max_output_tokens", 1, MAX_TOKENS),
+        seed=fields.integer("seed", -MAX_SEED, MAX_SEED),
+        logprobs=True if top else None,
+        top_logprobs=top or None,
+        **_format(fields),
+        think=_think(fields),
+        num_ctx=fields.integer("num_ctx", 1, MAX_CONTEXT_TOKENS),
+        keep_alive=keep_alive_of(fields),
+        options=options_of(fields),
+        user=fields.text("user"),
+        stream=bool(fields.flag("stream")),
+        include_usage=True,
+        extra=fields.rest(_KNOWN),
+    )
+
+
+def peek(body: bytes) -> Peek:
+    """What routing needs; the input's many shapes are decoded for it at once."""
+    request = decode(body)
+    vision = any(message.images for message in request.messages)
+    needs = Needs(
+        tools=bool(request.tools),
+        vision=vision,
+        schema=request.schema is not None,
+        thinking=bool(request.think),
+        prompt_tokens=prompt_tokens(body, images=vision),
+        max_tokens=request.max_tokens or 0,
+    )
+    return Peek(request.model, request.stream, needs)
+
+
+def _check_stateless(fields: Fields) -> None:
+    for name in _STATEFUL:
+        if fields.has(name):
+            raise wrong(name, "left out: nothing is stored here, send the whole input")
+    if fields.flag("background"):
+        raise wrong("background", "false: nothing runs in the background here")
+
+
+def _instructions(fields: Fields) -> list[Message]:
+    said = fields.text("instructions")
+    return [Message(role="system", content=said)] if said else []
+
+
+def _input(fields: Fields) -> list[Message]:
+    value = fields.get("input")
+    if isinstance(value, str):
+        return [Message(role="user", content=value)]
+    if not isinstance(value, list) or not value:
+        raise wrong("input", "a string or a non-empty list of items")
+    turns: list[Message] = []
+    for item in fields.objects("input", MAX_MESSAGES):
+        _take(item, turns)
+    return turns
+
+
+def _take(item: Fields, turns: list[Message]) -> None:
+    match item.text("type", "message"):
+        case "message":
+            turns.append(_message(item))
+        case "function_call":
+            _add_call(item, turns)
+        case "function_call_output":
+            turns.append(_result(item))
+        case "reasoning":
+            # Another model's reasoning is of no use to the one that answers next.
+            pass
+        case _:
+            raise wrong(item.at("type"), "a message, a function call or its output")
+
+
+def _message(item: Fields) -> Message:
+    match item.choice("role", _ROLES):
+        case "assistant":
+            return Message(role="assistant", content=content_of(item))
+        case "user":
+            return Message(role="user", content=content_of(item))
+        case None:
+            raise wrong(item.at("role"), "one of " + ", ".join(f"`{role}`" for role in _ROLES))
+    return Message(role="system", content=content_of(item))
+
+
+def _add_call(item: Fields, turns: list[Message]) -> None:
+    """Calls of one turn are items of their own here, and one message elsewhere."""
+    call = ToolCall(
+        id=item.text("call_id") or item.text("id"),
+        name=item.required_text("name"),
+        arguments=arguments_of(item),
+    )
+    before = turns[-1] if turns and turns[-1].role == "assistant" else None
+    if before is None:
+        turns.append(Message(role="assistant", tool_calls=(call,)))
+    else:
+        calls = (*before.tool_calls, call)
+        turns[-1] = Message(role="assistant", content=before.content, tool_calls=calls)
+
+
+def _result(item: Fields) -> Message:
+    return Message(
+        role="tool",
+        content=content_of(item, "output"),
+        tool_call_id=item.required_text("call_id"),
+    )
+
+
+def _tool(item: Fields) -> Tool:
+    if item.text("type") != "function":
+        raise wrong(item.at("type"), "`function`; hosted tools run only at OpenAI itself")
+    return Tool(
+        name=name_of(item),
+        description=item.text("description"),
+        parameters=item.mapping("parameters"),
+        strict=item.flag("strict"),
+    )
+
+
+def _format(fields: Fields) -> dict[str, Json]:
+    text = fields.object("text")
+    found = text.object("format") if text else None
+    if found is None:
+        return {}
+    kind = found.choice("type", ("text", "json_object", "json_schema"))
+    if kind == "json_object":
+        return {"json_mode": True}
+    if kind != "json_schema":
+        return {}
+    if not found.has("schema"):
+        raise wrong(found.at("schema"), "a JSON schema")
+    return {"schema": found.mapping("schema"), "schema_name": found.text("name")}
+
+
+def _think(fields: Fields) -> bool | str | None:
+    reasoning = fields.object("reasoning")
+    effort = reasoning.choice("effort", EFFORTS) if reasoning else None
+    return False if effort == "none" else effort
