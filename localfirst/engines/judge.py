@@ -1,0 +1,65 @@
+"""Verdicts for listed models: does each fit this machine as it is now."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+import msgspec
+
+from localfirst.engines.base import EngineStatus, LocalModel
+from localfirst.engines.llamacpp.about import Shelf
+from localfirst.errors import LocalFirstError
+from localfirst.machine import fit
+from localfirst.machine.fit import Hardware, ModelShape
+from localfirst.types import Clock
+
+MEASURE_EVERY_S = 10.0
+CONTEXT_TOKENS = 4096
+
+
+class Judge:
+    """Measures the machine now and then, and reads the models' files where it may."""
+
+    def __init__(self, shelf: Shelf | None, hardware: Callable[[], Hardware], clock: Clock) -> None:
+        self._shelf = shelf
+        self._measure = hardware
+        self._clock = clock
+        self._hardware: Hardware | None = None
+        self._measured_at = -math.inf
+
+    async def judged(self, status: EngineStatus) -> EngineStatus:
+        """*status* with a verdict for every model."""
+        if not status.models:
+            return status
+        return await asyncio.to_thread(self._judged, status)
+
+    def _judged(self, status: EngineStatus) -> EngineStatus:
+        hardware = self._now()
+        models = tuple(self._with_verdict(model, hardware) for model in status.models)
+        return msgspec.structs.replace(status, models=models)
+
+    def _now(self) -> Hardware:
+        now = self._clock.monotonic()
+        if self._hardware is None or now - self._measured_at > MEASURE_EVERY_S:
+            self._hardware, self._measured_at = self._measure(), now
+        return self._hardware
+
+    def _with_verdict(self, model: LocalModel, hardware: Hardware) -> LocalModel:
+        if model.remote:
+            return model
+        if model.loaded:
+            return msgspec.structs.replace(model, fit=str(fit.Verdict.FITS))
+        found = fit.predict(self._shape(model), hardware, context_tokens=CONTEXT_TOKENS)
+        return msgspec.structs.replace(model, fit=str(found.verdict))
+
+    def _shape(self, model: LocalModel) -> ModelShape:
+        """From the model's own file when it is the very one that is listed, else by size."""
+        if self._shelf is not None:
+            try:
+                if self._shelf.digest(model.name) == model.digest:
+                    return self._shelf.get(model.name).shape
+            except (LocalFirstError, OSError):
+                pass
+        return fit.shape_from_size(model.size_bytes)

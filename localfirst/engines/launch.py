@@ -1,0 +1,178 @@
+"""
+What starting `ollama serve` needs: the program, its environment, a port, who is on it.
+
+Nothing is started here; `supervisor` does that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from localfirst.engines.ollama.daemon import Daemon
+from localfirst.errors import (
+    Breakage,
+    EngineUnavailable,
+    UpstreamBroken,
+    UpstreamError,
+)
+from localfirst.transport import process
+from localfirst.transport.http import is_loopback
+from localfirst.transport.upstream import UpstreamClient
+
+log = logging.getLogger("localfirst.engines")
+
+MARKER = "LOCALFIRST_ENGINE"
+"""Set in a daemon's environment, and so in its runners': what tells our orphans from others'."""
+
+# Where installers put it (ollama/ollama scripts/install.sh, app/, and distributions).
+PLACES = (
+    "/usr/local/bin/ollama",
+    "/usr/bin/ollama",
+    "/opt/homebrew/bin/ollama",
+    "/Applications/Ollama.app/Contents/Resources/ollama",
+    "/snap/bin/ollama",
+)
+GONE = {Breakage.CONNECT_REFUSED, Breakage.OFFLINE, Breakage.DNS}
+
+
+class Seen(StrEnum):
+    """Who answers at an address."""
+
+    OLLAMA = "ollama"
+    OTHER = "other"
+    SILENT = "silent"
+    NOTHING = "nothing"
+
+
+async def look(endpoint: str, upstream: UpstreamClient, timeout_s: float = 1.0) -> Seen:
+    """
+    Who is at *endpoint*: an Ollama says its version; anything else that talks is another.
+
+    A daemon accepts connections before it answers them, so silence is not yet a stranger.
+    """
+    daemon = Daemon(endpoint, upstream)
+    try:
+        await daemon.version(timeout_s)
+    except UpstreamBroken as error:
+        if error.breakage in GONE:
+            return Seen.NOTHING
+        silent = {Breakage.FIRST_BYTE_TIMEOUT, Breakage.CONNECT_TIMEOUT, Breakage.STALL_TIMEOUT}
+        return Seen.SILENT if error.breakage in silent else Seen.OTHER
+    except UpstreamError:
+        return Seen.OTHER
+    return Seen.OLLAMA if await daemon.alive(timeout_s) else Seen.OTHER
+
+
+def connectable(host: str) -> str:
+    """
+    An address that was meant for listening, as one to connect to.
+
+    As Ollama's own client does: no host or an unspecified one is loopback, no scheme is
+    http, no port 11434 (80 and 443 when the scheme was written out).
+    """
+    text = host.strip().strip("\"'").strip()
+    scheme, said, rest = text.rpartition("://")
+    scheme = (scheme or "http").lower() if said else "http"
+    default = {"http": 80, "https": 443}.get(scheme, 11434) if said else 11434
+    if rest.count(":") > 1 and not rest.startswith("["):
+        rest = f"[{rest}]"
+    parts = urlsplit(f"//{rest}")
+    name = parts.hostname or "127.0.0.1"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
+    try:
+        port = parts.port or default
+    except ValueError:
+        port = default
+    shown = f"[{name}]" if ":" in name else name
+    return f"{scheme}://{shown}:{port}{parts.path.rstrip('/')}"
+
+
+def port_of(endpoint: str) -> int:
+    """The port of an endpoint that `connectable` made."""
+    return urlsplit(endpoint).port or 11434
+
+
+def startable_at(endpoint: str) -> bool:
+    """Whether a daemon of ours could listen there: on this machine, in plain http."""
+    parts = urlsplit(endpoint)
+    return parts.scheme == "http" and is_loopback(parts.hostname or "")
+
+
+def find_program(environ: Mapping[str, str]) -> Path:
+    """
+    The `ollama` program, by absolute path.
+
+    Only absolute folders of PATH are searched: a program that lies in the current folder
+    is never run.
+
+    Raises:
+        EngineUnavailable: it is not installed, or may not be executed.
+    """
+    folders = [f for f in environ.get("PATH", "").split(os.pathsep) if Path(f).is_absolute()]
+    found = shutil.which("ollama", path=os.pathsep.join(folders)) if folders else None
+    places = [Path(place) for place in PLACES]
+    if local := environ.get("LOCALAPPDATA"):
+        places.append(Path(local) / "Programs" / "Ollama" / "ollama.exe")
+    names = [Path(found)] if found else []
+    names += places + [Path(folder) / "ollama" for folder in folders]
+    return usable(next((path for path in names if path.is_file()), None))
+
+
+def usable(path: Path | None) -> Path:
+    """*path* if it can be run; raises `EngineUnavailable`."""
+    if path is None:
+        raise EngineUnavailable("Ollama is not installed", code="ollama-not-installed")
+    if not os.access(path, os.X_OK):
+        raise EngineUnavailable(
+            f"`{path}` may not be executed",
+            hint=f"run `chmod +x {path}`",
+            code="ollama-not-executable",
+        )
+    if sys.platform != "win32" and path.stat().st_mode & stat.S_IWOTH:
+        log.warning("`%s` can be changed by every user of this machine", path)
+    return path
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def daemon_environ(
+    environ: Mapping[str, str], *, port: int, marker: str, models_dir: str, offline: bool
+) -> dict[str, str]:
+    """What a daemon of ours sees: loopback only, this machine's store, no key, no origins."""
+    extra = {"OLLAMA_HOST": f"127.0.0.1:{port}", MARKER: marker}
+    if models_dir:
+        extra["OLLAMA_MODELS"] = models_dir
+    if offline:
+        extra["OLLAMA_NO_CLOUD"] = "1"
+    seen = process.child_environ(environ, extra)
+    seen.pop("OLLAMA_ORIGINS", None)
+    return seen
+
+
+def holder_of(port: int) -> str:
+    """The program that listens on a loopback port, for people; "" when it cannot be told."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+            if listens and connection.laddr.port == port and connection.pid:
+                return f"`{psutil.Process(connection.pid).name()}` (pid {connection.pid})"
+    except (psutil.Error, OSError):
+        pass
+    return ""

@@ -1,0 +1,118 @@
+"""One life of `ollama serve`: started, waited for, watched, ended. Knows no second try."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from localfirst.engines import launch
+from localfirst.engines.launch import Seen
+from localfirst.errors import EngineUnavailable
+from localfirst.transport import process
+from localfirst.transport.childlog import LogRing, RotatedFile
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.types import Clock
+
+log = logging.getLogger("localfirst.engines")
+
+SIGKILL = -9
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The supervisor's patience, in seconds.
+
+    `start_s` covers GPU discovery, which takes up to 30 s (ollama/ollama discover/);
+    `grace_s` what a daemon needs to end its runners. `budget` failures within `window_s`
+    make a crash loop, which `rest_s` later is tried again.
+    """
+
+    start_s: float = 60.0
+    poll_s: float = 0.1
+    try_s: float = 1.5
+    health_s: float = 5.0
+    strikes: int = 3
+    grace_s: float = 10.0
+    backoff_s: float = 0.5
+    backoff_max_s: float = 30.0
+    budget: int = 5
+    window_s: float = 120.0
+    rest_s: float = 300.0
+
+
+class Life:
+    """A child from its start to its end; `start` is called once and `end` always."""
+
+    def __init__(
+        self, endpoint: str, *, upstream: UpstreamClient, clock: Clock, pace: Pace
+    ) -> None:
+        self.endpoint = endpoint
+        self.log = LogRing()
+        self.child: process.Child | None = None
+        self._upstream = upstream
+        self._clock = clock
+        self._pace = pace
+
+    def start(self, program: Path, env: Mapping[str, str], log_file: Path) -> process.Child:
+        """Start the program; raises `EngineUnavailable`."""
+        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.child = process.spawn(
+                [str(program), "serve"], env=env, log=self.log, file=RotatedFile(log_file)
+            )
+        except OSError as error:
+            raise EngineUnavailable(
+                f"`{program}` cannot be started: {error.strerror}", code="ollama-not-executable"
+            ) from error
+        return self.child
+
+    async def until_ready(self) -> str:
+        """Empty once it answers as an Ollama, else why it never will."""
+        child = self.child
+        assert child is not None, "started before it is waited for"
+        deadline = self._clock.monotonic() + self._pace.start_s
+        while self._clock.monotonic() < deadline:
+            if not child.alive:
+                return await self._last_words(child)
+            seen = await launch.look(self.endpoint, self._upstream, self._pace.try_s)
+            if seen is Seen.OLLAMA and child.alive:
+                return ""
+            await self._clock.sleep(self._pace.poll_s)
+        return f"it did not answer within {self._pace.start_s:g} s"
+
+    async def watch(self) -> str:
+        """Return why a ready child is no more: it exited, or does not answer any longer."""
+        child = self.child
+        assert child is not None, "started before it is watched"
+        strikes = 0
+        while strikes < self._pace.strikes:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.health_s):
+                    await child.wait()
+                return await self._last_words(child)
+            seen = await launch.look(self.endpoint, self._upstream, self._pace.try_s)
+            strikes = 0 if seen is Seen.OLLAMA else strikes + 1
+        return f"it did not answer {strikes} times in a row"
+
+    async def _last_words(self, child: process.Child) -> str:
+        await child.drained()
+        code = child.returncode
+        killed = code == SIGKILL
+        how = "was killed, perhaps out of memory" if killed else f"ended with status {code}"
+        words = next((line for line in reversed(child.log.tail(5)) if line.strip()), "")
+        return f"it {how}: {words.strip()[:300]}" if words else f"it {how}"
+
+    async def end(self) -> None:
+        """End it and its group, and give its pipes back; not to be interrupted half-way."""
+        if self.child is not None:
+            await asyncio.shield(asyncio.ensure_future(self._end(self.child)))
+
+    async def _end(self, child: process.Child) -> None:
+        await child.stop(self._pace.grace_s)
+        child.close()
+        self.child = None

@@ -1,0 +1,153 @@
+"""What a stored model is: read from its GGUF's header once, and kept by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from localfirst.engines.base import LocalModel
+from localfirst.errors import LocalFirstError
+from localfirst.machine import fit
+from localfirst.models import gguf
+from localfirst.models.gguf import GgufHeader
+from localfirst.models.store import Store, StoredModel
+from localfirst.types import Json
+
+# Encoders: they embed and do not speak (ggml-org/llama.cpp src/llama-arch.cpp).
+ENCODERS = {
+    "bert",
+    "modern-bert",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "neo-bert",
+    "jina-bert-v2",
+    "jina-bert-v3",
+    "eurobert",
+    "gemma-embedding",
+    "t5encoder",
+}
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A stored model as the engine needs it.
+
+    `template` is the GGUF's own Jinja text, `pooling` how it pools embeddings ("" not
+    said), `projector` the path of its vision part; `params`, `system` and `go_template`
+    are the manifest's.
+    """
+
+    name: str
+    path: str
+    architecture: str = ""
+    context_tokens: int = 0
+    template: str = ""
+    go_template: str = ""
+    pooling: str = ""
+    projector: str = ""
+    system: str = ""
+    params: dict[str, Json] = {}
+    capabilities: tuple[str, ...] = ()
+    shape: fit.ModelShape = fit.ModelShape(known=False)
+    parameters: str = ""
+    quantization: str = ""
+
+
+POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+
+
+def read(store: Store, stored: StoredModel) -> About:
+    """
+    Read what *stored* is.
+
+    Raises:
+        UnknownModel, VerificationFailed: the model or its file is not there or not whole.
+    """
+    path = store.model_file(stored.ref)
+    header = gguf.read_file(path)
+    size_bytes = path.stat().st_size
+    projector = stored.manifest.first("projector")
+    template = header.text("tokenizer.chat_template")
+    go_template = store.text(stored.ref, "template")
+    config = store.config(stored.ref)
+    return About(
+        name=stored.name,
+        path=str(path),
+        architecture=header.architecture,
+        context_tokens=header.number("context_length"),
+        template=template,
+        go_template=go_template,
+        pooling=POOLING.get(header.number("pooling_type", -1), ""),
+        projector=str(store.blob_path(projector.digest)) if projector else "",
+        system=store.text(stored.ref, "system"),
+        params=store.params(stored.ref),
+        capabilities=capabilities(header, template + go_template, vision=projector is not None),
+        shape=fit.shape_from_gguf(header, size_bytes),
+        parameters=str(config.get("model_type", "")),
+        quantization=str(config.get("file_type", "")) or header.quantization,
+    )
+
+
+def capabilities(header: GgufHeader, templates: str, *, vision: bool) -> tuple[str, ...]:
+    """What a model can do, in Ollama's words and by the marks Ollama goes by."""
+    if header.architecture in ENCODERS:
+        return ("embedding",)
+    found = ["completion"]
+    if "tools" in templates or ".Tools" in templates:
+        found.append("tools")
+    if vision:
+        found.append("vision")
+    if any(mark in templates for mark in ("<think>", "enable_thinking", ".Thinking")):
+        found.append("thinking")
+    return tuple(found)
+
+
+class Shelf:
+    """The store's models with what they are; headers are read once per manifest digest."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, About] = {}
+
+    def get(self, name: str) -> About:
+        """As `read`; raises as it does."""
+        return self._about(self._store.get(name))
+
+    def digest(self, name: str) -> str:
+        """The manifest digest of *name* in this store, "" when it is not there."""
+        stored = self._store.find(name)
+        return stored.digest if stored is not None else ""
+
+    def _about(self, stored: StoredModel) -> About:
+        known = self._known.get(stored.digest)
+        if known is None or known.name != stored.name:
+            known = self._known[stored.digest] = read(self._store, stored)
+        return known
+
+    def listed(self, verdicts: Mapping[str, str]) -> tuple[LocalModel, ...]:
+        """Every model whose file is whole, newest first; *verdicts* by name."""
+        found = []
+        for stored in self._store.models():
+            try:
+                about = self._about(stored)
+            except (LocalFirstError, OSError):
+                continue
+            found.append(local_model(stored, about, verdicts.get(stored.name, "unknown")))
+        return tuple(found)
+
+
+def local_model(stored: StoredModel, about: About, verdict: str) -> LocalModel:
+    """A stored model as engines list it."""
+    return LocalModel(
+        name=stored.name,
+        digest=stored.digest,
+        size_bytes=stored.size_bytes,
+        context_tokens=about.context_tokens,
+        capabilities=about.capabilities,
+        family=about.architecture,
+        parameters=about.parameters,
+        quantization=about.quantization,
+        modified_unix=stored.modified_unix,
+        fit=verdict,
+    )

@@ -1,0 +1,317 @@
+"""
+The embedded engine: Ollama's models without Ollama.
+
+llama.cpp, from the `xllamacpp` wheel, runs the GGUF files of the store in child processes,
+one for each loaded model, each on a loopback port with a key of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import math
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+
+from localfirst.engines.base import EngineStatus, Limits, LocalModel
+from localfirst.engines.gap import Gap
+from localfirst.engines.llamacpp.about import About, Shelf
+from localfirst.engines.llamacpp.exchange import answers, embed, exchange
+from localfirst.engines.llamacpp.plan import DEFAULT_CONTEXT_TOKENS, ChildPlan, context_for
+from localfirst.engines.llamacpp.pool import Key, Pool
+from localfirst.engines.llamacpp.runner import Runner
+from localfirst.engines.llamacpp.templates import jinja_for
+from localfirst.engines.queue import Line
+from localfirst.engines.wishes import said, seconds_of
+from localfirst.errors import (
+    Breakage,
+    EngineUnavailable,
+    LocalFirstError,
+    UnknownModel,
+    UpstreamBroken,
+    UpstreamRefused,
+)
+from localfirst.events import Event, Progress
+from localfirst.machine.fit import Hardware
+from localfirst.models.store import Store
+from localfirst.settings import Settings
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.types import Call, Clock, Json, Target
+
+INSTALL = "pip install 'localfirst-runtime[embedded]'"
+DEATH_SHOWS_S = 1.0
+EMBED_CONTEXT_TOKENS = 2048
+TELL_EVERY_S = 1.0
+PARALLEL = 4
+"""Slots wished for, as llama-server's own default; fewer where memory is short."""
+
+
+def installed() -> bool:
+    """Whether the wheel is there; nothing native is loaded to find out."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+class LlamaCppEngine:
+    """An `Engine` on llama.cpp; nothing is started before the first request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store,
+        upstream: UpstreamClient,
+        clock: Clock,
+        environ: Mapping[str, str],
+        hardware: Callable[[], Hardware],
+    ) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._clock = clock
+        self._shelf = Shelf(store)
+        self._lines: dict[Key, Line] = {}
+        self._gap = Gap(clock)
+        log_dir = Path(settings.state_dir) / "logs" if settings.state_dir else None
+        self._pool = Pool(clock=clock, environ=environ, hardware=hardware, log_dir=log_dir)
+        self._status: EngineStatus | None = None
+        self._status_at = -math.inf
+
+    # --- asked by the cascade --------------------------------------------------------------
+
+    async def answer(
+        self, call: Call, target: Target, limits: Limits
+    ) -> AsyncGenerator[Event, None]:
+        """As `Backend.answer`; a load is shared with everyone who waits for the same model."""
+        about = await self._about(target.model)
+        key = (about.name, False)
+        async with self._line(key).place() as place:
+            async with aclosing(place.turn()) as turns:
+                async for queued in turns:
+                    yield queued
+            with self._pool.claim(key):
+                async with aclosing(self._served(key, about, call, limits)) as events:
+                    async for event in events:
+                        yield event
+
+    async def _served(
+        self, key: Key, about: About, call: Call, limits: Limits
+    ) -> AsyncGenerator[Event, None]:
+        """
+        Load if need be, and ask. A child that died before it took the request, while nobody
+        looked, is loaded again once.
+        """
+        plan, keep_alive_s = self._plan(about, call), self._keep_alive(call)
+        for last in (False, True):
+            wanted = self._pool.get(key, plan, about.shape, limits.load_s, keep_alive_s)
+            if not isinstance(wanted, Runner):
+                while not wanted.done():
+                    await asyncio.wait({wanted}, timeout=TELL_EVERY_S)
+                    if not wanted.done():
+                        yield Progress("loading", about.name)
+            runner = wanted if isinstance(wanted, Runner) else wanted.result()
+            self._line(key).widen(runner.plan.parallel)
+            began = False
+            try:
+                async with aclosing(self._asked(key, runner, call, about, limits)) as events:
+                    async for event in events:
+                        began = True
+                        yield event
+                return
+            except UpstreamBroken:
+                if began or last or runner.alive:
+                    raise
+
+    async def _asked(
+        self, key: Key, runner: Runner, call: Call, about: About, limits: Limits
+    ) -> AsyncGenerator[Event, None]:
+        if not runner.alive:
+            raise UpstreamBroken(Breakage.ENGINE_DIED, "the model was unloaded meanwhile")
+        runner.in_flight += 1
+        runner.keep_alive_s = self._keep_alive(call)
+        try:
+            async with aclosing(exchange(self._upstream, runner, call, about, limits)) as events:
+                async for event in events:
+                    yield event
+            self._pool.note_success(key)
+        except UpstreamBroken as error:
+            if await runner.died_within(DEATH_SHOWS_S):
+                await self._pool.bury(key, runner)
+                raise runner.death() from error
+            raise
+        finally:
+            runner.in_flight -= 1
+            runner.touch()
+
+    async def embed(
+        self, model: str, texts: list[str], options: dict[str, Json]
+    ) -> list[list[float]]:
+        """As `Engine.embed`; `options["dimensions"]` shortens and renormalises."""
+        about = await self._about(model)
+        key = (about.name, True)
+        async with self._line(key).place() as place:
+            async for _ in place.turn():
+                pass
+            with self._pool.claim(key):
+                runner = await self._loaded(key, self._embed_plan(about), about)
+                vectors = await self._embedded(key, runner, texts)
+        return [_shortened(vector, options.get("dimensions")) for vector in vectors]
+
+    async def _embedded(self, key: Key, runner: Runner, texts: list[str]) -> list[list[float]]:
+        runner.in_flight += 1
+        try:
+            vectors = await embed(self._upstream, runner, texts, self._limits())
+        except UpstreamBroken as error:
+            if await runner.died_within(DEATH_SHOWS_S):
+                await self._pool.bury(key, runner)
+                raise runner.death() from error
+            raise
+        finally:
+            runner.in_flight -= 1
+            runner.touch()
+        self._pool.note_success(key)
+        return vectors
+
+    async def load(self, model: str) -> None:
+        """As `Engine.load`."""
+        about = await self._about(model)
+        if about.capabilities == ("embedding",):
+            await self._loaded((about.name, True), self._embed_plan(about), about)
+        else:
+            await self._loaded((about.name, False), self._plan(about, None), about)
+
+    async def unload(self, model: str) -> bool:
+        """As `Engine.unload`; waits for running answers."""
+        about = await self._about(model)
+        gone = [await self._pool.unload((about.name, embeds)) for embeds in (False, True)]
+        return any(gone)
+
+    async def aclose(self) -> None:
+        """End every child; idempotent."""
+        await self._pool.aclose()
+
+    # --- what it has ---------------------------------------------------------------------------
+
+    async def status(self, *, max_age_s: float = 2.0) -> EngineStatus:
+        """As `Engine.status`."""
+        now = self._clock.monotonic()
+        if self._status is None or now - self._status_at > max_age_s:
+            self._status = await self._look()
+            self._status_at = now
+        return self._status
+
+    async def _look(self) -> EngineStatus:
+        if not installed():
+            return EngineStatus(
+                kind="none", state="absent", ready=False, reason=f"no local engine: {INSTALL}"
+            )
+        models = await asyncio.to_thread(self._shelf.listed, {})
+        reason = "" if models else "no model is installed"
+        return EngineStatus(
+            kind="llamacpp",
+            state="ready",
+            ready=True,
+            can_start=True,
+            reason=reason,
+            models=tuple(self._with_load(model) for model in models),
+        )
+
+    def _with_load(self, model: LocalModel) -> LocalModel:
+        runner = self._pool.runner((model.name, False)) or self._pool.runner((model.name, True))
+        if runner is None:
+            return model
+        left_s = runner.idle_at - self._clock.monotonic()
+        until = 0.0 if math.isinf(left_s) else self._clock.unix() + left_s
+        return msgspec.structs.replace(
+            model, loaded=True, loaded_bytes=model.size_bytes, expires_unix=until
+        )
+
+    # --- inside ------------------------------------------------------------------------------
+
+    async def _about(self, model: str) -> About:
+        if not installed():
+            raise EngineUnavailable("the embedded engine is not installed", hint=INSTALL)
+        if self._gap.passed():
+            await self._look_again()
+        try:
+            return await asyncio.to_thread(self._shelf.get, model)
+        except UnknownModel as error:
+            body = msgspec.json.encode({"error": f"model '{model}' not found"})
+            raise UpstreamRefused(404, body) from error
+        except LocalFirstError as error:
+            why = {"error": {"code": 500, "message": error.message, "type": error.code}}
+            raise UpstreamRefused(500, msgspec.json.encode(why)) from error
+
+    async def _look_again(self) -> None:
+        """After a suspend: throw out children that no longer answer."""
+        for key, runner in self._pool.loaded():
+            if not await answers(self._upstream, runner):
+                await self._pool.bury(key, runner)
+
+    async def _loaded(self, key: Key, plan: ChildPlan, about: About) -> Runner:
+        keep_alive_s = self._settings.local.keep_alive_s
+        load_s = self._settings.timeouts.load_s
+        wanted = self._pool.get(key, plan, about.shape, load_s, keep_alive_s)
+        return wanted if isinstance(wanted, Runner) else await asyncio.shield(wanted)
+
+    def _plan(self, about: About, call: Call | None) -> ChildPlan:
+        asked = call.needs if call else None
+        context = context_for(
+            asked=(said(call, "num_ctx") or 0) if call else 0,
+            prompt_tokens=asked.prompt_tokens if asked else 0,
+            max_tokens=asked.max_tokens if asked else 0,
+            usual=self._usual_context(about),
+            window=about.context_tokens,
+            largest=0,
+        )
+        return ChildPlan(
+            model=about.path,
+            alias=about.name,
+            context_tokens=context,
+            parallel=PARALLEL,
+            template="" if about.template else jinja_for(about.go_template),
+            projector=about.projector,
+        )
+
+    def _usual_context(self, about: About) -> int:
+        said = about.params.get("num_ctx")
+        own = said if isinstance(said, int) and said > 0 else 0
+        return self._settings.local.num_ctx or own or DEFAULT_CONTEXT_TOKENS
+
+    def _embed_plan(self, about: About) -> ChildPlan:
+        return ChildPlan(
+            model=about.path,
+            alias=about.name,
+            context_tokens=min(about.context_tokens or EMBED_CONTEXT_TOKENS, EMBED_CONTEXT_TOKENS),
+            embedding=True,
+            pooling=about.pooling if about.pooling not in {"", "none"} else "mean",
+        )
+
+    def _keep_alive(self, call: Call) -> float:
+        return seconds_of(said(call, "keep_alive"), self._settings.local.keep_alive_s)
+
+    def _line(self, key: Key) -> Line:
+        if key not in self._lines:
+            local = self._settings.local
+            self._lines[key] = Line(
+                self._clock, width=1, limit=local.queue_limit, spill_s=local.queue_spill_s
+            )
+        return self._lines[key]
+
+    def _limits(self) -> Limits:
+        timeouts = self._settings.timeouts
+        return Limits(
+            connect_s=timeouts.connect_s,
+            first_token_s=timeouts.local_first_token_s,
+            stall_s=timeouts.stall_s,
+            load_s=timeouts.load_s,
+        )
+
+
+def _shortened(vector: list[float], dimensions: Json) -> list[float]:
+    if not isinstance(dimensions, int) or not 0 < dimensions < len(vector):
+        return vector
+    cut = vector[:dimensions]
+    length = math.sqrt(sum(value * value for value in cut)) or 1.0
+    return [value / length for value in cut]

@@ -1,0 +1,151 @@
+"""One request to one child: llama.cpp's own server, which speaks OpenAI's dialect."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from localfirst.engines.base import Limits
+from localfirst.engines.llamacpp.about import About
+from localfirst.engines.llamacpp.plan import with_model_defaults
+from localfirst.engines.llamacpp.runner import Runner
+from localfirst.errors import UpstreamError, UpstreamNonsense, UpstreamRefused
+from localfirst.events import Event, Opened
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.types import Call, ChatRequest, Dialect, Json
+from localfirst.wire.openai import events, requests
+
+ERROR_BYTES = 2**20
+REPLY_BYTES = 64 * 2**20
+CONNECT_S = 2.0  # loopback: either at once or never
+
+
+def headers_of(runner: Runner) -> list[tuple[str, str]]:
+    """What every request to a child carries: its own key, made for it alone."""
+    return [("authorization", f"Bearer {runner.key}"), ("content-type", "application/json")]
+
+
+def relayed(call: Call, about: About) -> bool:
+    """Whether the caller's bytes can pass as they are: nothing of the model's is to be added."""
+    return (
+        call.relay
+        and call.stream
+        and call.dialect is Dialect.OPENAI
+        and b'"messages"' in call.body
+        and not about.system
+        and not about.params
+        and b'"num_ctx"' not in call.body
+    )
+
+
+def body_of(call: Call, about: About) -> tuple[str, bytes, bool]:
+    """Path, body and whether the answer's bytes can be relayed."""
+    if relayed(call, about):
+        return "/v1/chat/completions", requests.splice(call.body, model=about.name), True
+    request = with_model_defaults(call.chat, about.params, about.system)
+    request = msgspec.structs.replace(request, stream=True, include_usage=True)
+    body = _with_engine_fields(requests.encode(request, about.name), request)
+    return "/v1/chat/completions", body, False
+
+
+def _with_engine_fields(body: bytes, request: ChatRequest) -> bytes:
+    """Add what llama.cpp's server knows beyond OpenAI's fields (tools/server/README.md)."""
+    extra: dict[str, Json] = {
+        name: value
+        for name in ("top_k", "min_p", "repeat_penalty")
+        if (value := getattr(request, name)) is not None
+    }
+    if request.think is not None:
+        extra["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
+    if not extra:
+        return body
+    return msgspec.json.encode(msgspec.json.decode(body) | extra)
+
+
+async def exchange(
+    upstream: UpstreamClient, runner: Runner, call: Call, about: About, limits: Limits
+) -> AsyncGenerator[Event, None]:
+    """
+    Ask and yield the answer's events.
+
+    Raises:
+        UpstreamError: as the upstream client and the wire raise it; the child's death is
+            for the engine to tell from a broken socket.
+    """
+    path, body, relay = body_of(call, about)
+    response = await upstream.send(
+        runner.address + path,
+        headers=headers_of(runner),
+        body=body,
+        connect_s=CONNECT_S,
+        first_byte_s=limits.first_token_s,
+        stall_s=limits.stall_s,
+        local_only=True,
+    )
+    try:
+        if response.status >= 400:
+            raise UpstreamRefused(
+                response.status, await response.read(ERROR_BYTES), response.headers
+            )
+        yield Opened(response.status, tuple(response.headers))
+        reader = events.StreamReader(relay=relay)
+        async for chunk in response:
+            for event in reader.feed(chunk):
+                yield event
+        for event in reader.close():
+            yield event
+    finally:
+        await response.aclose()
+
+
+async def answers(upstream: UpstreamClient, runner: Runner) -> bool:
+    """Whether a child's server still talks."""
+    try:
+        response = await upstream.send(
+            runner.address + "/health",
+            method="GET",
+            connect_s=CONNECT_S,
+            first_byte_s=CONNECT_S,
+            stall_s=CONNECT_S,
+            local_only=True,
+        )
+        async with contextlib.aclosing(response):
+            healthy: bool = response.status == 200
+        return healthy
+    except UpstreamError:
+        return False
+
+
+async def embed(
+    upstream: UpstreamClient, runner: Runner, texts: list[str], limits: Limits
+) -> list[list[float]]:
+    """Embeddings of *texts* in order; raises `UpstreamError`."""
+    response = await upstream.send(
+        runner.address + "/v1/embeddings",
+        headers=headers_of(runner),
+        body=msgspec.json.encode({"input": texts, "encoding_format": "float"}),
+        connect_s=CONNECT_S,
+        first_byte_s=limits.first_token_s,
+        stall_s=limits.stall_s,
+        local_only=True,
+    )
+    async with contextlib.aclosing(response):
+        body = await response.read(REPLY_BYTES)
+    if response.status >= 400:
+        raise UpstreamRefused(response.status, body, response.headers)
+    try:
+        items = msgspec.json.decode(body, type=_Embeddings).data
+    except msgspec.DecodeError as error:
+        raise UpstreamNonsense(f"no embeddings: {error}") from error
+    return [item.embedding for item in sorted(items, key=lambda item: item.index)]
+
+
+class _Embedding(msgspec.Struct):
+    embedding: list[float]
+    index: int = 0
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]

@@ -1,0 +1,98 @@
+"""
+How a model is loaded: the settings of its child. Pure.
+
+What the manifest says about a model (`params`, `system`, a Go template) holds here as it
+does in Ollama, so that the same model answers alike in either engine.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.types import ChatRequest, Json, Message
+
+DEFAULT_CONTEXT_TOKENS = 4096
+"""Ollama's own default without a large GPU (ollama/ollama docs/faq.mdx)."""
+
+MIN_CONTEXT_TOKENS = 512
+
+
+class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a child needs to know; `context_tokens` is the window of each of `parallel` slots.
+
+    `gpu_layers` −1 lets llama.cpp fill what memory there is; `pooling` "" leaves the model's.
+    """
+
+    model: str
+    alias: str
+    context_tokens: int
+    parallel: int = 1
+    gpu_layers: int = -1
+    template: str = ""
+    projector: str = ""
+    embedding: bool = False
+    pooling: str = ""
+    threads: int = 0
+    cache_mib: int = 0
+
+
+def context_for(
+    *, asked: int, prompt_tokens: int, max_tokens: int, usual: int, window: int, largest: int
+) -> int:
+    """
+    The context to load with, in tokens.
+
+    Args:
+        asked: `num_ctx` of the request, 0 when it did not say.
+        prompt_tokens: an estimate of the prompt's length.
+        max_tokens: room wanted for the answer, 0 when not said.
+        usual: the configured or customary size.
+        window: what the model was trained for, 0 unknown.
+        largest: what memory allows, 0 unknown.
+
+    Sizes above the usual are powers of two, so that requests of many lengths share one load.
+    """
+    wanted = max(asked, usual)
+    needed = prompt_tokens + (max_tokens or 256)
+    while wanted < needed:
+        wanted = 2 ** wanted.bit_length()
+    for limit in (window, largest):
+        if limit > 0:
+            wanted = min(wanted, limit)
+    return max(wanted, min(MIN_CONTEXT_TOKENS, window or MIN_CONTEXT_TOKENS))
+
+
+def with_model_defaults(request: ChatRequest, params: dict[str, Json], system: str) -> ChatRequest:
+    """
+    *request* with what the model's own manifest says where the caller said nothing.
+
+    Precedence as in Ollama: request, then `params`, then the engine. The manifest's system
+    prompt stands in when the request has none.
+    """
+    filled: dict[str, Json] = {
+        field: params[name]
+        for name, field in _PARAMS.items()
+        if params.get(name) is not None and getattr(request, field) is None
+    }
+    if not request.stop and isinstance(params.get("stop"), list):
+        filled["stop"] = tuple(str(word) for word in params["stop"])
+    if filled.get("max_tokens", 1) < 1:  # −1: until the model stops or the window is full
+        del filled["max_tokens"]
+    messages = request.messages
+    if system and request.prompt is None and not any(m.role == "system" for m in messages):
+        filled["messages"] = (Message(role="system", content=system), *messages)
+    return msgspec.structs.replace(request, **filled) if filled else request
+
+
+_PARAMS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "seed": "seed",
+    "num_predict": "max_tokens",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repeat_penalty": "repeat_penalty",
+}

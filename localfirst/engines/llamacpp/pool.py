@@ -1,0 +1,308 @@
+"""
+The loaded models: one child each, loaded one at a time, unloaded when idle or in the way.
+
+The pool owns every runner. It alone starts and stops them, remembers how they died, and
+makes room in memory before it loads another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
+from localfirst.engines.llamacpp.runner import SIGKILL, Runner
+from localfirst.engines.queue import busy
+from localfirst.errors import UpstreamError, UpstreamRefused
+from localfirst.machine import fit
+from localfirst.machine.fit import Fit, Hardware, ModelShape
+from localfirst.transport.childlog import RotatedFile
+from localfirst.types import Clock
+
+log = logging.getLogger("localfirst.engines")
+
+Key = tuple[str, bool]
+"""A model's name, and whether it is loaded for embeddings."""
+
+SWEEP_S = 2.0
+PATIENCE = 3  # failures in a row before a model is given a rest
+REST_FIRST_S, REST_MAX_S = 0.5, 30.0
+
+
+CAREFUL_S = 600.0
+"""How long a model stays smaller after memory ran out under it."""
+
+
+class Trouble(msgspec.Struct):
+    """How a model failed lately; a success wipes out the failures, time the caution."""
+
+    failures: int = 0
+    rest_until: float = 0.0
+    largest_context: int = 0
+    careful_until: float = 0.0
+
+
+class Pool:
+    """Runners by key. `load` is single-flight: callers who want the same model share it."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        environ: Mapping[str, str],
+        hardware: Callable[[], Hardware],
+        log_dir: Path | None = None,
+    ) -> None:
+        self._clock = clock
+        self._environ = environ
+        self._hardware = hardware
+        self._log_dir = log_dir
+        self._runners: dict[Key, Runner] = {}
+        self._loads: dict[Key, asyncio.Task[Runner]] = {}
+        self._trouble: dict[Key, Trouble] = {}
+        self._claims: Counter[Key] = Counter()
+        self._one_load = asyncio.Lock()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- asking ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def claim(self, key: Key) -> Iterator[None]:
+        """Somebody wants *key* now: it is not taken for idle, loaded or still loading."""
+        self._claims[key] += 1
+        try:
+            yield
+        finally:
+            self._claims[key] -= 1
+            if (runner := self._runners.get(key)) is not None:
+                runner.touch()
+
+    def _idle(self, key: Key) -> bool:
+        return not self._claims[key] and not self._runners[key].in_flight
+
+    def runner(self, key: Key) -> Runner | None:
+        """The live runner of *key*, if it is loaded."""
+        runner = self._runners.get(key)
+        return runner if runner is not None and runner.alive else None
+
+    def loaded(self) -> list[tuple[Key, Runner]]:
+        """Every live runner with its key."""
+        return [(key, runner) for key, runner in self._runners.items() if runner.alive]
+
+    def get(
+        self, key: Key, plan: ChildPlan, shape: ModelShape, load_s: float, keep_alive_s: float
+    ) -> asyncio.Task[Runner] | Runner:
+        """
+        The runner of *key* if it will do, else the task that is loading one.
+
+        The task belongs to the pool: a caller that goes away does not stop a load that
+        others wait for, and the next request finds the model warm.
+        """
+        if (task := self._loads.get(key)) is not None:
+            return task
+        runner = self.runner(key)
+        if runner is not None and runner.plan.context_tokens >= self._context(key, plan):
+            return runner
+        task = asyncio.ensure_future(self._load(key, plan, shape, load_s, keep_alive_s))
+        self._loads[key] = task
+        task.add_done_callback(lambda done: self._loaded(key, done))
+        return task
+
+    def _context(self, key: Key, plan: ChildPlan) -> int:
+        trouble = self._trouble.get(key)
+        if trouble is None or trouble.careful_until < self._clock.monotonic():
+            return plan.context_tokens
+        return min(plan.context_tokens, trouble.largest_context)
+
+    def _loaded(self, key: Key, task: asyncio.Task[Runner]) -> None:
+        self._loads.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # seen; whoever waits gets it from the task itself
+
+    # --- loading -------------------------------------------------------------------------
+
+    async def _load(
+        self, key: Key, plan: ChildPlan, shape: ModelShape, load_s: float, keep_alive_s: float
+    ) -> Runner:
+        self._refuse_while_resting(key)
+        async with self._one_load:
+            await self._retire(key)
+            plan = msgspec.structs.replace(plan, context_tokens=self._context(key, plan))
+            plan, tight = await self._make_room(plan, shape)
+            runner = Runner(plan, self._clock, keep_alive_s, tight=tight)
+            self._runners[key] = runner
+            try:
+                await runner.start(self._environ, load_s, self._log_file(key))
+            except UpstreamError:
+                self._note_failure(key, runner)
+                raise
+            except BaseException:
+                self._runners.pop(key, None)
+                raise
+            self._sweep_soon()
+            return runner
+
+    def _refuse_while_resting(self, key: Key) -> None:
+        trouble = self._trouble.get(key)
+        left = trouble.rest_until - self._clock.monotonic() if trouble else 0.0
+        if trouble is not None and left > 0:
+            raise busy(
+                f"`{key[0]}` failed {trouble.failures} times in a row and rests for {left:.0f} s",
+                left,
+            )
+
+    async def _retire(self, key: Key) -> None:
+        """End the runner that the new one replaces, once its last answer is out."""
+        old = self._runners.get(key)
+        if old is None:
+            return
+        while old.alive and old.in_flight:
+            await self._clock.sleep(0.02)
+        if not old.alive:
+            self._note_death(key, old)
+        await old.stop()
+        self._runners.pop(key, None)
+
+    async def _make_room(self, plan: ChildPlan, shape: ModelShape) -> tuple[ChildPlan, bool]:
+        """
+        Make the new model fit: fewer slots, then idle models unloaded, least lately used
+        first, then a shorter context; or refuse. True when the result is tight.
+        """
+        plan = await self._slots(plan, shape)
+        while True:
+            found = await self._predict(plan, shape)
+            if found is None or found.verdict is not fit.Verdict.NO:
+                return plan, found is not None and found.verdict is fit.Verdict.TIGHT
+            idle = [key for key in self._runners if self._idle(key)]
+            if not idle:
+                break
+            oldest = min(idle, key=lambda key: self._runners[key].last_used)
+            log.info("unloading %s to make room for %s", oldest[0], plan.alias)
+            await self.unload(oldest)
+        if self._runners:
+            raise busy(f"no memory for `{plan.alias}` while other models answer", 5.0)
+        if found.max_context_tokens >= MIN_CONTEXT_TOKENS:
+            smaller = min(plan.context_tokens, found.max_context_tokens)
+            return msgspec.structs.replace(plan, context_tokens=smaller, parallel=1), True
+        raise _no_memory(plan, found)
+
+    async def _slots(self, plan: ChildPlan, shape: ModelShape) -> ChildPlan:
+        """As many slots as fit easily: each has a context of its own."""
+        for parallel in (plan.parallel, 2):
+            fewer = msgspec.structs.replace(plan, parallel=min(parallel, plan.parallel))
+            found = await self._predict(fewer, shape)
+            if found is not None and found.verdict is fit.Verdict.FITS:
+                return fewer
+        return msgspec.structs.replace(plan, parallel=1)
+
+    async def _predict(self, plan: ChildPlan, shape: ModelShape) -> Fit | None:
+        if not shape.known:
+            return None
+        hardware = await asyncio.to_thread(self._hardware)
+        loading = fit.Loading(parallel=plan.parallel)
+        return fit.predict(shape, hardware, context_tokens=plan.context_tokens, loading=loading)
+
+    def _log_file(self, key: Key) -> RotatedFile | None:
+        if self._log_dir is None:
+            return None
+        self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() else "_" for letter in key[0])
+        return RotatedFile(self._log_dir / f"llamacpp-{name}.log")
+
+    # --- trouble -------------------------------------------------------------------------
+
+    def note_success(self, key: Key) -> None:
+        """An answer came: what happened before no longer counts."""
+        if (trouble := self._trouble.get(key)) is not None:
+            trouble.failures = 0
+
+    async def bury(self, key: Key, runner: Runner) -> None:
+        """Take a dead runner out, so that the next request makes another."""
+        if self._runners.get(key) is runner:
+            self._note_failure(key, runner)
+        await runner.stop(grace_s=0)
+
+    def _note_failure(self, key: Key, runner: Runner) -> None:
+        self._runners.pop(key, None)
+        self._note_death(key, runner)
+        trouble = self._trouble.setdefault(key, Trouble())
+        trouble.failures += 1
+        if trouble.failures >= PATIENCE:
+            rest_s = min(REST_MAX_S, REST_FIRST_S * 2 ** (trouble.failures - PATIENCE))
+            trouble.rest_until = self._clock.monotonic() + rest_s
+
+    def _note_death(self, key: Key, runner: Runner) -> None:
+        """
+        Try less the next time when the system took the memory back.
+
+        A kill that we did not send is taken for that when the fit was tight, or when it
+        happened twice: a single one may have been a person's.
+        """
+        if runner.child is None or runner.child.returncode != SIGKILL:
+            return
+        trouble = self._trouble.setdefault(key, Trouble())
+        if runner.tight or trouble.failures >= 1:
+            trouble.largest_context = max(MIN_CONTEXT_TOKENS, runner.plan.context_tokens // 2)
+            trouble.careful_until = self._clock.monotonic() + CAREFUL_S
+
+    # --- unloading -----------------------------------------------------------------------
+
+    async def unload(self, key: Key) -> bool:
+        """Take a model out of memory once its answers are out; False when it was not there."""
+        runner = self._runners.get(key)
+        if runner is None or not runner.alive:
+            return False
+        while runner.alive and runner.in_flight:
+            await self._clock.sleep(0.02)
+        self._runners.pop(key, None)
+        await runner.stop()
+        return True
+
+    def _sweep_soon(self) -> None:
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.ensure_future(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Unload what is idle; ends by itself when nothing is loaded."""
+        while self._runners and not self._closed:
+            now = self._clock.monotonic()
+            for key, runner in list(self._runners.items()):
+                idle = not self._claims[key] and runner.idle_at <= now
+                if runner.address and (idle or not runner.alive):
+                    self._runners.pop(key, None)
+                    self._note_death(key, runner)
+                    await runner.stop()
+            await self._clock.sleep(SWEEP_S)
+
+    async def aclose(self) -> None:
+        """End every child; idempotent."""
+        self._closed = True
+        tasks: list[asyncio.Task[Runner] | asyncio.Task[None]] = [*self._loads.values()]
+        if self._sweeper is not None:
+            tasks.append(self._sweeper)
+        for task in tasks:
+            task.cancel()
+        await _settled(tasks)
+        runners = list(self._runners.values())
+        self._runners.clear()
+        await asyncio.gather(*(runner.stop() for runner in runners))
+
+
+async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> None:
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError, UpstreamError):
+            waiting: Awaitable[object] = task
+            await waiting
+
+
+def _no_memory(plan: ChildPlan, found: Fit) -> UpstreamRefused:
+    body = {"error": {"code": 507, "message": found.reason, "type": "insufficient_memory"}}
+    log.warning("%s does not fit: %s", plan.alias, found.reason)
+    return UpstreamRefused(507, msgspec.json.encode(body))

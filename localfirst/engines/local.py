@@ -1,0 +1,236 @@
+"""
+The local rung: whatever engine this machine has, behind one face.
+
+    1. adopt    an Ollama that runs
+    2. start    an Ollama that is installed, and keep it running
+    3. embedded llama.cpp in child processes, on the same store
+
+`settings.local.engine` forces one of them, or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from pathlib import Path
+
+import msgspec
+
+from localfirst.engines import launch
+from localfirst.engines.base import Engine, EngineStatus, Limits
+from localfirst.engines.judge import Judge
+from localfirst.engines.llamacpp import LlamaCppEngine, installed
+from localfirst.engines.llamacpp.about import Shelf
+from localfirst.engines.ollama import OllamaEngine, OllamaHosts
+from localfirst.engines.supervisor import ChildState, Supervisor
+from localfirst.errors import EngineUnavailable
+from localfirst.events import Event, Progress
+from localfirst.machine.fit import Hardware
+from localfirst.models.store import Store
+from localfirst.settings import Privacy, Settings
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.types import Call, Clock, Json, Target
+
+STATUS_S = 1.9
+TELL_EVERY_S = 1.0
+NONE = EngineStatus(
+    kind="none", state="absent", ready=False, reason="the local engine is switched off"
+)
+
+
+class LocalEngine:
+    """An `Engine` that picks one; the pick may change while it lives, requests do not notice."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        store: Store | None,
+        upstream: UpstreamClient,
+        clock: Clock,
+        environ: Mapping[str, str],
+        hardware: Callable[[], Hardware],
+    ) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._clock = clock
+        self._environ = environ
+        local = settings.local
+        self._shelf = Shelf(store) if store is not None else None
+        self._judge = Judge(self._shelf, hardware, clock)
+        self.supervisor = Supervisor(
+            local.host,
+            state_dir=Path(settings.state_dir) if settings.state_dir else None,
+            upstream=upstream,
+            clock=clock,
+            environ=environ,
+            models_dir=local.models_dir,
+            offline=settings.privacy is Privacy.LOCAL_ONLY,
+            may_start=local.start,
+        )
+        self._ollama = self._ollama_at(self.supervisor.endpoint)
+        self._hosts = self._hosts_of(local.hosts)
+        self._llamacpp: LlamaCppEngine | None = None
+        if store is not None and local.engine in {"auto", "llamacpp"}:
+            self._llamacpp = LlamaCppEngine(
+                settings,
+                store=store,
+                upstream=upstream,
+                clock=clock,
+                environ=environ,
+                hardware=hardware,
+            )
+        self._status = NONE
+        self._status_at = -math.inf
+
+    def _ollama_at(self, endpoint: str) -> OllamaEngine:
+        return OllamaEngine(endpoint, self._settings, upstream=self._upstream, clock=self._clock)
+
+    def _hosts_of(self, hosts: tuple[str, ...]) -> OllamaHosts | None:
+        if not hosts:
+            return None
+        every = dict.fromkeys(
+            launch.connectable(host) for host in (self._settings.local.host, *hosts)
+        )
+        return OllamaHosts([self._ollama_at(endpoint) for endpoint in every], self._clock)
+
+    # --- asked -----------------------------------------------------------------------------
+
+    async def answer(
+        self, call: Call, target: Target, limits: Limits
+    ) -> AsyncGenerator[Event, None]:
+        """As `Backend.answer`; starting an engine is told as `Progress("loading")`."""
+        picking = asyncio.ensure_future(self._pick())
+        try:
+            while not picking.done():
+                await asyncio.wait({picking}, timeout=TELL_EVERY_S)
+                if not picking.done():
+                    yield Progress("loading", "the local engine starts")
+        finally:
+            picking.cancel()
+        async with aclosing(picking.result().answer(call, target, limits)) as events:
+            async for event in events:
+                yield event
+
+    async def embed(
+        self, model: str, texts: list[str], options: dict[str, Json]
+    ) -> list[list[float]]:
+        """As `Engine.embed`."""
+        return await (await self._pick()).embed(model, texts, options)
+
+    async def load(self, model: str) -> None:
+        """As `Engine.load`."""
+        await (await self._pick()).load(model)
+
+    async def unload(self, model: str) -> bool:
+        """As `Engine.unload`; starts nothing to do it."""
+        status = await self.status()
+        if not status.ready:
+            return False
+        gone = await (await self._pick()).unload(model)
+        self._status_at = -math.inf
+        return gone
+
+    async def aclose(self) -> None:
+        """Stop what we started, and only that."""
+        await self._ollama.aclose()
+        if self._llamacpp is not None:
+            await self._llamacpp.aclose()
+        await self.supervisor.aclose()
+
+    async def _pick(self) -> Engine:
+        """
+        The engine that answers now, started if need be.
+
+        Raises:
+            EngineUnavailable: there is none, or it keeps failing.
+        """
+        if self._hosts is not None:
+            return self._hosts
+        kind = self._settings.local.engine
+        if kind == "none":
+            raise EngineUnavailable(NONE.reason)
+        if kind != "llamacpp":
+            try:
+                return await self._running_ollama()
+            except EngineUnavailable:
+                if self._llamacpp is None or not installed():
+                    raise
+        if self._llamacpp is None:
+            raise EngineUnavailable("there is no model store for the embedded engine")
+        return self._llamacpp
+
+    async def _running_ollama(self) -> OllamaEngine:
+        if not (await self._ollama.status()).ready:
+            endpoint = await self.supervisor.ensure()
+            if endpoint != self._ollama.daemon.endpoint:
+                self._ollama = self._ollama_at(endpoint)
+            self._ollama.adopted = self.supervisor.adopted
+            await self._ollama.status(max_age_s=0)
+        return self._ollama
+
+    # --- what there is ---------------------------------------------------------------------------
+
+    async def status(self, *, max_age_s: float = 2.0) -> EngineStatus:
+        """As `Engine.status`; each model carries its verdict for this machine."""
+        if self._clock.monotonic() - self._status_at <= max_age_s:
+            return self._status
+        try:
+            async with asyncio.timeout(STATUS_S):
+                self._status = await self._judge.judged(await self._look(max_age_s))
+        except TimeoutError:
+            return self._status
+        self._status_at = self._clock.monotonic()
+        return self._status
+
+    async def _look(self, max_age_s: float) -> EngineStatus:
+        kind = self._settings.local.engine
+        if kind == "none":
+            return NONE
+        if self._hosts is not None:
+            return await self._hosts.status(max_age_s=max_age_s)
+        if kind == "llamacpp":
+            return await self._embedded(max_age_s)
+        status = await self._ollama.status(max_age_s=max_age_s)
+        if status.ready:
+            return self._supervised(status)
+        return await self._not_running(status, kind, max_age_s)
+
+    def _supervised(self, status: EngineStatus) -> EngineStatus:
+        reason = status.reason or self.supervisor.reason
+        return msgspec.structs.replace(status, adopted=not self.supervisor.owned, reason=reason)
+
+    async def _not_running(self, status: EngineStatus, kind: str, max_age_s: float) -> EngineStatus:
+        startable, why = self._startable()
+        if startable:
+            models = await asyncio.to_thread(self._shelf.listed, {}) if self._shelf else ()
+            state = self.supervisor.state
+            word = "stopped" if state is ChildState.READY else str(state)
+            reason = self.supervisor.reason or "installed; starts with the first request"
+            return msgspec.structs.replace(
+                status, state=word, can_start=True, adopted=False, reason=reason, models=models
+            )
+        if kind == "auto":
+            embedded = await self._embedded(max_age_s)
+            if embedded.ready:
+                return embedded
+        return msgspec.structs.replace(status, kind="none", state="absent", reason=why)
+
+    def _startable(self) -> tuple[bool, str]:
+        """Whether the supervisor would start an Ollama, and why not."""
+        if not self.supervisor.may_start:
+            return False, f"no Ollama answers at {self.supervisor.endpoint}"
+        if self.supervisor.state is ChildState.CRASH_LOOP:
+            return False, self.supervisor.reason
+        try:
+            launch.find_program(self._environ)
+        except EngineUnavailable as error:
+            return False, error.message
+        return True, ""
+
+    async def _embedded(self, max_age_s: float) -> EngineStatus:
+        if self._llamacpp is None:
+            return NONE
+        return await self._llamacpp.status(max_age_s=max_age_s)
