@@ -22,11 +22,14 @@ from localfirst.errors import (
     LocalFirstError,
     PullCancelled,
     PullError,
+    RegistryRefused,
     VerificationFailed,
 )
 from localfirst.models import manifest as manifests
 from localfirst.models import names, pull_partial, pulls
+from localfirst.models.daemon_pull import DaemonPull
 from localfirst.models.manifest import Layer, Manifest
+from localfirst.models.names import ModelName
 from localfirst.models.pull_blob import Blobs, Want
 from localfirst.models.pull_errors import broken
 from localfirst.models.pull_job import JobState, PullJob
@@ -69,6 +72,9 @@ class Puller:
 
     *check* is called with the manifest and the first 256 KiB of the GGUF (empty where the
     model has none) before the first byte of a blob, and may raise `InsufficientResources`.
+    *daemon* gives the URL of the Ollama that is to pull a model into a store of its own, or
+    "" where this store is read by whoever will answer. *daemon_idle* says that no Ollama is
+    writing here, so that its interrupted downloads may be taken over at once.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Puller:
         clock: Clock,
         environ: Mapping[str, str],
         check: Check | None = None,
+        daemon: Callable[[ModelName], Awaitable[str]] | None = None,
         daemon_idle: Callable[[], Awaitable[bool]] | None = None,
         pauses_s: tuple[float, ...] = PAUSES_S,
     ) -> None:
@@ -87,6 +94,7 @@ class Puller:
         self.registry = Registry(settings, environ=environ, clock=clock, pauses_s=pauses_s[:4])
         self._clock = clock
         self._check = check
+        self._daemon = daemon
         self._daemon_idle = daemon_idle
         self._blobs = Blobs(
             store=store,
@@ -210,6 +218,10 @@ class Puller:
         job.turn(JobState.RESOLVING)
         if self._already_there(job, want):
             return
+        through = await self._daemon(want.ref) if self._daemon and not want.manifest else ""
+        if through:
+            await self._pull_through(through, job, want)
+            return
         manifest = await self._manifest(want)
         job.manifest = manifest
         job.set_layers(manifest.blobs)
@@ -227,6 +239,21 @@ class Puller:
         pulls.forget(self.store, want.ref)
         if old is not None and old.digest != manifest.digest:
             job.removed_layers = len(self.store.remove_unused(old.manifest.blobs))
+
+    async def _pull_through(self, url: str, job: PullJob, want: Want) -> None:
+        """Have another's Ollama pull; its memory is checked as ours, its disk is its own."""
+        try:
+            manifest = await self._manifest(want)
+        except RegistryRefused as error:
+            if error.status is not None:
+                raise
+        else:
+            job.set_layers(manifest.blobs)
+            if self._check is not None and not want.force:
+                job.turn(JobState.CHECKING)
+                await self._check(manifest, await self._header(want, manifest.weights))
+        job.turn(JobState.PULLING)
+        await DaemonPull(url, clock=self._clock).pull(job, want.ref, insecure=want.insecure)
 
     def _already_there(self, job: PullJob, want: Want) -> bool:
         """A pinned model that is in the store needs no network at all."""

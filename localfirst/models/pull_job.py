@@ -213,6 +213,21 @@ class PullJob:
             for blob in blobs
         }
 
+    def add_layer(self, blob: Layer) -> None:
+        """Name one more blob, or a size that was not known before."""
+        before = self._layers.get(blob.digest)
+        if before is None:
+            self._layers[blob.digest] = LayerProgress(
+                digest=blob.digest, total_bytes=blob.size_bytes
+            )
+        elif blob.size_bytes > before.total_bytes:
+            self._layers[blob.digest] = msgspec.structs.replace(before, total_bytes=blob.size_bytes)
+
+    def fill(self) -> None:
+        """Every blob is here, also those that were too quick to be told."""
+        for layer in list(self._layers.values()):
+            self.set_completed(layer.digest, layer.total_bytes)
+
     def set_completed(self, digest: str, completed: int, *, cached: bool = False) -> None:
         """Note how much of a blob is here; a smaller number than before is not shown."""
         before = self._layers[digest]
