@@ -234,6 +234,22 @@ class Child:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
 
+    def _attach(
+        self, file: RotatedFile | None, on_stdout: Callable[[bytes], object] | None
+    ) -> None:
+        """Drain the pipes and watch for the exit."""
+
+        def keep(data: bytes) -> None:
+            self.log.feed(data)
+            if file is not None:
+                file.write(data)
+
+        assert self._popen.stdout is not None
+        self._drain(_detach(self._popen.stdout), on_stdout or keep)
+        if self._popen.stderr is not None:
+            self._drain(_detach(self._popen.stderr), keep)
+        self._watch()
+
     # Exit: seen by a thread, because no loop and no platform agree on a way to wait.
 
     def _watch(self) -> None:
@@ -327,7 +343,6 @@ def spawn(
     Raises:
         OSError: the program does not exist or may not be executed.
     """
-    ring = LogRing() if log is None else log
     popen = subprocess.Popen(
         list(argv),
         env=dict(env),
@@ -338,18 +353,8 @@ def spawn(
         start_new_session=not WINDOWS,
         cwd=cwd,
     )
-    child = Child(popen, ring)
-
-    def keep(data: bytes) -> None:
-        ring.feed(data)
-        if file is not None:
-            file.write(data)
-
-    assert popen.stdout is not None
-    child._drain(_detach(popen.stdout), on_stdout or keep)
-    if popen.stderr is not None:
-        child._drain(_detach(popen.stderr), keep)
-    child._watch()
+    child = Child(popen, LogRing() if log is None else log)
+    child._attach(file, on_stdout)
     if stdin is not None and popen.stdin is not None:
         with contextlib.suppress(OSError):  # it may have died already; its exit says why
             popen.stdin.write(stdin)
