@@ -9,40 +9,34 @@ The pool grows with demand and keeps idle sockets for a while; nothing waits for
 from __future__ import annotations
 
 import asyncio
-import base64
-import errno
-import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from urllib.parse import unquote, urlsplit
-
-import msgspec
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream_connection import Connection
+from localfirst.transport.upstream_open import Origin, open_connection
+from localfirst.transport.upstream_proxy import from_environment as from_environment
+from localfirst.transport.upstream_proxy import proxy_of
 from localfirst.types import Clock
 
 IDLE_S = 15.0  # below the 20 s and more that servers keep an idle connection
+STALE_S = 2.0  # a socket that the server had closed already says so within a round trip
 BODY_BYTES = 64 * 2**20
-OFFLINE_ERRNOS = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
+ROUTES_MOST = 256
 
-
-class Origin(msgspec.Struct, frozen=True):
-    """Where a socket leads: scheme, host, port, and the proxy in between."""
-
-    scheme: str
-    host: str
-    port: int
-    proxy: str = ""
+Headers = Sequence[tuple[str, str]]
 
 
 class UpstreamResponse:
     """
     An answer whose headers are in; iterate for the body's pieces, or `read()` it whole.
 
-    `aclose()` gives the socket back when the body was read to its end, else closes it.
+    A body that ended early raises `UpstreamBroken` where the next piece was due.
     """
+
+    __slots__ = ("_connection", "_origin", "_pool", "headers", "status")
 
     def __init__(self, connection: Connection, pool: UpstreamClient, origin: Origin) -> None:
         self.status = connection.status
@@ -55,42 +49,60 @@ class UpstreamResponse:
         """The first value of *name* (lower case), or empty."""
         return next((value for key, value in self.headers if key == name), "")
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> UpstreamResponse:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self._chunk()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    async def _chunk(self) -> bytes:
+        connection = self._connection
+        if connection is None:
+            return b""
         try:
-            while self._connection is not None:
-                data = await self._connection.chunk()
-                if not data:
-                    break
-                yield data
-        finally:
-            await self.aclose()
+            data = await connection.chunk()
+        except BaseException:
+            self._close()
+            raise
+        if not data:
+            self._close()
+        return data
 
     async def read(self, limit_bytes: int = BODY_BYTES) -> bytes:
         """The whole body; raises `UpstreamBroken(TOO_LARGE)` past *limit_bytes*."""
         pieces: list[bytes] = []
-        size = 0
-        try:
-            while self._connection is not None:
-                data = await self._connection.chunk()
-                if not data:
-                    break
-                pieces.append(data)
-                size += len(data)
-                if size > limit_bytes:
-                    raise UpstreamBroken(Breakage.TOO_LARGE, f"a body over {limit_bytes} bytes")
-        finally:
-            await self.aclose()
+        size_bytes = 0
+        while data := await self._chunk():
+            pieces.append(data)
+            size_bytes += len(data)
+            if size_bytes > limit_bytes:
+                self._close()
+                raise UpstreamBroken(Breakage.TOO_LARGE, f"a body over {limit_bytes} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def aclose(self) -> None:
-        """Idempotent; never waits."""
+        """Close the socket, or keep it when the body is whole; idempotent, never waits."""
+        self._close()
+
+    def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool.release(self._origin, connection)
 
 
 class UpstreamClient:
-    """A pool of keep-alive sockets by origin, bound to the loop that first uses it."""
+    """
+    A pool of keep-alive sockets by origin, bound to the loop that first uses it.
+
+    Args:
+        clock: tells how long a socket has been idle.
+        connections_per_origin: idle sockets kept for each; more may be open at a time.
+        ssl_context: with a custom CA; the system's when None, and always verifying.
+        proxies: URLs by "http", "https", "all", and "no" (as `NO_PROXY`).
+    """
 
     def __init__(
         self,
@@ -103,16 +115,18 @@ class UpstreamClient:
         self._clock = clock
         self._ssl = ssl_context
         self._proxies = dict(proxies)
+        self._keep = connections_per_origin
         self._idle: dict[Origin, list[Connection]] = {}
         self._busy: set[Connection] = set()
-        self._keep = connections_per_origin
+        self._routes: dict[str, tuple[Origin, str, str]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(
         self,
         url: str,
         *,
         method: str = "POST",
-        headers: Sequence[tuple[str, str]] = (),
+        headers: Headers = (),
         body: bytes = b"",
         connect_s: float = 5.0,
         first_byte_s: float = 60.0,
@@ -122,177 +136,174 @@ class UpstreamClient:
         """
         Send one request and return once its headers are in.
 
+        Args:
+            url: `http` or `https`, without credentials.
+            method: `HEAD` and `GET` send no body.
+            headers: lower-case names; host, length and encoding are ours.
+            body: the request's bytes.
+            connect_s: to open a socket, proxy and TLS included.
+            first_byte_s: silence before the answer's headers.
+            stall_s: silence inside the body, while somebody reads it.
+            local_only: refuse any address but this machine's.
+
         Raises:
             UpstreamBroken: below HTTP, a redirect, a bound.
             PrivacyRefused: *local_only*, and the host is not this machine.
+            ValueError: a URL or header that would break the request's framing.
         """
-        origin, target, host = self._route(url)
-        if local_only and not is_loopback(origin.host):
+        origin, target, host = self._routes.get(url) or self._route(url)
+        if local_only and (origin.proxy or not is_loopback(origin.host)):
             raise PrivacyRefused(f"`{origin.host}` is not this machine")
         head = request_head(method, target, host, headers, len(body))
+        connection = self._kept(origin)
+        reused = connection is not None
         while True:
-            connection = await self._connection(origin, connect_s)
+            if connection is None:
+                connection = await self._open(origin, connect_s, local_only)
+            self._busy.add(connection)
+            began = self._clock.monotonic()
             try:
-                await connection.exchange(head, body, first_byte_s, stall_s)
-            except UpstreamBroken as error:
+                await connection.exchange(
+                    head,
+                    body,
+                    first_byte_s=first_byte_s,
+                    stall_s=stall_s,
+                    head_only=method == "HEAD",
+                )
+            except BaseException as error:
                 self._drop(connection)
-                # The server closed a kept socket while we wrote: nobody saw the request.
-                if connection.reused and error.breakage is Breakage.RESET:
+                if reused and _stale(error, self._clock.monotonic() - began):
+                    connection, reused = None, False
                     continue
                 raise
-            except BaseException:
-                self._drop(connection)
-                raise
-            break
-        response = UpstreamResponse(connection, self, origin)
+            return self._answered(UpstreamResponse(connection, self, origin), connection)
+
+    def _answered(self, response: UpstreamResponse, connection: Connection) -> UpstreamResponse:
         if 300 <= response.status < 400:
-            where = urlsplit(response.header("location")).hostname or "itself"
             self._drop(connection)
-            raise UpstreamBroken(Breakage.REDIRECT, f"answered {response.status} towards `{where}`")
+            where = urlsplit(response.header("location")[:2048]).hostname or "itself"
+            raise UpstreamBroken(
+                Breakage.REDIRECT,
+                f"answered {response.status} towards `{where[:80]}`, which is not followed",
+            )
         return response
 
     def _route(self, url: str) -> tuple[Origin, str, str]:
+        """Origin, request target and Host header of *url*; remembered."""
         parts = urlsplit(url)
-        host = parts.hostname or ""
+        if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("a URL must be http(s)://host/path, without credentials")
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        proxy = (
-            "" if is_loopback(host) or self._bypassed(host) else self._proxies.get(parts.scheme, "")
-        )
+        proxy = proxy_of(parts.scheme, parts.hostname, port, self._proxies)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return Origin(parts.scheme, host, port, proxy), target, parts.netloc.rpartition("@")[2]
+        if not target.isascii() or not target.isprintable() or " " in target:
+            raise ValueError("a URL must be quoted")
+        route = (Origin(parts.scheme, parts.hostname, port, proxy), target, parts.netloc)
+        if len(self._routes) < ROUTES_MOST:
+            self._routes[url] = route
+        return route
 
-    def _bypassed(self, host: str) -> bool:
-        for entry in self._proxies.get("no", "").split(","):
-            name = entry.strip().lstrip("*").lstrip(".").lower()
-            if entry.strip() == "*" or (name and (host == name or host.endswith("." + name))):
-                return True
-        return False
-
-    async def _connection(self, origin: Origin, connect_s: float) -> Connection:
-        idle = self._idle.get(origin, [])
+    def _kept(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin)
+        if not idle:
+            return None
         now = self._clock.monotonic()
         while idle:
             connection = idle.pop()
             if not connection.closed and now - connection.idle_since < IDLE_S:
-                connection.reused = True
-                self._busy.add(connection)
                 return connection
             connection.abort()
-        try:
-            async with asyncio.timeout(connect_s):
-                connection = await self._open(origin)
-        except TimeoutError:
-            raise UpstreamBroken(
-                Breakage.CONNECT_TIMEOUT, f"no connection in {connect_s:g} s"
-            ) from None
-        self._busy.add(connection)
-        return connection
+        return None
 
-    async def _open(self, origin: Origin) -> Connection:
-        loop = asyncio.get_running_loop()
-        made = lambda: Connection(loop)  # noqa: E731
+    async def _open(self, origin: Origin, connect_s: float, local_only: bool) -> Connection:
         context = None
         if origin.scheme == "https":
-            self._ssl = self._ssl or ssl.create_default_context()
-            context = self._ssl
+            context = self._ssl = self._ssl or ssl.create_default_context()
         try:
-            if origin.proxy:
-                return await self._through_proxy(origin, context)
-            _, connection = await loop.create_connection(
-                made,
-                origin.host,
-                origin.port,
-                ssl=context,
-                server_hostname=origin.host if context else None,
-            )
-        except ssl.SSLError as error:
-            raise UpstreamBroken(Breakage.TLS, error.reason or "handshake failed") from None
-        except socket.gaierror:
-            raise UpstreamBroken(Breakage.DNS, f"`{origin.host}` does not resolve") from None
-        except ConnectionRefusedError:
+            async with asyncio.timeout(connect_s):
+                return await open_connection(origin, context, local_only=local_only)
+        except TimeoutError:
+            through = f" through {urlsplit(origin.proxy).hostname}" if origin.proxy else ""
             raise UpstreamBroken(
-                Breakage.CONNECT_REFUSED, f"`{origin.host}:{origin.port}` refused"
+                Breakage.CONNECT_TIMEOUT,
+                f"no connection to `{origin.host}`{through} in {connect_s:g} s",
             ) from None
-        except OSError as error:
-            kind = Breakage.OFFLINE if error.errno in OFFLINE_ERRNOS else Breakage.CONNECT_REFUSED
-            raise UpstreamBroken(kind, error.strerror or type(error).__name__) from None
-        return connection
-
-    async def _through_proxy(self, origin: Origin, context: ssl.SSLContext | None) -> Connection:
-        """CONNECT through an HTTP proxy, then TLS inside the tunnel."""
-        loop = asyncio.get_running_loop()
-        parts = urlsplit(origin.proxy if "://" in origin.proxy else f"http://{origin.proxy}")
-        try:
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 3128)
-        except OSError as error:
-            raise UpstreamBroken(
-                Breakage.PROXY, f"the proxy `{parts.hostname}` cannot be reached: {error.strerror}"
-            ) from None
-        try:
-            authority = f"{origin.host}:{origin.port}"
-            lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}"]
-            if parts.username:
-                pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-                lines.append(f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}")
-            writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            answer = await reader.readuntil(b"\r\n\r\n")
-            status = answer.split(b" ", 2)[1][:3].decode("latin-1")
-            if status != "200":
-                raise UpstreamBroken(
-                    Breakage.PROXY, f"the proxy `{parts.hostname}` answered {status}"
-                )
-            connection = Connection(loop)
-            transport = writer.transport
-            if context is not None:
-                upgraded = await loop.start_tls(
-                    transport, connection, context, server_hostname=origin.host
-                )
-                assert upgraded is not None
-                transport = upgraded
-            else:
-                transport.set_protocol(connection)
-            connection.connection_made(transport)
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, IndexError) as error:
-            writer.transport.abort()
-            raise UpstreamBroken(Breakage.PROXY, "the proxy's answer is not HTTP") from error
-        except BaseException:
-            writer.transport.abort()
-            raise
-        return connection
 
     def release(self, origin: Origin, connection: Connection) -> None:
-        """Take a socket back: kept when its answer was read to the end, closed otherwise."""
+        """Take a socket back: kept when its answer is whole, closed otherwise."""
         self._busy.discard(connection)
-        whole = connection.body_done and not connection._chunks
         idle = self._idle.setdefault(origin, [])
-        if whole and connection.keep_alive and not connection.closed and len(idle) < self._keep:
+        whole = connection.body_done and connection.keep_alive and not connection.closed
+        if whole and connection.failure is None and len(idle) < self._keep:
             connection.settle(self._clock.monotonic())
             idle.append(connection)
+            self._plan_sweep()
         else:
             connection.abort()
+
+    def _plan_sweep(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(IDLE_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close sockets that nobody has used for a while; runs while there are idle ones."""
+        self._sweeper = None
+        oldest = self._clock.monotonic() - IDLE_S
+        for origin, idle in list(self._idle.items()):
+            kept: list[Connection] = []
+            for connection in idle:
+                if connection.closed or connection.idle_since <= oldest:
+                    connection.abort()
+                else:
+                    kept.append(connection)
+            if kept:
+                self._idle[origin] = kept
+            else:
+                del self._idle[origin]
+        if self._idle:
+            self._plan_sweep()
 
     def _drop(self, connection: Connection) -> None:
         self._busy.discard(connection)
         connection.abort()
 
+    @property
+    def open_sockets(self) -> tuple[int, int]:
+        """How many sockets are in use, and how many wait to be."""
+        return len(self._busy), sum(len(idle) for idle in self._idle.values())
+
     async def aclose(self) -> None:
-        """Close every socket."""
-        for connections in (*self._idle.values(), list(self._busy)):
+        """Close every socket, answers in progress included; idempotent."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connections in (*self._idle.values(), self._busy):
             for connection in list(connections):
                 connection.abort()
         self._idle.clear()
         self._busy.clear()
+        # The transports close their sockets on the loop's next round.
         await asyncio.sleep(0)
 
 
-def request_head(
-    method: str, target: str, host: str, headers: Sequence[tuple[str, str]], length: int
-) -> bytes:
-    """The request's head; refuses values that would end a line."""
-    lines = [f"{method} {target} HTTP/1.1", f"host: {host}", "accept-encoding: identity"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    if length or method == "POST":
-        lines.append(f"content-length: {length}")
-    if any("\r" in line or "\n" in line for line in lines):
+def _stale(error: BaseException, seconds: float) -> bool:
+    """Whether a kept socket had been closed by its server before it saw the request."""
+    return (
+        isinstance(error, UpstreamBroken) and error.breakage is Breakage.RESET and seconds < STALE_S
+    )
+
+
+def request_head(method: str, target: str, host: str, headers: Headers, length_bytes: int) -> bytes:
+    """The request's head; raises `ValueError` for a value that would end a line."""
+    text = f"{method} {target} HTTP/1.1\r\nhost: {host}\r\naccept-encoding: identity\r\n"
+    lines = 4
+    for name, value in headers:
+        text += f"{name}: {value}\r\n"
+        lines += 1
+    if length_bytes or method not in {"GET", "HEAD"}:
+        text += f"content-length: {length_bytes}\r\n"
+        lines += 1
+    text += "\r\n"
+    if text.count("\n") != lines or text.count("\r") != lines or "\0" in text:
         raise ValueError("a header holds a line end")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return text.encode("latin-1")

@@ -1,7 +1,8 @@
 """
-One socket of the hot path: an asyncio.Protocol around httptools, with its own timer.
+One socket of the hot path: an `asyncio.Protocol` around httptools, with one timer.
 
-Reading pauses while the reader lags behind, headers are bounded, a body is never decoded.
+It knows one exchange at a time and no pool. Headers are bounded, a body is never decoded,
+reading pauses while the reader lags behind, and bytes that nobody asked for end the socket.
 """
 
 from __future__ import annotations
@@ -15,166 +16,184 @@ import httptools
 
 from localfirst.errors import Breakage, UpstreamBroken
 
-HEADER_BYTES = 64 * 1024
+HEADER_BYTES = 64 * 1024  # nginx and llhttp's own users allow 8–80 KiB; clouds send about 2
 HEADER_COUNT = 200
-HIGH_WATER = 256 * 1024
+HIGH_WATER_BYTES = 64 * 1024  # one read of the event loop may come on top (256 KiB)
+WRITE_STALL_S = 30.0
+WRITE_TOGETHER_BYTES = 64 * 1024  # below, one copy is cheaper than a second system call
+
+_NAMES: dict[bytes, str] = {}
+_NAMES_MOST = 1024
+
+
+def _lower(name: bytes) -> str:
+    """Header names repeat in every answer; their lower-case text is made once."""
+    text = _NAMES.get(name)
+    if text is None:
+        text = name.decode("latin-1").lower()
+        if len(_NAMES) < _NAMES_MOST:
+            _NAMES[name] = text
+    return text
 
 
 class Connection(asyncio.Protocol):
-    """One socket and the answer that is being read from it."""
+    """One socket and the answer that is being read from it; the loop's thread only."""
+
+    __slots__ = (
+        "_chunks", "_dry_bytes", "_last", "_limit_kind", "_limit_s", "_loop", "_parser", "_paused",
+        "_queued_bytes", "_timer", "_timer_at", "_unsent_bytes", "_waiter", "_writing", "active",
+        "body_done", "closed", "failure", "head_done", "head_only", "headers", "idle_since",
+        "keep_alive", "status", "transport",
+    )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.transport: asyncio.Transport | None = None
-        self.reused = False
-        self.idle_since = 0.0
-        self.closed = False
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._timer: asyncio.TimerHandle | None = None
-        self._reset()
+        self._timer_at = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._chunks: deque[bytes] = deque()
+        self._paused = self._writing = False
+        self.transport: asyncio.Transport | None = None
+        self.closed = self.active = False
+        self.idle_since = 0.0
+        self._begin(False)
 
-    def _reset(self) -> None:
+    def _begin(self, head_only: bool) -> None:
         self.status = 0
         self.headers: list[tuple[str, str]] = []
+        self.head_only = head_only
         self.head_done = self.body_done = self.keep_alive = False
         self.failure: UpstreamBroken | None = None
-        self._header_bytes = 0
-        self._chunks: deque[bytes] = deque()
-        self._queued = 0
-        self._paused = False
-        self._seen_bytes = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._drain: asyncio.Future[None] | None = None
-        self._limit_s = 0.0
+        self._dry_bytes = self._queued_bytes = self._unsent_bytes = 0
+        self._limit_s = self._last = 0.0
         self._limit_kind = Breakage.FIRST_BYTE_TIMEOUT
-        self._last = 0.0
 
     # --- asyncio.Protocol ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the socket over; small writes leave at once."""
         self.transport = cast(asyncio.Transport, transport)
         raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family != getattr(socket, "AF_UNIX", None):
+        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:
-            self.abort()  # bytes that nobody asked for
+        """Parse; whatever does not fit the exchange ends the socket."""
+        if not self.active or self._parser is None or self.failure is not None:
+            self.abort()
             return
         self._last = self._loop.time()
-        self._seen_bytes = True
-        if not self.head_done:
-            self._header_bytes += len(data)
+        # Bytes that are no body: headers, chunk sizes, trailers. `on_body` starts over.
+        self._dry_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.fail(Breakage.PROTOCOL, "the upstream wants another protocol")
         except httptools.HttpParserError as error:
-            self.fail(Breakage.PROTOCOL, type(error).__name__)
-        if not self.head_done and self._header_bytes > HEADER_BYTES:
+            self.fail(Breakage.PROTOCOL, f"the answer is not HTTP/1.1 ({type(error).__name__})")
+        if self._dry_bytes > HEADER_BYTES and not self.body_done:
             self.fail(Breakage.TOO_LARGE, "headers over 64 KiB")
         self._wake()
 
     def eof_received(self) -> bool:
+        """Half-closed is closed."""
         return False
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Decide what the end means for the exchange, and let go of everything."""
         self.closed = True
-        if self._parser is not None and not self.body_done and self.failure is None:
-            self._end_of_input(error)
+        if self.active and not self.body_done and self.failure is None:
+            self._end_of_input(exc)
         self._stop_timer()
+        self._parser = self.transport = None
         self._wake()
-        if self._drain is not None and not self._drain.done():
-            self._drain.set_result(None)
 
     def _end_of_input(self, error: Exception | None) -> None:
         """A close is an end only for a body that has no other end."""
-        names = {name for name, _ in self.headers}
-        if self.head_done and error is None and not names & {"content-length", "transfer-encoding"}:
+        framed = any(name in {"content-length", "transfer-encoding"} for name, _ in self.headers)
+        if self.head_done and error is None and not framed:
             self.body_done = True
-        elif self._seen_bytes:
+        elif self.status or self._dry_bytes:
             self.failure = UpstreamBroken(Breakage.CUT, "the connection ended inside the answer")
         else:
-            self.failure = UpstreamBroken(Breakage.RESET, "closed before an answer")
+            self.failure = UpstreamBroken(Breakage.RESET, "the connection closed before an answer")
 
     def pause_writing(self) -> None:
-        self._drain = self._loop.create_future()
+        """The peer takes our request slower than we send it."""
+        self._writing = True
 
     def resume_writing(self) -> None:
-        if self._drain is not None and not self._drain.done():
-            self._drain.set_result(None)
-        self._drain = None
+        """The rest of the request fits into the socket."""
+        self._writing = False
+        self._wake()
 
     # --- httptools -------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        # A 1xx answer precedes the real one; start over.
+        """Forget the headers of an interim (1xx) answer; refuse a second answer."""
+        if self.body_done:
+            raise ValueError("an answer that nobody asked for")
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect; trailers are left out."""
+        if self.head_done:
+            return
         if len(self.headers) >= HEADER_COUNT:
             self.fail(Breakage.TOO_LARGE, "more than 200 headers")
             return
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        self.headers.append((_lower(name), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
+        """The answer has a status now, unless it is an interim one."""
         assert self._parser is not None
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
         self.status = status
         self.head_done = True
-        self.keep_alive = self._parser.should_keep_alive()
+        self.keep_alive = self._parser.should_keep_alive() and not self.head_only
         for name, value in self.headers:
             if name == "content-encoding" and value.strip().lower() not in {"", "identity"}:
-                self.fail(Breakage.ENCODING, f"content-encoding `{value[:20]}` was not asked for")
+                self.fail(Breakage.ENCODING, f"`{value[:20]}` came although identity was asked for")
+        if self.head_only:
+            self.body_done = True
 
     def on_body(self, body: bytes) -> None:
+        """Queue a piece, and stop reading when too much waits."""
+        if self.failure is not None or self.head_only:
+            return
+        self._dry_bytes = 0
         self._chunks.append(body)
-        self._queued += len(body)
-        if self._queued > HIGH_WATER and not self._paused and self.transport is not None:
+        self._queued_bytes += len(body)
+        if self._queued_bytes > HIGH_WATER_BYTES and not self._paused and self.transport:
             self._paused = True
             self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
+        """The body's end, by its own framing."""
         if self.head_done:
             self.body_done = True
-            self._stop_timer()
-
-    def settle(self, now: float) -> None:
-        """Become idle: no parser, so that unasked bytes close the socket."""
-        self._parser = None
-        self.idle_since = now
-        if self._paused and self.transport is not None:
-            self._paused = False
-            self.transport.resume_reading()
 
     # --- one exchange ----------------------------------------------------------------------
 
-    def fail(self, breakage: Breakage, detail: str) -> None:
-        """End this exchange and the socket with it."""
-        if self.failure is None and not self.body_done:
-            self.failure = UpstreamBroken(breakage, detail)
-        self.abort()
-
-    def abort(self) -> None:
-        """Close the socket now, unsent bytes and all."""
-        self._stop_timer()
-        if self.transport is not None:
-            self.transport.abort()
-        self._wake()
-
-    async def exchange(self, head: bytes, body: bytes, first_byte_s: float, stall_s: float) -> None:
-        """Send a request and wait for the answer's headers."""
-        assert self.transport is not None
-        self._reset()
-        self._parser = httptools.HttpResponseParser(self)
-        self._watch(first_byte_s, Breakage.FIRST_BYTE_TIMEOUT)
-        self.transport.write(head + body if len(body) < HIGH_WATER else head)
-        if len(body) >= HIGH_WATER:
+    async def exchange(
+        self, head: bytes, body: bytes, *, first_byte_s: float, stall_s: float, head_only: bool
+    ) -> None:
+        """Send a request and wait for the answer's headers; raises `UpstreamBroken`."""
+        if self.closed or self.transport is None:
+            raise UpstreamBroken(Breakage.RESET, "the connection closed before the request")
+        self._begin(head_only)
+        self.active = True
+        if len(body) <= WRITE_TOGETHER_BYTES:
+            self.transport.write(head + body)
+        else:
+            self.transport.write(head)
             self.transport.write(body)
-        if self._drain is not None:
-            await self._drain
+        if self._writing:
+            await self._written()
+        self._watch(first_byte_s, Breakage.FIRST_BYTE_TIMEOUT)
         while not self.head_done and self.failure is None:
             await self._wait()
         if self.failure is not None:
@@ -182,28 +201,59 @@ class Connection(asyncio.Protocol):
         if not self.body_done:
             self._watch(stall_s, Breakage.STALL_TIMEOUT)
 
+    async def _written(self) -> None:
+        """Wait until the request is out, or an answer (a refusal, mostly) came before that."""
+        self._watch(WRITE_STALL_S, Breakage.WRITE_TIMEOUT)
+        while self._writing and not self.head_done and self.failure is None:
+            await self._wait()
+
     async def chunk(self) -> bytes:
-        """The next piece of the body; empty at its end."""
+        """Everything of the body that has come; empty at its end. Raises `UpstreamBroken`."""
         while True:
             if self._chunks:
-                data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-                self._chunks.clear()
-                self._queued = 0
-                if self._paused and self.transport is not None:
-                    self._paused = False
-                    self._last = self._loop.time()
-                    self.transport.resume_reading()
-                return data
+                return self._take()
             if self.failure is not None:
                 raise self.failure
             if self.body_done:
                 return b""
             await self._wait()
 
+    def _take(self) -> bytes:
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._queued_bytes = 0
+        if self._paused:
+            # The reader was slow, not the upstream: its clock starts again.
+            self._last = self._loop.time()
+            self._resume_reading()
+        return data
+
+    def settle(self, now: float) -> None:
+        """Become idle; a body that was not read is thrown away."""
+        self.active = False
+        self._chunks.clear()
+        self.idle_since = now
+        self._resume_reading()
+
+    def fail(self, breakage: Breakage, detail: str) -> None:
+        """End this exchange and the socket with it; a complete answer stays complete."""
+        if self.failure is None and not self.body_done:
+            self.failure = UpstreamBroken(breakage, detail)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the socket now, unsent bytes and all; whoever waits is told."""
+        self._stop_timer()
+        if self.transport is not None:
+            self.transport.abort()
+        if self.active and not self.body_done and self.failure is None:
+            self.failure = UpstreamBroken(Breakage.RESET, "the connection was closed")
+        self._wake()
+
+    # --- waiting ---------------------------------------------------------------------------
+
     async def _wait(self) -> None:
-        if self.closed and self.failure is None and not self.body_done:
-            self.failure = UpstreamBroken(Breakage.RESET, "the connection is closed")
-            return
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -214,19 +264,46 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _resume_reading(self) -> None:
+        if self._paused and self.transport is not None:
+            self.transport.resume_reading()
+        self._paused = False
+
     def _watch(self, limit_s: float, kind: Breakage) -> None:
-        """One timer a connection: it looks how long ago the last byte came, and goes on."""
+        """
+        Bound the silence from now on.
+
+        One timer serves a connection's whole life: it fires at the earliest instant that
+        matters, looks when the last byte came, and goes on. So a request costs no timer.
+        """
         self._limit_s, self._limit_kind = limit_s, kind
-        self._last = self._loop.time()
-        self._stop_timer()
-        self._timer = self._loop.call_later(limit_s, self._look)
+        self._last = now = self._loop.time()
+        if self._timer is None or self._timer_at > now + limit_s:
+            self._stop_timer()
+            self._set_timer(now, limit_s)
+
+    def _set_timer(self, now: float, rest_s: float) -> None:
+        self._timer_at = now + rest_s
+        self._timer = self._loop.call_later(rest_s, self._look)
 
     def _look(self) -> None:
-        rest = self._last + self._limit_s - self._loop.time()
-        if self._paused or rest > 0.001:
-            self._timer = self._loop.call_later(self._limit_s if self._paused else rest, self._look)
+        self._timer = None
+        if not self.active or self.body_done or self.failure is not None:
+            return
+        now = self._loop.time()
+        if self._paused or self._wrote_some():
+            self._last = now
+        rest_s = self._last + self._limit_s - now
+        if rest_s > 0.001:
+            self._set_timer(now, rest_s)
             return
         self.fail(self._limit_kind, f"nothing came for {self._limit_s:g} s")
+
+    def _wrote_some(self) -> bool:
+        if self._limit_kind is not Breakage.WRITE_TIMEOUT or self.transport is None:
+            return False
+        before, self._unsent_bytes = self._unsent_bytes, self.transport.get_write_buffer_size()
+        return self._unsent_bytes < before or before == 0
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
