@@ -46,6 +46,8 @@ class LocalFirstError(Exception):
     http_status = 500
     retryable = False
     exit_code = 1
+    attempts: tuple[Attempt, ...] = ()
+    """What was tried before it came to this; filled by the cascade for any error it raises."""
 
     def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)

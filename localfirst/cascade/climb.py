@@ -1,0 +1,276 @@
+"""
+One request on its way down the ladder: ask, watch, hand over, or go on to the next.
+
+One generator is the whole of it. It yields `Progress` while nothing is decided, commits at
+the first content, and from then on only passes events through. Whoever closes it closes
+the upstream; whoever cancels it blames nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from localfirst.cascade import classify, exits, report
+from localfirst.cascade.answer import Answer
+from localfirst.cascade.ladder import GiveUp, Ladder, Take, Wait
+from localfirst.cascade.ongoing import Ongoing
+from localfirst.engines.base import Limits
+from localfirst.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    LocalFirstError,
+    PrivacyRefused,
+    StreamInterrupted,
+)
+from localfirst.events import Event
+from localfirst.types import Attempt, Call, Failure, Rung, Target
+
+if TYPE_CHECKING:
+    from localfirst.cascade.run import Cascade
+
+log = logging.getLogger(__name__)
+
+# However the deadline is shared, nobody is asked for less than this.
+LEAST_SHARE_S = 5.0
+# An answer that is over waits this long for the cooldowns it caused to be on disk.
+SETTLE_S = 0.5
+NOBODY = Target(rung=Rung.LOCAL, provider="", model="")
+
+
+class Climb:
+    """The state of one request; written only by its own generator."""
+
+    def __init__(self, cascade: Cascade, call: Call, ladder: Ladder, *, local_only: bool) -> None:
+        self.cascade = cascade
+        self.call = call
+        self.ladder = ladder
+        self.attempts: list[Attempt] = []
+        self.egress: list[str] = []
+        self.seen: list[Event] = []
+        self.target = NOBODY
+        self._local_only = local_only
+        self._began = cascade.clock.monotonic()
+        self._strict = call.deadline_s is not None
+        whole_s = cascade.settings.cascade.deadline_s
+        self._deadline = self._began + (whole_s if call.deadline_s is None else call.deadline_s)
+        self._ongoing: Ongoing | None = None
+        self._writing: list[asyncio.Future[None]] = []
+
+    async def open(self) -> Answer:
+        """Go down until there is something to hand over."""
+        events = self.events()
+        try:
+            first = await events.__anext__()
+        except StopAsyncIteration:
+            raise StreamInterrupted("the answer ended before it began") from None
+        return Answer(self, first, events)
+
+    async def aclose(self, events: AsyncGenerator[Event, None]) -> None:
+        """Close the generator, also while another task reads from it."""
+        if not getattr(events, "ag_running", False):
+            await events.aclose()
+        elif self._ongoing is not None:
+            self._ongoing.watch.abandon()
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The `x-localfirst-*` facts known so far."""
+        target = self.target if self.target.provider else None
+        return report.headers(
+            self.attempts, request_id=self.call.request_id, target=target, egress=self.egress
+        )
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Every event that is handed over; raises when nobody answers, or somebody stops."""
+        try:
+            while True:
+                take = await self._next()
+                attempt = self._begin(take)
+                watch = attempt.watch
+                try:
+                    async with aclosing(self._ask(attempt)) as stream:
+                        async for event in stream:
+                            ready = attempt.take(event)
+                            if attempt.finished and not attempt.settled:
+                                await self._won(attempt)
+                            for one in ready:
+                                watch.since = None
+                                yield one
+                                watch.resume()
+                    attempt.ended()
+                    return
+                except asyncio.CancelledError:
+                    self._stopped(take, attempt)
+                except Exception as error:  # noqa: BLE001 - logged; no backend may end the ladder
+                    self._failed(take, attempt, error)
+                finally:
+                    self._leave(attempt)
+                if attempt.finished:
+                    return
+        except LocalFirstError as error:
+            error.attempts = error.attempts or tuple(self.attempts)
+            await self._settle()
+            raise
+
+    # --- the next one -----------------------------------------------------------------------
+
+    async def _next(self) -> Take:
+        """The next candidate, after any wait that is worth it."""
+        while True:
+            now = self.cascade.clock.monotonic()
+            if now >= self._deadline:
+                raise self._too_late()
+            move = self.ladder.next_move(now, self.cascade.now_unix())
+            if isinstance(move, Take):
+                if self._may_go(move):
+                    return move
+                continue
+            if isinstance(move, GiveUp):
+                raise exits.nobody(
+                    self.attempts, self.ladder, move.retry_after_s, self.cascade.now_unix()
+                )
+            await self._wait(move)
+
+    async def _wait(self, move: Wait) -> None:
+        seconds = min(move.seconds, max(0.0, self._deadline - self.cascade.clock.monotonic()))
+        await self.cascade.clock.sleep(seconds)
+        self.ladder.waited(seconds)
+
+    def _too_late(self) -> DeadlineExceeded:
+        seconds = self.cascade.clock.monotonic() - self._began
+        told = report.text(self.attempts, self.ladder.skipped)
+        return DeadlineExceeded(f"no answer within {seconds:.1f} s: {told}")
+
+    # --- one attempt ------------------------------------------------------------------------
+
+    def _begin(self, take: Take) -> Ongoing:
+        target = take.target
+        take.candidate.asked += 1
+        limits = self._limits(take)
+        self.cascade.quota.reserve(target, self.call.needs.prompt_tokens)
+        self.target = target
+        attempt = self._ongoing = Ongoing(
+            target,
+            limits,
+            clock=self.cascade.clock,
+            deadline=self._deadline if self._strict else float("inf"),
+            shows_progress=self.call.stream,
+            keep=self.seen,
+        )
+        return attempt
+
+    def _may_go(self, take: Take) -> bool:
+        """The last look before a request leaves the machine; what is not allowed stays."""
+        if not take.candidate.step.leaves_machine:
+            return True
+        provider = take.target.provider
+        if self._local_only or self.call.local_only:
+            raise PrivacyRefused(f"`{provider}` is not on this machine")
+        no = self.cascade.over_budget(take.target)
+        if no:
+            take.candidate.over = True
+            self.ladder.skipped.append((provider, no))
+            return False
+        self.egress.append(provider)
+        return True
+
+    def _limits(self, take: Take) -> Limits:
+        """
+        The waits of one attempt, its share of the deadline among them.
+
+        Content of a whole (not streamed) answer comes with its end, so it may take its
+        share even where that is longer than a first token may. A model of this machine is
+        bounded by its own limit, and by the deadline only when the caller set one.
+        """
+        waits, step = self.cascade.settings.timeouts, take.candidate.step
+        mine = take.target.rung is not Rung.CLOUD
+        first_s = step.timeout_s or (waits.local_first_token_s if mine else waits.first_token_s)
+        left_s = max(0.0, self._deadline - self.cascade.clock.monotonic())
+        share_s = max(left_s / take.share, LEAST_SHARE_S)
+        if not self.call.stream:
+            first_s = max(first_s, share_s)
+        elif not mine:
+            first_s = min(first_s, share_s)
+        bounded = self._strict or not mine
+        return Limits(
+            connect_s=waits.connect_s,
+            first_token_s=min(first_s, left_s) if bounded else first_s,
+            stall_s=waits.stall_s,
+            load_s=waits.load_s,
+            deadline=self._deadline if bounded else float("inf"),
+        )
+
+    def _ask(self, attempt: Ongoing) -> AsyncGenerator[Event, None]:
+        return self.cascade.backend(attempt.target).answer(
+            self.call, attempt.target, attempt.limits
+        )
+
+    async def _won(self, attempt: Ongoing) -> None:
+        """The terminator came: settle everything before the last event is handed over."""
+        attempt.settled = True
+        record = attempt.record("ok")
+        self.attempts.append(record)
+        self.cascade.won(self.call, attempt, record)
+        if self._writing:
+            await self._settle()
+
+    def _stopped(self, take: Take, attempt: Ongoing) -> None:
+        """Tell the watchdog's cancellation from the caller's; only called while handling one."""
+        broken = attempt.watch.verdict()
+        if broken is None:
+            raise
+        if attempt.watch.abandoned:
+            raise StreamInterrupted("the answer was closed while it was being read") from None
+        self._failed(take, attempt, broken)
+
+    def _failed(self, take: Take, attempt: Ongoing, error: BaseException) -> None:
+        """Classify, remember, and raise where the ladder must not go on."""
+        if attempt.finished:
+            return
+        if isinstance(error, InvalidRequest):
+            raise error
+        failure = classify.failure(
+            attempt.target.provider,
+            error,
+            model=attempt.target.model,
+            now_unix=self.cascade.now_unix(),
+        )
+        if not isinstance(error, classify.EXPECTED):
+            log.error("`%s` failed unexpectedly", attempt.target.provider, exc_info=error)
+        attempt.settled = True
+        record = attempt.record(failure.cls, failure)
+        self.attempts.append(record)
+        writing = self.cascade.lost(self.call, attempt, record, failure)
+        if writing is not None:
+            self._writing.append(writing)
+        if attempt.committed:
+            raise StreamInterrupted(
+                f"{attempt.target.route} broke off: {failure.message}", cls=failure.cls
+            ) from error
+        self._judge(take, attempt, failure)
+
+    def _judge(self, take: Take, attempt: Ongoing, failure: Failure) -> None:
+        fault = exits.at_fault(failure, attempt.target.provider)
+        if fault is not None and not classify.is_capability(failure):
+            raise fault
+        self.ladder.failed(take.candidate, attempt.target, failure, self.cascade.clock.monotonic())
+
+    def _leave(self, attempt: Ongoing) -> None:
+        """Give back what the attempt held; runs however it ended."""
+        attempt.watch.close()
+        self._ongoing = None
+        self.cascade.quota.release(attempt.target, self.call.needs.prompt_tokens)
+        if not attempt.settled:
+            self.cascade.health.left(attempt.target)
+        if attempt.target.rung is not Rung.CLOUD and not self._strict:
+            # Time on this machine's own model is not the clouds' to lose.
+            self._deadline += attempt.duration_s
+
+    async def _settle(self) -> None:
+        """Wait, briefly, until the cooldowns that this request caused are written."""
+        if self._writing:
+            await asyncio.wait(self._writing, timeout=SETTLE_S)
+            self._writing.clear()

@@ -1,0 +1,370 @@
+"""
+Who is cooling down, why and until when: a circuit breaker for every scope of failure.
+
+States: closed (no entry) → open (`until_unix`) → probing (one request) → closed or open
+again, longer. A wait that a server named is a fact and is kept to the second; one that we
+made up is a guess, and after part of it a single request may try. Pure: nothing here waits,
+reads a clock or writes a file; `now_unix` comes in, and `Cooldown`s go out to the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+import msgspec
+
+from localfirst.types import Failure, FailureClass, Scope, Target
+
+DAY_S = 86400.0
+NEVER = float("inf")
+LOCAL_LONGEST_S = 5.0  # this machine's own engine restarts in seconds; nobody else is affected
+LONGEST_GUESS_S = 300.0
+HEALTHY_S = 300.0  # one strike is forgiven per five minutes without a new one
+PROBE_LEASE_S = 60.0  # a probe whose process died frees its place after this
+BAD_ANSWERS_IN_A_ROW = 3
+# A guess is tried again by one request after this part of it; a guessed day after an hour.
+EARLY, EARLY_LONGEST_S = 0.5, 3600.0
+RATE_LIMIT_S, TIMEOUT_S, MODEL_GONE_S, CONFIG_S = 60.0, 30.0, DAY_S, 600.0
+NETWORK_BASE_S, UNAVAILABLE_BASE_S = 5.0, 5.0
+UNKNOWN_BASE_S, UNKNOWN_LONGEST_S = 5.0, 80.0
+
+Place = tuple[str, str, str]
+"""(provider, key label, model); an empty part means "any"."""
+
+
+class Gate(StrEnum):
+    """Whether a target may be asked now."""
+
+    READY = "ready"
+    PROBE = "probe"
+    COOLING = "cooling"
+
+
+class Cooldown(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One place that is left alone, and why.
+
+    `duration_s` is the whole length, by which a clock that jumped back is found out.
+    `strikes` counts ejections; `mark` identifies the configuration that was at fault (a
+    digest made by the caller), so that a changed key is tried again.
+    """
+
+    provider: str
+    key_label: str = ""
+    model: str = ""
+    cls: FailureClass = FailureClass.UNKNOWN
+    since_unix: float = 0.0
+    until_unix: float = 0.0
+    duration_s: float = 0.0
+    fact: bool = False
+    strikes: int = 1
+    message: str = ""
+    mark: str = ""
+
+    @property
+    def place(self) -> Place:
+        """What cools."""
+        return (self.provider, self.key_label, self.model)
+
+    @property
+    def probe_unix(self) -> float:
+        """From when on a single request may try."""
+        if self.fact or self.duration_s == NEVER:
+            return self.until_unix
+        return min(self.until_unix, self.since_unix + min(self.duration_s * EARLY, EARLY_LONGEST_S))
+
+
+class HealthView(msgspec.Struct, frozen=True, kw_only=True):
+    """A frozen look at the health, good until `revision` changes."""
+
+    cooldowns: Mapping[Place, Cooldown] = {}
+    probing: Mapping[Place, float] = {}
+    revision: int = 0
+
+    def blocker(self, target: Target, now_unix: float) -> Cooldown | None:
+        """The cooldown that stands longest in this target's way, or None."""
+        if not self.cooldowns:
+            return None
+        worst = None
+        for place in places(target):
+            entry = self.cooldowns.get(place)
+            if entry is None or entry.until_unix <= now_unix:
+                continue
+            if worst is None or entry.until_unix > worst.until_unix:
+                worst = entry
+        return worst
+
+    def gate(self, target: Target, now_unix: float) -> tuple[Gate, Cooldown | None]:
+        """Whether the target may be asked now, and what stands in the way."""
+        entry = self.blocker(target, now_unix)
+        if entry is None:
+            return Gate.READY, None
+        busy = self.probing.get(entry.place, 0.0) > now_unix
+        if entry.probe_unix <= now_unix and not busy:
+            return Gate.PROBE, entry
+        return Gate.COOLING, entry
+
+    def next_change_unix(self, now_unix: float) -> float:
+        """The earliest instant at which a gate opens by itself."""
+        edges = [
+            edge
+            for entry in self.cooldowns.values()
+            for edge in (entry.probe_unix, entry.until_unix, self.probing.get(entry.place, 0.0))
+            if edge > now_unix
+        ]
+        return min(edges, default=NEVER)
+
+
+def places(target: Target) -> tuple[Place, Place, Place, Place]:
+    """The four scopes that a target lies in, widest first."""
+    provider, key, model = target.provider, target.key_label, target.model
+    return (provider, "", ""), (provider, key, ""), (provider, "", model), (provider, key, model)
+
+
+def place_of(target: Target, scope: Scope) -> Place | None:
+    """The place that a failure of *scope* speaks of; None for the request's own fault."""
+    provider, key, model = target.provider, target.key_label, target.model
+    match scope:
+        case Scope.PROVIDER:
+            return (provider, "", "")
+        case Scope.KEY:
+            return (provider, key, "")
+        case Scope.MODEL:
+            return (provider, "", model)
+        case Scope.KEY_MODEL:
+            return (provider, key, model)
+        case _:
+            return None
+
+
+def guess_s(cls: FailureClass, strikes: int, now_unix: float, status: int | None = None) -> float:
+    """Seconds to stay away when nobody said for how long; design §4.4's table."""
+    match cls:
+        case FailureClass.RATE_LIMIT:
+            return RATE_LIMIT_S
+        case FailureClass.QUOTA:
+            # Without credit a day; a daily allowance comes back at midnight UTC.
+            return DAY_S if status == 402 else DAY_S - now_unix % DAY_S
+        case FailureClass.AUTH:
+            return NEVER
+        case FailureClass.TIMEOUT:
+            return TIMEOUT_S
+        case FailureClass.NETWORK:
+            return min(NETWORK_BASE_S * 2.0 ** (strikes - 1), LONGEST_GUESS_S)
+        case FailureClass.UNAVAILABLE:
+            return min(UNAVAILABLE_BASE_S * strikes, LONGEST_GUESS_S)
+        case FailureClass.MODEL_NOT_FOUND:
+            return MODEL_GONE_S
+        case FailureClass.CONFIG:
+            return CONFIG_S
+        case FailureClass.INVALID_RESPONSE:
+            return UNAVAILABLE_BASE_S * strikes
+        case FailureClass.UNKNOWN:
+            return min(UNKNOWN_BASE_S * 2.0 ** (strikes - 1), UNKNOWN_LONGEST_S)
+        case _:
+            return 0.0
+
+
+class Health:
+    """
+    The breakers of one process; written by the cascade, read by anyone through `view()`.
+
+    Args:
+        local: providers that are this machine's own; they never cool for long.
+        marks: per key label (or provider), what identifies its present configuration.
+    """
+
+    def __init__(
+        self, *, local: Iterable[str] = ("local",), marks: Mapping[str, str] | None = None
+    ) -> None:
+        self._local = frozenset(local)
+        self._marks = dict(marks or {})
+        self._cooldowns: dict[Place, Cooldown] = {}
+        self._probing: dict[Place, float] = {}
+        self._strikes: dict[Place, tuple[int, float]] = {}
+        self._bad_answers: dict[Place, int] = {}
+        self._ttft_s: dict[str, float] = {}
+        self._view: HealthView | None = None
+        self.revision = 0
+
+    @property
+    def idle(self) -> bool:
+        """True while nothing cools: the hot path's only question."""
+        return not self._cooldowns
+
+    def view(self) -> HealthView:
+        """A frozen look; the same object until something changes."""
+        if self._view is None:
+            self._view = HealthView(
+                cooldowns=dict(self._cooldowns),
+                probing=dict(self._probing),
+                revision=self.revision,
+            )
+        return self._view
+
+    def failed(self, target: Target, failure: Failure, now_unix: float) -> Cooldown | None:
+        """Count a failure; the cooldown it causes, or None when nothing cools for it."""
+        place = place_of(target, failure.scope)
+        if place is None:
+            return None
+        if failure.cls is FailureClass.INVALID_RESPONSE and not self._too_many_bad(place):
+            self._release(target)
+            return None
+        entry = self._ejected(place, failure, now_unix)
+        self._release(target)
+        if entry is None:
+            return None
+        self._put(entry)
+        return entry
+
+    def succeeded(self, target: Target, now_unix: float) -> tuple[Place, ...]:
+        """Close every breaker that this target passed; the places that were opened again."""
+        if not self._cooldowns and not self._bad_answers:
+            return ()
+        del now_unix
+        self._bad_answers.pop((target.provider, "", target.model), None)
+        healed = tuple(place for place in places(target) if place in self._cooldowns)
+        for place in healed:
+            del self._cooldowns[place]
+            self._probing.pop(place, None)
+        if healed:
+            self._changed()
+        return healed
+
+    def admit(self, target: Target, now_unix: float) -> bool:
+        """Take the probe's place if one is needed; False while the target cools."""
+        if not self._cooldowns:
+            return True
+        gate, entry = self.view().gate(target, now_unix)
+        if gate is Gate.PROBE and entry is not None:
+            self._probing[entry.place] = now_unix + PROBE_LEASE_S
+            self._changed()
+        return gate is not Gate.COOLING
+
+    def left(self, target: Target) -> None:
+        """The request was given up without a verdict: free the probe's place, blame nobody."""
+        self._release(target)
+
+    def forget(self, provider: str, key_label: str | None = None) -> tuple[Place, ...]:
+        """Drop what cools of a provider (or one key): its configuration changed."""
+        gone = tuple(
+            place
+            for place in self._cooldowns
+            if place[0] == provider and key_label in (None, place[1])
+        )
+        for place in gone:
+            del self._cooldowns[place]
+            self._strikes.pop(place, None)
+        if gone:
+            self._changed()
+        return gone
+
+    def restore(self, entries: Iterable[Cooldown], now_unix: float) -> None:
+        """
+        Replace everything by what the ledger holds, as after a start or another's change.
+
+        A wait that was cut by a clock set back is at most its own length from now; a key
+        that was refused under another configuration is tried again.
+        """
+        kept = {entry.place: entry for entry in self._sane(entries, now_unix)}
+        if kept == self._cooldowns:
+            return
+        for place, entry in kept.items():
+            known, when = self._strikes.get(place, (0, 0.0))
+            self._strikes[place] = (max(known, entry.strikes), max(when, entry.since_unix))
+        self._cooldowns = kept
+        self._changed()
+
+    def snapshot(self) -> tuple[Cooldown, ...]:
+        """Every cooldown, for the ledger and for people."""
+        return tuple(self._cooldowns.values())
+
+    def note_first_token(self, route: str, seconds: float) -> None:
+        """Learn how fast a route answers (moving average), for the strategy `fastest`."""
+        before = self._ttft_s.get(route)
+        self._ttft_s[route] = seconds if before is None else before * 0.8 + seconds * 0.2
+
+    @property
+    def first_token_s(self) -> Mapping[str, float]:
+        """Measured time to the first token by route."""
+        return self._ttft_s
+
+    # --- inside ---------------------------------------------------------------------------
+
+    def _sane(self, entries: Iterable[Cooldown], now_unix: float) -> Iterable[Cooldown]:
+        for entry in entries:
+            if entry.until_unix <= now_unix:
+                continue
+            if entry.cls is FailureClass.AUTH and (
+                not entry.mark or entry.mark != self._mark(entry.place)
+            ):
+                mine = self._cooldowns.get(entry.place)
+                if mine is None or mine.mark != entry.mark:
+                    continue
+            if entry.duration_s != NEVER and entry.since_unix > now_unix + 1.0:
+                entry = msgspec.structs.replace(
+                    entry, since_unix=now_unix, until_unix=now_unix + entry.duration_s
+                )
+            yield entry
+
+    def _mark(self, place: Place) -> str:
+        return self._marks.get(place[1]) or self._marks.get(place[0], "")
+
+    def _too_many_bad(self, place: Place) -> bool:
+        count = self._bad_answers.get(place, 0) + 1
+        self._bad_answers[place] = count
+        return count >= BAD_ANSWERS_IN_A_ROW
+
+    def _ejected(self, place: Place, failure: Failure, now_unix: float) -> Cooldown | None:
+        strikes = self._strike(place, now_unix)
+        stated = failure.retry_after_s if failure.retry_is_fact else None
+        duration_s = stated
+        if duration_s is None:
+            duration_s = guess_s(failure.cls, strikes, now_unix, failure.status)
+        if place[0] in self._local and not place[2]:
+            duration_s = min(duration_s, LOCAL_LONGEST_S)
+        if duration_s <= 0.0:
+            return None
+        until_unix = now_unix + duration_s
+        before = self._cooldowns.get(place)
+        if before is not None and before.until_unix >= until_unix:
+            # A longer wait is never shortened by a later, milder failure.
+            return msgspec.structs.replace(
+                before, since_unix=now_unix, duration_s=before.until_unix - now_unix
+            )
+        return Cooldown(
+            provider=place[0],
+            key_label=place[1],
+            model=place[2],
+            cls=failure.cls,
+            since_unix=now_unix,
+            until_unix=until_unix,
+            duration_s=duration_s,
+            fact=stated is not None,
+            strikes=strikes,
+            message=failure.message,
+            mark=self._mark(place),
+        )
+
+    def _strike(self, place: Place, now_unix: float) -> int:
+        count, when = self._strikes.get(place, (0, now_unix))
+        forgiven = int(max(0.0, now_unix - when) // HEALTHY_S)
+        count = max(0, count - forgiven) + 1
+        self._strikes[place] = (count, now_unix)
+        return count
+
+    def _put(self, entry: Cooldown) -> None:
+        self._cooldowns[entry.place] = entry
+        self._changed()
+
+    def _release(self, target: Target) -> None:
+        if not self._probing:
+            return
+        for place in places(target):
+            if self._probing.pop(place, None) is not None:
+                self._changed()
+
+    def _changed(self) -> None:
+        self.revision += 1
+        self._view = None

@@ -1,0 +1,293 @@
+"""
+Where one request stands on its ladder: who was asked, who comes next, who must be waited for.
+
+No I/O and no waiting of its own: `next_move()` says take this candidate, wait so long, or
+give up; `run` does it. Lives as long as its request.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+from localfirst.cascade.health import NEVER, Health
+from localfirst.cascade.plan import Plan, Step, StepState
+from localfirst.cascade.quota import Quota
+from localfirst.settings import CascadeSettings
+from localfirst.types import Failure, FailureClass, Rung, Scope, Target
+
+# Failures that may be gone a moment later at the very same place.
+TRANSIENT = frozenset({
+    FailureClass.TIMEOUT, FailureClass.NETWORK, FailureClass.UNAVAILABLE,
+    FailureClass.INVALID_RESPONSE, FailureClass.UNKNOWN,
+})  # fmt: skip
+# How long a request that finds every place taken waits for one before it looks again.
+PLACE_TAKEN_S = 0.05
+
+
+class Take(msgspec.Struct, frozen=True):
+    """Ask this candidate now; `share` candidates, itself included, still want a turn."""
+
+    candidate: Candidate
+    target: Target
+    share: int = 1
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Nobody is ready; somebody will be in so many seconds."""
+
+    seconds: float
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    """Nobody is ready and nobody will be soon; `retry_after_s` None when waiting is useless."""
+
+    retry_after_s: float | None = None
+
+
+Move = Take | Wait | GiveUp
+
+
+class Candidate:
+    """One step of the plan with what this request learnt about it."""
+
+    __slots__ = ("again_at", "asked", "failures", "last", "over", "place", "spent", "step")
+
+    def __init__(self, place: int, step: Step) -> None:
+        self.place = place
+        self.step = step
+        self.asked = 0
+        self.failures = 0
+        self.over = False
+        self.again_at = 0.0
+        self.spent: set[str] = set()
+        self.last: Failure | None = None
+
+
+class Ladder:
+    """
+    The candidates of one request, in the order of its plan.
+
+    Args:
+        plan: the steps; skipped ones are only remembered for the report.
+        turn: where the turns through a provider's keys begin, so that keys are used evenly.
+        spread: a number in [0, 1) for the jitter of a backoff; injected by tests.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        health: Health,
+        quota: Quota,
+        settings: CascadeSettings,
+        tokens: int = 0,
+        turn: int = 0,
+        spread: float | None = None,
+    ) -> None:
+        self._health = health
+        self._quota = quota
+        self._settings = settings
+        self._tokens = tokens
+        self._turn = turn
+        self._spread = random.random() if spread is None else spread
+        self._waited_s = 0.0
+        self._too_small = 0
+        self.candidates = [
+            Candidate(place, step)
+            for place, step in enumerate(plan.steps)
+            if step.state is not StepState.SKIPPED
+        ]
+        self.skipped = [
+            (step.target.provider, step.reason)
+            for step in plan.steps
+            if step.state is StepState.SKIPPED
+        ]
+
+    # --- asking -----------------------------------------------------------------------------
+
+    def next_move(self, now: float, now_unix: float) -> Move:
+        """
+        Say what to do next.
+
+        Args:
+            now: monotonic seconds, for backoffs.
+            now_unix: for cooldowns.
+        """
+        waits: list[float] = []
+        recoveries: list[float] = []
+        for candidate in self.candidates:
+            if candidate.over or not self._eligible(candidate):
+                continue
+            if candidate.step.target.rung is Rung.PULL and waits:
+                # A moment's wait is cheaper than a download.
+                break
+            found = self._ready(candidate, now, now_unix, waits, recoveries)
+            if found is not None:
+                return Take(candidate, found, self._turns_left())
+        if waits:
+            return Wait(min(waits))
+        return self._last_one(now_unix) or GiveUp(min(recoveries, default=None))
+
+    def failed(self, candidate: Candidate, target: Target, failure: Failure, now: float) -> None:
+        """Take a failure into account; the candidate may come again after a backoff."""
+        candidate.last = failure
+        candidate.failures += 1
+        cls = failure.cls
+        if cls is FailureClass.CONTEXT_LENGTH:
+            self._too_small = max(self._too_small, candidate.step.window_tokens)
+            candidate.over = True
+        elif failure.scope in {Scope.KEY, Scope.KEY_MODEL} and cls not in TRANSIENT:
+            candidate.spent.add(target.key_label)
+        elif cls in TRANSIENT and candidate.failures < self._settings.attempts_per_provider:
+            candidate.again_at = now + self._backoff_s(candidate.failures)
+        else:
+            candidate.over = True
+        if failure.scope is Scope.PROVIDER:
+            self._same_provider(candidate, target)
+
+    def waited(self, seconds: float) -> None:
+        """Count a wait against `wait_for_cooldown_s`."""
+        self._waited_s += seconds
+
+    def report_cooling(self, now_unix: float) -> list[tuple[str, str, FailureClass]]:
+        """`(provider, why, class)` of candidates that were never asked because they cool."""
+        view = self._health.view()
+        found = []
+        for candidate in self.candidates:
+            if candidate.asked or not self._eligible(candidate):
+                continue
+            entry = view.blocker(candidate.step.target, now_unix)
+            if entry is not None:
+                words = f"{candidate.step.target.model} is cooling down after {entry.cls}"
+                if entry.message:
+                    words += f": {entry.message}"
+                found.append((candidate.step.target.provider, words, entry.cls))
+            elif candidate.step.state is StepState.COOLING:
+                cls = FailureClass.RATE_LIMIT
+                found.append((candidate.step.target.provider, candidate.step.reason, cls))
+        return found
+
+    # --- inside -----------------------------------------------------------------------------
+
+    def _eligible(self, candidate: Candidate) -> bool:
+        step = candidate.step
+        if self._too_small and 0 < step.window_tokens <= self._too_small:
+            return False
+        return not step.alternate or self._predecessor_is_gone(candidate)
+
+    def _predecessor_is_gone(self, candidate: Candidate) -> bool:
+        """An alternate model stands by until the one before it turns out not to exist."""
+        before = None
+        for other in self.candidates:
+            if other is candidate:
+                break
+            if other.step.target.provider == candidate.step.target.provider:
+                before = other
+        if before is None:
+            return True
+        last = before.last
+        if last is not None:
+            return last.cls is FailureClass.MODEL_NOT_FOUND
+        view = self._health.view()
+        target = before.step.target
+        entry = view.cooldowns.get((target.provider, "", target.model))
+        return entry is not None and entry.cls is FailureClass.MODEL_NOT_FOUND
+
+    def _ready(
+        self,
+        candidate: Candidate,
+        now: float,
+        now_unix: float,
+        waits: list[float],
+        recoveries: list[float],
+    ) -> Target | None:
+        """The target to ask with now, or None with its wait noted."""
+        if candidate.again_at > now:
+            waits.append(candidate.again_at - now)
+            return None
+        keys = candidate.step.keys or (candidate.step.target,)
+        for target in self._in_turn(keys):
+            if target.key_label in candidate.spent:
+                self._note_recovery(target, now_unix, waits, recoveries)
+                continue
+            refusal = self._quota.refusal(target, self._tokens, now_unix)
+            if refusal is not None:
+                self._note_refusal(refusal.ready_unix, now_unix, waits, recoveries)
+                continue
+            # Its own failure a moment ago has had its backoff; others' is respected.
+            if candidate.again_at or self._health.admit(target, now_unix):
+                return target
+            self._note_recovery(target, now_unix, waits, recoveries)
+        return None
+
+    def _in_turn(self, keys: Sequence[Target]) -> Sequence[Target]:
+        if len(keys) < 2:
+            return keys
+        first = self._turn % len(keys)
+        return (*keys[first:], *keys[:first])
+
+    def _note_recovery(
+        self, target: Target, now_unix: float, waits: list[float], recoveries: list[float]
+    ) -> None:
+        entry = self._health.view().blocker(target, now_unix)
+        if entry is not None and entry.until_unix < NEVER:
+            self._note_refusal(entry.until_unix, now_unix, waits, recoveries)
+
+    def _note_refusal(
+        self,
+        ready_unix: float | None,
+        now_unix: float,
+        waits: list[float],
+        recoveries: list[float],
+    ) -> None:
+        if ready_unix is None:
+            waits.append(PLACE_TAKEN_S)
+            return
+        seconds = max(0.0, ready_unix - now_unix)
+        recoveries.append(seconds)
+        if seconds + self._waited_s <= self._settings.wait_for_cooldown_s:
+            waits.append(seconds)
+
+    def _turns_left(self) -> int:
+        """Candidates that may still want a turn: the deadline is shared among them."""
+        left = sum(
+            1
+            for candidate in self.candidates
+            if not candidate.over and not candidate.asked and not candidate.step.alternate
+        )
+        return max(1, left)
+
+    def _last_one(self, now_unix: float) -> Take | None:
+        """The last candidate is never ejected on a guess: better a try than a refusal."""
+        view = self._health.view()
+        best: tuple[float, Candidate, Target] | None = None
+        for candidate in self.candidates:
+            if candidate.over or candidate.asked or not self._eligible(candidate):
+                continue
+            for target in candidate.step.keys or (candidate.step.target,):
+                entry = view.blocker(target, now_unix)
+                if entry is None or entry.fact or entry.cls not in TRANSIENT:
+                    continue
+                if best is None or entry.until_unix < best[0]:
+                    best = (entry.until_unix, candidate, target)
+        return Take(best[1], best[2]) if best else None
+
+    def _backoff_s(self, failures: int) -> float:
+        """Half to the whole of the configured wait, so that a crowd does not return at once."""
+        steps = self._settings.backoff_s or (0.0,)
+        whole = steps[min(failures - 1, len(steps) - 1)]
+        return whole * (0.5 + 0.5 * self._spread)
+
+    def _same_provider(self, candidate: Candidate, target: Target) -> None:
+        """What failed for a provider as a whole fails for its other models too, for now."""
+        for other in self.candidates:
+            if other is candidate or other.step.target.provider != target.provider:
+                continue
+            if candidate.over:
+                other.over = True
+            else:
+                other.again_at = max(other.again_at, candidate.again_at)
+                other.failures = max(other.failures, candidate.failures)

@@ -1,0 +1,148 @@
+"""One attempt while it lasts: its watchdog, what is held back, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localfirst.cascade.answer import commits, cut_tool_call, reason_of, usage_of
+from localfirst.cascade.watch import Watch
+from localfirst.engines.base import Limits
+from localfirst.errors import Breakage, UpstreamBroken, UpstreamNonsense, UpstreamRefused
+from localfirst.events import Event, Finished, FinishReason, Opened, Progress, Relayed, Usage
+from localfirst.types import Attempt, Clock, Failure, Target
+
+# What is no content may not grow without end before content comes.
+PRELUDE_EVENTS = 256
+# After the terminator the connection has this long to end by itself and be used again.
+LINGER_S = 1.0
+FILTERED = b'{"error":{"code":"content_filter","message":"the answer was filtered"}}'
+
+
+class Ongoing:
+    """
+    An attempt that is being read.
+
+    Nothing is handed over before the first content; `Progress` is, when the caller streams.
+    """
+
+    __slots__ = (
+        "_began", "_began_unix", "_clock", "_deadline", "_keep", "_prelude", "_shows_progress",
+        "committed", "finished", "first_token_s", "headers", "limits", "settled", "target",
+        "usage", "watch",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        target: Target,
+        limits: Limits,
+        *,
+        clock: Clock,
+        deadline: float,
+        shows_progress: bool,
+        keep: list[Event],
+    ) -> None:
+        self.target = target
+        self.limits = limits
+        self.watch = Watch(limits.first_token_s)
+        self.committed = False
+        self.finished = False
+        self.settled = False
+        self.first_token_s = 0.0
+        self.usage: Usage | None = None
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self._clock = clock
+        self._began = clock.monotonic()
+        self._began_unix = clock.unix()
+        self._deadline = deadline
+        self._shows_progress = shows_progress
+        self._prelude: list[Event] = []
+        self._keep = keep
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds since the attempt began."""
+        return self._clock.monotonic() - self._began
+
+    def record(self, outcome: str, failure: Failure | None = None) -> Attempt:
+        """The attempt as it stands in trails, reports and the ledger."""
+        return Attempt(
+            provider=self.target.provider,
+            model=self.target.model,
+            key_label=self.target.key_label,
+            outcome=str(outcome),
+            status=failure.status if failure else None,
+            message=failure.message if failure else "",
+            retry_after_s=failure.retry_after_s if failure else None,
+            started_unix=self._began_unix,
+            duration_s=self.duration_s,
+        )
+
+    def take(self, event: Event) -> Sequence[Event]:
+        """Take the backend's next event; what may be handed over now."""
+        if self.finished:
+            # Bytes after the terminator are nobody's; they are read for the connection's sake.
+            return ()
+        if self.committed:
+            if type(event) is Relayed:
+                if event.final:
+                    self._finish(event)
+            else:
+                self._keep.append(event)
+                if type(event) is Finished:
+                    self._finish(event)
+            return (event,)
+        if commits(event):
+            return self._commit(event)
+        return self._before(event)
+
+    def ended(self) -> None:
+        """The stream is over; raises unless its terminator came."""
+        if not self.finished:
+            raise UpstreamBroken(Breakage.CUT, "the stream ended without its terminator")
+
+    def _before(self, event: Event) -> Sequence[Event]:
+        kind = type(event)
+        if isinstance(event, Opened):
+            self.headers = event.headers
+            return ()
+        if kind is Progress:
+            return self._progress(event)
+        if kind is Finished or (isinstance(event, Relayed) and event.final):
+            return self._empty(event)
+        self._prelude.append(event)
+        if len(self._prelude) > PRELUDE_EVENTS:
+            raise UpstreamNonsense(f"{PRELUDE_EVENTS} events without any content")
+        return ()
+
+    def _commit(self, event: Event) -> Sequence[Event]:
+        self.committed = True
+        self.first_token_s = self.duration_s
+        self.watch.restart(self.limits.stall_s, Breakage.STALL_TIMEOUT)
+        ready = [*self._prelude, event]
+        for one in ready:
+            self.take(one)
+        return ready
+
+    def _progress(self, event: Event) -> Sequence[Event]:
+        left_s = self._deadline - self._clock.monotonic()
+        if left_s <= 0:
+            raise UpstreamBroken(Breakage.TOTAL_TIMEOUT, "the deadline passed")
+        limit_s = min(self.limits.first_token_s, left_s)
+        self.watch.restart(limit_s, Breakage.FIRST_TOKEN_TIMEOUT)
+        return (event,) if self._shows_progress else ()
+
+    def _empty(self, event: Event) -> Sequence[Event]:
+        """An end without content: an answer only where the reason explains it."""
+        reason = reason_of(event)
+        if reason is FinishReason.CONTENT_FILTER:
+            raise UpstreamRefused(400, FILTERED, in_band=True)
+        if reason is not FinishReason.LENGTH:
+            raise UpstreamNonsense("the answer was empty")
+        return self._commit(event)
+
+    def _finish(self, event: Event) -> None:
+        if type(event) is Finished and cut_tool_call(self._keep):
+            raise UpstreamNonsense("a tool call ended in the middle of its arguments")
+        self.finished = True
+        self.usage = usage_of(event)
+        self.watch.restart(LINGER_S, Breakage.STALL_TIMEOUT)

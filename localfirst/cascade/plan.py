@@ -1,0 +1,210 @@
+"""
+The plan: for one request and one world, who would be asked, in which order, and why.
+
+Pure, and the only place that decides: `explain`, the dashboard, the tests and the cascade
+itself read the same steps. Nothing is opened. Every rung of the order has at least one
+step, if only to say why it is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from localfirst.cascade import plan_local, plan_names, plan_strategy
+from localfirst.cascade.health import NEVER
+from localfirst.cascade.plan_names import Asked, Wanted
+from localfirst.cascade.plan_steps import Plan, Step, StepState, skipped, with_health
+from localfirst.cascade.plan_world import (
+    EngineView,
+    LocalModelView,
+    NoEngine,
+    ProviderView,
+    World,
+)
+from localfirst.errors import LocalFirstError, PrivacyRefused, UnknownModel
+from localfirst.settings import RouteSettings
+from localfirst.types import Call, Rung, Target
+
+__all__ = [
+    "EngineView",
+    "LocalModelView",
+    "NoEngine",
+    "Plan",
+    "ProviderView",
+    "Step",
+    "StepState",
+    "World",
+    "plan",
+]
+
+
+def plan(call: Call, world: World) -> Plan:
+    """
+    Decide who would be asked for *call* in *world*.
+
+    A request that nothing can mean (`UnknownModel`) or that may not leave
+    (`PrivacyRefused`) has its error in the plan instead of raising it.
+    """
+    try:
+        wanted = plan_names.read(call.model, world)
+    except UnknownModel as unknown:
+        return Plan(error=unknown)
+    steps = tuple(_first_only(_steps(call, world, wanted), call.fallback and world.fallback))
+    error = _privacy_error(call, world, wanted, steps)
+    windows = [step.window_tokens for step in steps if step.window_tokens]
+    windows += [model.context_tokens for model in world.local.models if model.context_tokens]
+    return Plan(
+        steps=steps,
+        error=error,
+        until_unix=world.health.next_change_unix(world.now_unix),
+        fits_tokens=min(windows, default=NEVER),
+    )
+
+
+def _steps(call: Call, world: World, wanted: Wanted) -> Iterator[Step]:
+    match wanted.kind:
+        case Asked.ROUTE:
+            yield from _route(call, world, wanted.model, world.routes[wanted.model])
+        case Asked.LOCAL:
+            yield from plan_local.local_steps(call, world, Wanted(kind=Asked.LADDER))
+        case Asked.PROVIDER:
+            yield from _rung(call, world, wanted, wanted.provider)
+        case _:
+            for name in _rungs(world):
+                yield from _rung(call, world, wanted, name)
+
+
+def _rungs(world: World) -> Iterator[str]:
+    """The order, each rung once, `ollama` read as local."""
+    seen = set()
+    for name in world.order:
+        name = "local" if name in plan_names.LOCAL_NAMES else name
+        if name not in seen:
+            seen.add(name)
+            yield name
+
+
+def _rung(call: Call, world: World, wanted: Wanted, name: str) -> Iterator[Step]:
+    if name == "local":
+        yield from plan_local.local_steps(call, world, wanted)
+    elif name == plan_names.PULL:
+        yield plan_local.pull_step(call, world, wanted)
+    elif name in world.providers:
+        yield from _cloud(call, world, wanted, world.providers[name])
+    else:
+        target = Target(rung=Rung.CLOUD, provider=name, model="")
+        yield skipped(target, f"no provider `{name}` is configured")
+
+
+def _route(call: Call, world: World, name: str, route: RouteSettings) -> Iterator[Step]:
+    steps: list[Step] = []
+    for text in route.targets:
+        try:
+            wanted = plan_names.read(text, world)
+        except UnknownModel as error:
+            steps.append(skipped(Target(rung=Rung.CLOUD, provider=name, model=text), error.message))
+            continue
+        if wanted.kind is Asked.ROUTE:
+            target = Target(rung=Rung.CLOUD, provider=name, model=text)
+            steps.append(skipped(target, "a route does not lead into another route"))
+        else:
+            steps.extend(_steps(call, world, wanted))
+    yield from plan_strategy.arranged(steps, route, world)
+
+
+def _cloud(call: Call, world: World, wanted: Wanted, view: ProviderView) -> Iterator[Step]:
+    models, requested = _models_at(view, wanted)
+    first = models[0] if models else ""
+    no = _cloud_refusal(call, world, view) or ("" if models else _no_model(view, wanted))
+    if no:
+        yield skipped(Target(rung=view.rung, provider=view.id, model=first), no)
+        return
+    alternate = False
+    for model in models:
+        target = Target(rung=view.rung, provider=view.id, model=model, requested=requested)
+        step = _cloud_step(call, world, view, target, alternate=alternate)
+        yield step
+        # The next default is for the case that this one has died, not that it is busy.
+        alternate = True
+
+
+def _models_at(view: ProviderView, wanted: Wanted) -> tuple[tuple[str, ...], str]:
+    """The models to try at a provider, and what they stand in for ("" = nothing)."""
+    if wanted.kind is Asked.PROVIDER:
+        return (wanted.model,), ""
+    if wanted.kind is Asked.LADDER:
+        return view.default_models, ""
+    has_it = wanted.provider == view.id or wanted.model in view.known_models
+    if has_it and wanted.kind is Asked.CLOUD_MODEL:
+        return (wanted.model,), ""
+    if view.strict_model:
+        return (), ""
+    return view.default_models, wanted.model
+
+
+def _no_model(view: ProviderView, wanted: Wanted) -> str:
+    if view.strict_model and wanted.model:
+        return f"it does not have `{wanted.model}`, and never stands in"
+    return f"no model is set for it: set `providers.{view.id}.model`"
+
+
+def _cloud_refusal(call: Call, world: World, view: ProviderView) -> str:
+    """Why a provider is not asked at all, the reason that the user can least change first."""
+    leaves = not view.loopback
+    if leaves and (world.local_only or call.local_only):
+        return "the request may not leave this machine (`local-only`)"
+    if not view.enabled:
+        return view.reason or "it is not configured"
+    if leaves and world.online is False:
+        return world.offline_reason
+    if leaves and world.over_budget:
+        return world.over_budget
+    missing = plan_local.missing_for(call.needs, view.capabilities)
+    return f"its models cannot do {missing}" if missing else ""
+
+
+def _cloud_step(
+    call: Call, world: World, view: ProviderView, target: Target, *, alternate: bool
+) -> Step:
+    window = view.windows.get(target.model, view.context_tokens)
+    tokens = call.needs.prompt_tokens
+    base = Step(
+        target=target,
+        state=StepState.READY,
+        reason="ready",
+        alternate=alternate,
+        window_tokens=window,
+        timeout_s=view.timeout_s,
+        leaves_machine=not view.loopback,
+    )
+    if window and tokens > window:
+        return msgspec.structs.replace(
+            base,
+            state=StepState.SKIPPED,
+            reason=f"about {tokens} tokens do not fit its window of {window}",
+        )
+    return with_health(base, world, view.key_labels, tokens)
+
+
+def _first_only(steps: Iterator[Step], fallback: bool) -> Iterator[Step]:
+    """Without fallback the ladder ends after the first step that could be taken."""
+    for step in steps:
+        yield step
+        if not fallback and step.state is not StepState.SKIPPED:
+            return
+
+
+def _privacy_error(
+    call: Call, world: World, wanted: Wanted, steps: tuple[Step, ...]
+) -> LocalFirstError | None:
+    """A name that only a cloud can mean, asked under `local-only`, is refused as such."""
+    if not (world.local_only or call.local_only):
+        return None
+    if wanted.kind is not Asked.PROVIDER or any(s.state is not StepState.SKIPPED for s in steps):
+        return None
+    view = world.providers.get(wanted.provider)
+    if view is None or view.loopback:
+        return None
+    return PrivacyRefused(f"`{wanted.provider}` is not on this machine, and `local-only` is set")
