@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -69,7 +70,8 @@ def broken(error: OSError, where: str) -> UpstreamBroken:
         return UpstreamBroken(Breakage.TLS, f"no TLS with `{where}`: {error.reason or 'failed'}")
     if isinstance(error, socket.gaierror):
         return UpstreamBroken(Breakage.DNS, f"`{where}` does not resolve")
-    said = f"`{where}`: {(error.strerror or type(error).__name__).lower()}"
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    said = f"`{where}`: {reason.lower()}"
     if error.errno in _OFFLINE:
         return UpstreamBroken(Breakage.OFFLINE, said)
     if error.errno == errno.ETIMEDOUT:
