@@ -7,7 +7,7 @@ Reading the fields of a decoded request, with an error that names the field.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import cast
 
 from localfirst.errors import InvalidRequest
@@ -42,7 +42,7 @@ def wrong(path: str, expected: str) -> InvalidRequest:
     return InvalidRequest(f"`{path}` must be {expected}", field=path)
 
 
-def refuse(names: Iterator[str] | frozenset[str] | set[str]) -> None:
+def refuse(names: Iterable[str]) -> None:
     """Raises `InvalidRequest` (`field-not-allowed`) when a request chooses its destination."""
     found = sorted(REFUSED.intersection(names))
     if found:

@@ -75,6 +75,10 @@ class SseDecoder:
         return [self._event(rest)] if rest.strip() else []
 
     def _whole(self, data: bytes) -> list[SseEvent]:
+        """The usual case: nothing is pending, and *data* is whole events with plain newlines."""
+        if data.find(b"\n\n") == len(data) - 2:
+            self._bound(len(data))
+            return [self._event(data)]
         events = []
         for block in data[:-2].split(b"\n\n"):
             self._bound(len(block))
@@ -99,7 +103,7 @@ class SseDecoder:
             if raw.startswith(_BOM):
                 return self._parsed(raw, raw[3:])
         if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
-            return SseEvent("", raw[6:-2], raw)
+            return SseEvent("", raw[6:-2], raw)  # one line: nothing to put together
         return self._parsed(raw, raw)
 
     def _parsed(self, raw: bytes, text: bytes) -> SseEvent:

@@ -17,7 +17,7 @@ from localfirst.events import FinishReason, Usage
 from localfirst.types import Json
 from localfirst.wire.conclusion import object_text
 
-_ABSENT = Raw(b"")
+ABSENT = Raw(b"")
 _NULL = Raw(b"null")
 
 
@@ -53,8 +53,8 @@ class Choice(msgspec.Struct, gc=False):
     message: Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
-    logprobs: Raw = _ABSENT
-    error: Raw = _ABSENT
+    logprobs: Raw = ABSENT
+    error: Raw = ABSENT
 
 
 class Details(msgspec.Struct, gc=False):
@@ -86,16 +86,16 @@ class Chunk(msgspec.Struct, gc=False):
 
     choices: list[Choice] | None = None
     usage: Counts | None = None
-    error: Raw = _ABSENT
+    error: Raw = ABSENT
     x_groq: XGroq | None = None
 
     @property
     def failed(self) -> bool:
         """Whether the payload is an error, at its top or inside a choice."""
-        if self.error not in (_ABSENT, _NULL):
+        if self.error not in (ABSENT, _NULL):
             return True
         return any(
-            choice.finish_reason == "error" or choice.error not in (_ABSENT, _NULL)
+            choice.finish_reason == "error" or choice.error not in (ABSENT, _NULL)
             for choice in self.choices or ()
         )
 
@@ -106,7 +106,7 @@ class Chunk(msgspec.Struct, gc=False):
         return usage_of(counts) if counts else None
 
 
-_CHUNK = msgspec.json.Decoder(Chunk)
+CHUNK = msgspec.json.Decoder(Chunk)
 
 REASONS = {
     "stop": FinishReason.STOP,
@@ -137,7 +137,7 @@ def read(data: bytes) -> Chunk:
         UnicodeDecodeError: text that is not UTF-8.
     """
     try:
-        return _CHUNK.decode(data)
+        return CHUNK.decode(data)
     except msgspec.ValidationError:
         return _lenient(msgspec.json.decode(data))
 
@@ -158,7 +158,7 @@ def usage_of(counts: Counts) -> Usage:
 
 def logprobs_of(raw: Raw) -> tuple[Json, ...]:
     """The `content` list of a choice's logprobs."""
-    if raw in (_ABSENT, _NULL):
+    if raw in (ABSENT, _NULL):
         return ()
     found = msgspec.json.decode(raw)
     content = found.get("content") if isinstance(found, dict) else None
@@ -240,7 +240,7 @@ def _text(value: Any) -> str | None:
 
 
 def _raw(value: Any) -> Raw:
-    return _ABSENT if value is None else Raw(msgspec.json.encode(value))
+    return ABSENT if value is None else Raw(msgspec.json.encode(value))
 
 
 def _typed(value: Any, kind: type[Any]) -> Any:

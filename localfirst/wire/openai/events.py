@@ -18,7 +18,16 @@ from localfirst.errors import (
 from localfirst.events import Event, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
 from localfirst.wire.conclusion import Conclusion
 from localfirst.wire.framing import SseDecoder, SseEvent
-from localfirst.wire.openai.chunks import Choice, Chunk, Delta, logprobs_of, read, reason_of
+from localfirst.wire.openai.chunks import (
+    ABSENT,
+    CHUNK,
+    Choice,
+    Chunk,
+    Delta,
+    logprobs_of,
+    read,
+    reason_of,
+)
 from localfirst.wire.refusal import in_band, is_error_object
 
 DONE = b"data: [DONE]\n\n"
@@ -109,6 +118,8 @@ class StreamReader:
             self._comment(frame, batch)
             return
         self._began = True
+        if self._relay and self._passes(frame, batch):
+            return
         if data == b"[DONE]":
             batch.events += self._end(b"".join(batch.raw), batch.content)
             batch.raw.clear()
@@ -124,6 +135,26 @@ class StreamReader:
         batch.content |= said
         if not (self._strip_usage and not chunk.choices and chunk.usage is not None):
             batch.raw.append(frame.raw)
+
+    def _passes(self, frame: SseEvent, batch: _Batch) -> bool:
+        """Relay an ordinary piece of text or reasoning at once; False for all that is more."""
+        try:
+            chunk = CHUNK.decode(frame.data)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return False
+        choices = chunk.choices
+        if not choices or frame.event or chunk.usage or chunk.x_groq or len(choices) > 1:
+            return False
+        choice = choices[0]
+        delta = choice.delta
+        if delta is None or choice.finish_reason or delta.tool_calls:
+            return False
+        if chunk.error is not ABSENT or choice.error is not ABSENT:
+            return False
+        if delta.content or delta.reasoning_content or delta.reasoning or delta.refusal:
+            batch.content = self._so_far.said = True
+        batch.raw.append(frame.raw)
+        return True
 
     def _comment(self, frame: SseEvent, batch: _Batch) -> None:
         """Keep-alives go on to a relaying client; a bare JSON error is still an error."""
