@@ -267,7 +267,7 @@ def full(name: str) -> str:
 
 
 def short(name: str) -> str:
-    return name.removesuffix(":latest")
+    return name.lower().removesuffix(":latest")
 
 
 def prompt_tokens(body: dict[str, Any]) -> int:

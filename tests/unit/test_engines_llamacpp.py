@@ -14,10 +14,10 @@ import msgspec
 import psutil
 import pytest
 
-from localfirst.engines.base import Engine, Limits
+from localfirst.engines.base import Limits
 from localfirst.engines.llamacpp import LlamaCppEngine
 from localfirst.errors import Breakage, UpstreamBroken, UpstreamRefused
-from localfirst.events import Event, Finished, Opened, Progress, Relayed, TextDelta
+from localfirst.events import Opened, Progress, Relayed, TextDelta
 from localfirst.machine.fit import Hardware
 from localfirst.models import manifest, names, toy
 from localfirst.models.store import Store
@@ -25,7 +25,8 @@ from localfirst.settings import LocalSettings, Settings
 from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
-from localfirst.types import Call, ChatRequest, Dialect, Message, Needs, Rung, Target
+from localfirst.types import Call, Dialect, Needs
+from tests.fakes.engine_bench import ask, call_of, collect, finish_of, target, text_of, until
 
 ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
 
@@ -53,7 +54,6 @@ class Bench:
             if child.status() == psutil.STATUS_ZOMBIE
             or "localfirst.engines.llamacpp_child" in " ".join(child.cmdline())
         ]
-
 
     def kill(self) -> None:
         """SIGKILL every child that lives."""
@@ -111,44 +111,6 @@ def run(
             await test(made)
 
     asyncio.run(bounded())
-
-
-def ask(text: str = "hi", *, max_tokens: int = 4, **fields: object) -> Call:
-    """A call as the library makes it."""
-    request = ChatRequest(
-        messages=(Message(role="user", content=text),),
-        max_tokens=max_tokens,
-        **{"temperature": 0.0, "seed": 1} | fields,  # type: ignore[arg-type]
-    )
-    return call_of(request)
-
-
-def call_of(request: ChatRequest, **fields: object) -> Call:
-    usual = {"model": "tiny", "stream": True, "dialect": Dialect.OPENAI, "request_id": "r"}
-    return Call(**usual | fields, request=request)  # type: ignore[arg-type]
-
-
-def target(model: str = "tiny") -> Target:
-    return Target(rung=Rung.LOCAL, provider="local", model=model)
-
-
-async def collect(engine: Engine, call: Call, model: str = "tiny") -> list[Event]:
-    return [event async for event in engine.answer(call, target(model), Limits())]
-
-
-def text_of(events: list[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, TextDelta))
-
-
-def finish_of(events: list[Event]) -> Finished:
-    assert isinstance(events[-1], Finished)
-    return events[-1]
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(8):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def test_a_model_of_the_store_answers_without_ollama(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_run_ends_a_program_that_takes_too_long_with_its_children() -> None:
     done = process.run(python(code), 1.0)
     assert done.timed_out
     grandchild = int(done.stdout)
-    assert process.birth(grandchild) == ""
+    asyncio.run(until(lambda: process.birth(grandchild) == "", "the grandchild's end"))
 
 
 def test_run_of_a_missing_program_is_an_os_error() -> None:

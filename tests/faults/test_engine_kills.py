@@ -1,0 +1,152 @@
+"""
+Kill -9 at random moments under load: the size comes from `LOCALFIRST_KILLS`.
+
+Every request is answered or given a clear error, there are never two children, and
+nothing is left: no zombie, no process, no port, no file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from localfirst.engines.base import Engine, Limits
+from localfirst.engines.launch import free_port
+from localfirst.engines.llamacpp import LlamaCppEngine
+from localfirst.engines.local import LocalEngine
+from localfirst.errors import EngineUnavailable, UpstreamBroken, UpstreamRefused
+from localfirst.events import Event, Finished
+from localfirst.machine.fit import Hardware
+from localfirst.models import toy
+from localfirst.models.store import Store
+from localfirst.settings import LocalSettings, Settings
+from localfirst.transport import process
+from localfirst.transport.clock import SystemClock
+from localfirst.transport.upstream import UpstreamClient
+from tests.fakes.engine_bench import NO_REAL, REAL, ask, finish_of, run, target, until
+
+KILLS = int(os.environ.get("LOCALFIRST_KILLS", "8"))
+SEED = int(os.environ.get("LOCALFIRST_SEED", "20261121"))
+CLIENTS = 4
+DEADLINE_S = 20.0
+ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
+
+
+class Outcomes:
+    def __init__(self) -> None:
+        self.answered = 0
+        self.errors: list[str] = []
+
+
+def children(mark: str) -> list[psutil.Process]:
+    """Our processes with *mark* in their command line, zombies included."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            zombie = child.status() == psutil.STATUS_ZOMBIE
+            if zombie or mark in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+async def client(engine: Engine, outcomes: Outcomes, over: asyncio.Event) -> None:
+    while not over.is_set():
+        events: list[Event] = []
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                async for event in engine.answer(ask(max_tokens=150), target(), Limits()):
+                    events.append(event)
+        except (UpstreamBroken, UpstreamRefused, EngineUnavailable) as error:
+            assert not any(isinstance(event, Finished) for event in events)
+            outcomes.errors.append(f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.005)
+        else:
+            assert finish_of(events)
+            outcomes.answered += 1
+
+
+async def storm(engine: Engine, mark: str, *, most: int) -> Outcomes:
+    """Clients without a pause, and kills without mercy."""
+    chance = random.Random(SEED)
+    outcomes, over = Outcomes(), asyncio.Event()
+    clients = [asyncio.ensure_future(client(engine, outcomes, over)) for _ in range(CLIENTS)]
+    for _ in range(KILLS):
+        await asyncio.sleep(chance.uniform(0.0, 0.6))
+        alive = [child for child in children(mark) if process.birth(child.pid)]
+        assert len(alive) <= most, alive
+        if alive:
+            chance.choice(alive).send_signal(signal.SIGKILL)
+    before = outcomes.answered
+    await until(lambda: outcomes.answered > before, "an answer after the last kill", 15)
+    over.set()
+    await asyncio.gather(*clients)
+    return outcomes
+
+
+@pytest.mark.slow
+def test_the_embedded_engine_survives_kills_at_random_moments(tmp_path: Path) -> None:
+    toy.publish(tmp_path / "store")
+
+    async def test() -> None:
+        gc.collect()
+        before = psutil.Process().num_fds()
+        upstream, clock = UpstreamClient(SystemClock()), SystemClock()
+        engine = LlamaCppEngine(
+            Settings(state_dir=str(tmp_path / "state")),
+            store=Store(tmp_path / "store"),
+            upstream=upstream,
+            clock=clock,
+            environ=process.environ(),
+            hardware=lambda: ROOMY,
+        )
+        outcomes = await storm(engine, "localfirst.engines.llamacpp_child", most=1)
+        await engine.aclose()
+        await upstream.aclose()
+        assert children("localfirst.engines.llamacpp_child") == []
+        await until(lambda: psutil.Process().num_fds() <= before, "every file given back")
+        assert outcomes.answered > 0
+        unclear = [e for e in outcomes.errors if "engine_died" not in e and "503" not in e]
+        assert unclear == []
+
+    run(test, seconds=30 + 2 * KILLS)
+
+
+@pytest.mark.slow
+@pytest.mark.real_ollama
+@pytest.mark.skipif(not REAL.exists(), reason=NO_REAL)
+@pytest.mark.parametrize("victim", ["ollama serve", "llama-server"])
+def test_a_supervised_ollama_survives_kills_at_random_moments(tmp_path: Path, victim: str) -> None:
+    toy.publish(tmp_path / "store")
+
+    async def test() -> None:
+        gc.collect()
+        before = psutil.Process().num_fds()
+        upstream = UpstreamClient(SystemClock())
+        local = LocalSettings(
+            engine="ollama", host=f"127.0.0.1:{free_port()}", models_dir=str(tmp_path / "store")
+        )
+        engine = LocalEngine(
+            Settings(state_dir=str(tmp_path / "state"), local=local),
+            store=Store(tmp_path / "store"),
+            upstream=upstream,
+            clock=SystemClock(),
+            environ={"PATH": f"{REAL.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+            hardware=lambda: ROOMY,
+        )
+        outcomes = await storm(engine, victim, most=1)
+        await engine.aclose()
+        await upstream.aclose()
+        assert children(str(REAL.parent.parent)) == []
+        await until(lambda: psutil.Process().num_fds() <= before, "every file given back")
+        assert outcomes.answered > 0
+
+    run(test, seconds=60 + 4 * KILLS)
