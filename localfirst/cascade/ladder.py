@@ -73,6 +73,7 @@ class Ladder:
     Args:
         plan: the steps; skipped ones are only remembered for the report.
         turn: where the turns through a provider's keys begin, so that keys are used evenly.
+        avoid: `(provider, model)`s that are left out.
         spread: a number in [0, 1) for the jitter of a backoff; injected by tests.
     """
 
@@ -86,6 +87,7 @@ class Ladder:
         tokens: int = 0,
         turn: int = 0,
         spread: float | None = None,
+        avoid: frozenset[tuple[str, str]] = frozenset(),
     ) -> None:
         self._health = health
         self._quota = quota
@@ -99,6 +101,7 @@ class Ladder:
             Candidate(place, step)
             for place, step in enumerate(plan.steps)
             if step.state is not StepState.SKIPPED
+            and (not avoid or (step.target.provider, step.target.model) not in avoid)
         ]
         self.skipped = [
             (step.target.provider, step.reason)

@@ -117,10 +117,11 @@ class Ongoing:
     def _commit(self, event: Event) -> Sequence[Event]:
         self.committed = True
         self.first_token_s = self.duration_s
-        self.watch.restart(self.limits.stall_s, Breakage.STALL_TIMEOUT)
         ready = [*self._prelude, event]
         for one in ready:
             self.take(one)
+        if not self.finished:
+            self.watch.restart(self.limits.stall_s, Breakage.STALL_TIMEOUT)
         return ready
 
     def _progress(self, event: Event) -> Sequence[Event]:

@@ -127,11 +127,11 @@ class Cascade:
         # believed, so that no jump makes a cooldown longer.
         self._unix_offset = clock.unix() - clock.monotonic()
 
-    async def open(self, call: Call) -> Answer:
+    async def open(self, call: Call, *, avoid: frozenset[tuple[str, str]] = frozenset()) -> Answer:
         """
         Find who answers, and return at the first content.
 
-        With `call.stream`, a model that loads or is pulled returns at its first `Progress`.
+        *avoid* names `(provider, model)`s that are not to be asked. With `call.stream`, a model that loads or is pulled returns at its first `Progress`.
 
         Raises:
             CascadeExhausted: nobody could; `.attempts` says why.
@@ -152,6 +152,7 @@ class Cascade:
             settings=self.settings.cascade,
             tokens=call.needs.prompt_tokens,
             turn=self._turn,
+            avoid=avoid,
         )
         return await Climb(self, call, ladder, local_only=world.local_only).open()
 
@@ -211,7 +212,9 @@ class Cascade:
             first_token_s=attempt.first_token_s,
         )
 
-    def lost(self, call: Call, attempt: Ongoing, failure: Failure) -> asyncio.Future[None] | None:
+    def lost(
+        self, call: Call, attempt: Ongoing, record: Attempt, failure: Failure
+    ) -> asyncio.Future[None] | None:
         """Learn from a failure; a future when a cooldown is being written for it."""
         entry = self.health.failed(attempt.target, failure, self.now_unix())
         self._recorder.record_attempt(

@@ -45,10 +45,11 @@ class Watch:
         limit_s = min(limit_s, LONGEST_S)
         self.kind = kind
         self.since = self._loop.time()
-        if limit_s != self.limit_s:
-            self.limit_s = limit_s
+        if limit_s < self.limit_s:
+            # A longer limit needs no new timer: the old one winds itself up when it fires.
             self._handle.cancel()
             self._handle = self._loop.call_later(limit_s, self._look)
+        self.limit_s = limit_s
 
     def pause(self) -> None:
         """The reader has an event and is busy with it."""

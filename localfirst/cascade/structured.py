@@ -1,0 +1,125 @@
+"""
+The ladder for structured output: answer, validate, ask once more, then the next candidate.
+
+Native structured output is left to backends that have it; `instruct` says which do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from localfirst.cascade import contract, report
+from localfirst.cascade.run import Cascade
+from localfirst.errors import CascadeExhausted, InvalidRequest
+from localfirst.events import Reply
+from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Json
+
+ASKED_AT_MOST = 2  # by one candidate: the answer, and one correction
+CANDIDATES_AT_MOST = 8
+
+
+async def reply(
+    cascade: Cascade,
+    call: Call,
+    schema: Any,
+    *,
+    instruct: Callable[[ChatRequest], ChatRequest] = contract.instructed,
+) -> Reply:
+    """
+    Get an answer that is valid against *schema*; `Reply.parsed` is the object.
+
+    Args:
+        cascade: who answers.
+        call: with its request decodable; it is asked for a whole answer.
+        schema: a Pydantic model class (`parsed` is then an instance), or a JSON schema.
+        instruct: how to ask in words, applied to every request.
+
+    Raises:
+        CascadeExhausted: nobody could, or nobody's answer was valid.
+        InvalidRequest: the schema is none.
+    """
+    rules = contract.schema_of(schema)
+    request = instruct(msgspec.structs.replace(call.chat, schema=rules, stream=False))
+    attempts: list[Attempt] = []
+    avoided: set[tuple[str, str]] = set()
+    for _ in range(CANDIDATES_AT_MOST):
+        try:
+            answer = await _ask(cascade, call, request, avoided)
+        except (CascadeExhausted, InvalidRequest) as error:
+            raise _with_all(error, attempts) from None
+        found = await _corrected(cascade, call, request, answer, rules, attempts)
+        if found is not None:
+            value, last = found
+            return msgspec.structs.replace(
+                last, parsed=_instance(schema, value), attempts=tuple(attempts)
+            )
+        avoided.add((answer.route.partition("/")[0], answer.model))
+        if not call.fallback:
+            break
+    raise report.exhausted(attempts, ())
+
+
+async def _ask(
+    cascade: Cascade, call: Call, request: ChatRequest, avoided: set[tuple[str, str]]
+) -> Reply:
+    asked = msgspec.structs.replace(
+        call, request=request, body=b"", relay=False, decode=None, stream=False
+    )
+    return await (await cascade.open(asked, avoid=frozenset(avoided))).reply()
+
+
+async def _corrected(
+    cascade: Cascade,
+    call: Call,
+    request: ChatRequest,
+    first: Reply,
+    rules: dict[str, Json],
+    attempts: list[Attempt],
+) -> tuple[Json, Reply] | None:
+    """The valid value of *first* or of its correction, or None; notes what was tried."""
+    last = first
+    for turn in range(ASKED_AT_MOST):
+        attempts.extend(last.attempts)
+        try:
+            return contract.fulfilled(last.text, rules), last
+        except contract.ContractBroken as broken:
+            problem = str(broken)
+            _mark(attempts, problem)
+        if turn + 1 < ASKED_AT_MOST:
+            again = contract.asked_again(request, last.text, problem)
+            same = msgspec.structs.replace(call, model=first.route, fallback=False)
+            try:
+                last = await _ask(cascade, same, again, set())
+            except (CascadeExhausted, InvalidRequest) as error:
+                attempts.extend(error.attempts)
+                return None
+    return None
+
+
+def _mark(attempts: list[Attempt], problem: str) -> None:
+    """The last attempt answered, and what it said does not count."""
+    attempts[-1] = msgspec.structs.replace(
+        attempts[-1], outcome=str(FailureClass.INVALID_RESPONSE), message=problem[:300]
+    )
+
+
+def _with_all(
+    error: CascadeExhausted | InvalidRequest, attempts: list[Attempt]
+) -> CascadeExhausted | InvalidRequest:
+    if not attempts:
+        return error
+    if isinstance(error, InvalidRequest):
+        error.attempts = (*attempts, *error.attempts)
+        return error
+    return report.exhausted(
+        [*attempts, *error.attempts], error.skipped, retry_after_s=error.retry_after_s
+    )
+
+
+def _instance(schema: Any, value: Json) -> Any:
+    """An instance of a Pydantic model, or the value as it is."""
+    make = getattr(schema, "model_validate", None)
+    return make(value) if make is not None else value

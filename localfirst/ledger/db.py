@@ -1,0 +1,269 @@
+"""
+The ledger: attempts, cooldowns, usage and errors in one SQLite file, shared by processes.
+
+One thread owns the connection and does everything in the order in which it was asked, so a
+request never waits for a disk. Attempts are written behind in batches, cooldowns at once.
+While idle the thread looks whether another process changed the file and says so. A file
+that cannot be used costs one warning and the history, never an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from localfirst.cascade.health import Cooldown, Place
+from localfirst.events import Usage
+from localfirst.ledger import rows, schema
+from localfirst.transport import files
+from localfirst.types import Attempt, Call, Clock, Target
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], None]
+
+LOOK_EVERY_S = 0.08  # another process's change is to be noticed within 100 ms
+BATCH = 256  # fewer are written as soon as the thread has nothing else to do
+BUSY_MS = 2000
+WAITING_AT_MOST = 20_000  # beyond this attempts are dropped: a stuck disk must not eat memory
+CLOSE_S = 3.0
+
+
+class Ledger:
+    """
+    History of one state directory.
+
+    Args:
+        path: the database; its folder is made, 0700, and the file is 0600.
+        clock: the time at which rows are stamped.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path = path
+        self._clock = clock
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._attempts: collections.deque[rows.AttemptRow] = collections.deque()
+        self._thread: threading.Thread | None = None
+        self._watchers: list[Callable[[tuple[Cooldown, ...]], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._version = 0
+        self.reason = ""
+        self.dropped = 0
+
+    @property
+    def working(self) -> bool:
+        """Whether history is being written; `reason` says why not."""
+        return self._thread is not None and not self.reason
+
+    # --- life ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the thread; the file is opened there. Idempotent."""
+        if self._thread is not None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="localfirst-ledger", daemon=True)
+        self._thread.start()
+
+    async def aclose(self) -> None:
+        """Write what is pending and close the file; bounded in time, idempotent."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._work.put(None)
+        self._loop = None
+        await asyncio.to_thread(thread.join, CLOSE_S)
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def record_attempt(
+        self,
+        attempt: Attempt,
+        *,
+        call: Call | None = None,
+        target: Target | None = None,
+        usage: Usage | None = None,
+        first_token_s: float = 0.0,
+        usd: float | None = None,
+    ) -> None:
+        """Remember one attempt, within a quarter of a second; returns at once."""
+        if self._thread is None or self.reason:
+            return
+        if len(self._attempts) >= WAITING_AT_MOST:
+            self.dropped += 1
+            return
+        self._attempts.append((attempt, call, target, usage, first_token_s, usd))
+        if len(self._attempts) == BATCH:
+            self._work.put(self._flush)
+
+    def save_cooldown(self, entry: Cooldown) -> asyncio.Future[None] | None:
+        """Write a cooldown now; the future is done when it is committed (or has failed)."""
+        if self._thread is None or self.reason:
+            return None
+        return asyncio.wrap_future(self._do(lambda db: rows.save_cooldown(db, entry)))
+
+    def drop_cooldowns(self, places: Sequence[Place]) -> None:
+        """Forget cooldowns that ended early; returns at once."""
+        if self._thread is not None and not self.reason:
+            self._do(lambda db: rows.drop_cooldowns(db, places))
+
+    async def flush(self) -> None:
+        """Wait until everything recorded so far is written."""
+        await self.run(self._flush)
+
+    # --- reading ----------------------------------------------------------------------------
+
+    async def load_cooldowns(self) -> tuple[Cooldown, ...]:
+        """Every cooldown in the file, the expired ones too; () when there is no file."""
+        return await self.run(rows.load_cooldowns) or ()
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Do *work* on the ledger's thread after all that was asked before; None if broken."""
+        if self._thread is None or self.reason:
+            return None
+        return await asyncio.wrap_future(self._do(work))
+
+    def watch(self, changed: Callable[[tuple[Cooldown, ...]], None]) -> None:
+        """Call *changed* on the opening loop with all cooldowns when another process wrote."""
+        self._watchers.append(changed)
+
+    def data_version(self) -> int:
+        """A number that changes, within 100 ms, when another process has written."""
+        return self._version
+
+    # --- on the thread ----------------------------------------------------------------------
+
+    def _do(self, work: Callable[[sqlite3.Connection], T]) -> concurrent.futures.Future[T | None]:
+        done: concurrent.futures.Future[T | None] = concurrent.futures.Future()
+
+        def step(db: sqlite3.Connection) -> None:
+            if not done.set_running_or_notify_cancel():
+                return
+            result: T | None = None
+            try:
+                result = work(db)
+            except sqlite3.Error as error:
+                self._broken(error)
+            finally:
+                done.set_result(result)
+
+        self._work.put(step)
+        return done
+
+    def _run(self) -> None:
+        db = self._connect()
+        try:
+            while (work := self._await_work(db)) is not None:
+                if db is not None:
+                    work(db)
+                else:
+                    # Nothing can be written; whoever waits is released all the same.
+                    with contextlib.suppress(sqlite3.Error), _nowhere() as nothing:
+                        work(nothing)
+            if db is not None:
+                self._flush(db)
+        finally:
+            if db is not None:
+                db.close()
+
+    def _await_work(self, db: sqlite3.Connection | None) -> Work | None:
+        """The next piece of work; while there is none, look for others' changes."""
+        while True:
+            try:
+                return self._work.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                if db is not None and not self.reason:
+                    self._idle(db)
+
+    def _idle(self, db: sqlite3.Connection) -> None:
+        self._flush(db)
+        try:
+            version = db.execute("PRAGMA data_version").fetchone()[0]
+            if version == self._version:
+                return
+            self._version = version
+            found = rows.load_cooldowns(db)
+        except sqlite3.Error as error:
+            self._broken(error)
+            return
+        loop = self._loop
+        if loop is not None and self._watchers:
+            with contextlib.suppress(RuntimeError):  # the loop closed a moment ago
+                loop.call_soon_threadsafe(self._tell, found)
+
+    def _tell(self, found: tuple[Cooldown, ...]) -> None:
+        for changed in self._watchers:
+            changed(found)
+
+    def _flush(self, db: sqlite3.Connection) -> None:
+        # Appended to by the loop meanwhile: taken one by one, so that none falls between.
+        batch = [self._attempts.popleft() for _ in range(len(self._attempts))]
+        if not batch or self.reason:
+            return
+        try:
+            rows.save_attempts(db, batch, self._clock.unix())
+        except sqlite3.Error as error:
+            self._broken(error)
+
+    def _connect(self) -> sqlite3.Connection | None:
+        try:
+            files.ensure_dir(self.path.parent, mode=0o700)
+            db = connect(self.path)
+            self._version = db.execute("PRAGMA data_version").fetchone()[0]
+        except (sqlite3.Error, OSError, schema.NewerFile) as error:
+            self._broken(error)
+            return None
+        return db
+
+    def _broken(self, error: Exception) -> None:
+        """One warning, and history is off; answers go on."""
+        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            # Another process held the file for long: this batch is lost, the ledger is not.
+            log.warning("the ledger was locked by another process; some history is lost")
+            return
+        if not self.reason:
+            self.reason = f"{type(error).__name__}: {error}"
+            log.warning("history is off: `%s` cannot be used (%s)", self.path, error)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """
+    Open the file as every process does: WAL, short waits, tables made.
+
+    Raises:
+        sqlite3.Error, OSError: it cannot be used.
+        NewerFile: a later version wrote it.
+    """
+    path.touch(mode=0o600, exist_ok=True)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+        # WAL lets readers and one writer of several processes work side by side; NORMAL
+        # syncs at checkpoints, so a power cut may lose the last rows, never the file.
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        schema.prepare(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextlib.contextmanager
+def _nowhere():  # type: ignore[no-untyped-def]
+    db = sqlite3.connect(":memory:")
+    try:
+        yield db
+    finally:
+        db.close()
