@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,9 +62,9 @@ def test_a_field_without_a_space_or_a_colon_is_read_as_the_standard_says() -> No
 def test_an_endless_line_is_refused_and_not_collected(size: int) -> None:
     for decoder in (SseDecoder(1000), NdjsonDecoder(1000)):
         raw = b"data: " + b"x" * 2000
+        pieces = [raw[i : i + size] for i in range(0, len(raw), size)]
         with pytest.raises(UpstreamBroken) as caught:
-            for i in range(0, len(raw), size):
-                decoder.feed(raw[i : i + size])
+            [decoder.feed(piece) for piece in pieces]
         assert caught.value.breakage is Breakage.TOO_LARGE
 
 
@@ -93,5 +95,5 @@ def test_a_line_without_its_newline_is_left_over_at_the_end() -> None:
 def test_any_text_survives_any_slicing(texts: list[str], cuts: list[int]) -> None:
     raw = b"".join(b"data: " + text.encode() + b"\n\n" for text in texts)
     bounds = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
-    pieces = [raw[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [raw[a:b] for a, b in itertools.pairwise(bounds)]
     assert events(pieces) == [("", text.encode()) for text in texts if text]

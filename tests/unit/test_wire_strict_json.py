@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -141,7 +142,5 @@ def test_every_document_that_python_writes_is_read_back(value: object) -> None:
 @given(st.binary(max_size=80))
 def test_no_bytes_raise_anything_but_invalid_request(body: bytes) -> None:
     for read in (strict_json.loads, *LOOKS, *SURFACES):
-        try:
+        with contextlib.suppress(InvalidRequest):
             read(body)
-        except InvalidRequest:
-            pass

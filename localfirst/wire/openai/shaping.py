@@ -21,6 +21,7 @@ LIMITS = ("max_tokens", "max_completion_tokens")
 OURS = frozenset({"options", "keep_alive", "think", "num_ctx"})
 """Fields that this gateway understands beyond OpenAI's; no cloud does."""
 
+_TEXT_FORMAT = b'{"type":"text"}'
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -49,7 +50,9 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
 
 def _says_nothing(value: Json) -> bool:
     if isinstance(value, msgspec.Raw):
-        return is_empty(value) or bytes(value) == b'{"type":"text"}'
+        return is_empty(value) or (
+            memoryview(value).nbytes < 20 and bytes(value).replace(b" ", b"") == _TEXT_FORMAT
+        )
     return value is None or value in ([], {"type": "text"})
 
 
