@@ -18,6 +18,8 @@ CLAIM_MAX_BYTES = 64 * 2**20
 CLAIM_START_BYTES = 16 * 2**20
 CLAIM_S = 3.0
 STEAL_MIN_BYTES = 512 * 2**10
+# Helping costs a request, and the helped one its connection; what ends sooner is left alone.
+STEAL_MIN_S = 0.5
 # A stretch this much slower than the one that just ended is taken away from its connection
 # (ollama/ollama x/transfer restarts streams below 10 % of the median speed).
 SLOW_SHARE = 0.1
@@ -99,13 +101,14 @@ class Ranges:
 class Claim:
     """A stretch that one connection fetches; `end` may come closer when another helps."""
 
-    __slots__ = ("began", "end", "lost", "position", "start")
+    __slots__ = ("began", "end", "lost", "moved", "position", "start")
 
     def __init__(self, start: int, end: int, began: float) -> None:
         self.start = start
         self.position = start
         self.end = end
         self.began = began
+        self.moved = began
         self.lost = False
 
     @property
@@ -146,10 +149,11 @@ class Board:
             end = min(gap[1], end + CLAIM_MIN_BYTES // 2)
         return self._give(gap[0], end, now)
 
-    def advance(self, claim: Claim, count: int) -> None:
+    def advance(self, claim: Claim, count: int, now: float = 0.0) -> None:
         """Note that *count* more bytes of *claim* are in the file."""
         self.done.add(claim.position, claim.position + count)
         claim.position += count
+        claim.moved = now
 
     def release(self, claim: Claim) -> None:
         """Give a stretch back, finished or not; what is missing of it is free again."""
@@ -167,17 +171,24 @@ class Board:
         return claim
 
     def _steal(self, now: float, rate: float) -> Claim | None:
-        largest = max(self.active, key=lambda claim: claim.left, default=None)
-        if largest is None:
+        """Help with what others have: all of a silent one's, half of the largest, a drip's."""
+        if not self.active:
             return None
-        if largest.left >= 2 * STEAL_MIN_BYTES:
+        silent = min(self.active, key=lambda claim: claim.moved)
+        if rate and now - silent.moved > SLOW_AFTER_S:
+            return self._take(silent, now)
+        largest = max(self.active, key=lambda claim: claim.left)
+        hurry = largest.left < STEAL_MIN_S * largest.rate(now)
+        if largest.left >= 2 * STEAL_MIN_BYTES and not hurry:
             middle = largest.position + largest.left // 2
             end, largest.end = largest.end, middle
             return self._give(middle, end, now)
         slowest = min(self.active, key=lambda claim: claim.rate(now))
-        is_slow = rate and slowest.rate(now) < SLOW_SHARE * rate
-        if is_slow and now - slowest.began > SLOW_AFTER_S:
-            slowest.lost = True
-            self.release(slowest)
-            return self._give(slowest.position, slowest.end, now)
-        return None
+        drips = rate and slowest.rate(now) < SLOW_SHARE * rate
+        return self._take(slowest, now) if drips and now - slowest.began > SLOW_AFTER_S else None
+
+    def _take(self, claim: Claim, now: float) -> Claim:
+        """Give all that is left of *claim* to another connection."""
+        claim.lost = True
+        self.release(claim)
+        return self._give(claim.position, claim.end, now)

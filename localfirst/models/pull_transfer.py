@@ -146,6 +146,11 @@ class Transfer:
         for worker in self._workers:
             worker.abort()
 
+    def free_the_robbed(self) -> None:
+        """Called after a claim: a connection that was too slow for its stretch begins anew."""
+        for worker in self._workers:
+            worker.free_if_robbed()
+
     def fail(self, error: LocalFirstError) -> None:
         """End the whole transfer with *error*; the first one counts."""
         with self.lock:

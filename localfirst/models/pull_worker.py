@@ -75,6 +75,7 @@ class Worker(threading.Thread):
         self._reader: BodyReader | None = None
         self._location: Location | None = None
         self._stale: Location | None = None
+        self._claimed: Claim | None = None
         self._rate = 0.0
         self._strikes = 0
         self._mark = -1
@@ -85,6 +86,12 @@ class Worker(threading.Thread):
         reader = self._reader
         if reader is not None:
             reader.abort()
+
+    def free_if_robbed(self) -> None:
+        """End a read whose stretch another connection has taken over."""
+        claim = self._claimed
+        if claim is not None and claim.lost:
+            self.abort()
 
     def run(self) -> None:
         """Fetch stretches until there are none."""
@@ -115,6 +122,8 @@ class Worker(threading.Thread):
 
     def _work(self, claim: Claim) -> None:
         before = claim.position
+        self._claimed = claim
+        self._transfer.free_the_robbed()
         try:
             self._fetch(claim)
         except concurrent.futures.CancelledError:
@@ -137,6 +146,8 @@ class Worker(threading.Thread):
         """Decide whether to try again, and wait; or end the transfer."""
         transfer = self._transfer
         self._close()
+        if self._claimed is not None and self._claimed.lost:
+            return
         if transfer.stopped.is_set() or transfer.board.complete:
             return
         if not isinstance(error, PullError) or _is_final(error):
@@ -186,7 +197,7 @@ class Worker(threading.Thread):
                 files.write_at(partial.descriptor, self._buffer[:count], claim.position)
                 with transfer.lock:
                     count = 0 if claim.lost else max(0, min(count, claim.left))
-                    transfer.board.advance(claim, count)
+                    transfer.board.advance(claim, count, transfer.clock.monotonic())
                     transfer.wrote(claim.position - count, claim.position)
                 transfer.progressed()
                 if claim.position - noted >= NOTE_BYTES:

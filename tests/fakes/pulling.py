@@ -37,11 +37,13 @@ async def main(options: argparse.Namespace) -> int:
         store=Store(options.store),
         settings=settings,
         clock=SystemClock(),
-        environ={},
+        environ=dict(os.environ),
         pauses_s=(0.01, 0.02, 0.05, 0.1),
     )
     try:
-        async for shot in puller.start(options.name, force=options.force).snapshots():
+        async for shot in puller.start(
+            options.name, force=options.force, any_host=True
+        ).snapshots():
             done = sum(layer.completed_bytes for layer in shot.layers)
             say(state=shot.state, completed=done)
     except LocalFirstError as error:

@@ -16,6 +16,7 @@ import hashlib
 import http.client
 import json
 import random
+import ssl
 import subprocess
 import sys
 import threading
@@ -330,12 +331,17 @@ class Server(ThreadingHTTPServer):
         """A client that went away is no news."""
 
 
-def serve(folder: Path, seed: int) -> None:
+def serve(folder: Path, seed: int, certificate: str) -> None:
     state = State(folder, seed)
     servers = []
     for name in ("registry", "cdn"):
         handler = type(name, (Handler,), {"state": state, "server_name": name})
-        servers.append(Server(("127.0.0.1", 0), handler))
+        server = Server(("127.0.0.1", 0), handler)
+        if certificate and name == "registry":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        servers.append(server)
     state.cdn_port = servers[1].server_address[1]
     for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -408,7 +414,8 @@ class FakeRegistry:
         return total
 
     def _call(self, method: str, path: str, body: str | None = None) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        # The blobs' door has no TLS and takes control requests just as well.
+        connection = http.client.HTTPConnection("127.0.0.1", self.cdn_port, timeout=10)
         try:
             connection.request(method, path, body)
             return connection.getresponse().read().decode()
@@ -417,9 +424,10 @@ class FakeRegistry:
 
 
 @contextmanager
-def running(folder: Path, *, seed: int = 0) -> Iterator[FakeRegistry]:
-    """Run the program on *folder* for a while."""
+def running(folder: Path, *, seed: int = 0, certificate: str = "") -> Iterator[FakeRegistry]:
+    """Run the program on *folder* for a while; with a certificate's file its door speaks TLS."""
     argv = [sys.executable, "-I", __file__, "--folder", str(folder), "--seed", str(seed)]
+    argv += ["--certificate", certificate]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdin is not None
         ports = json.loads(child.stdout.readline())
@@ -437,5 +445,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--certificate", default="")
     options = parser.parse_args()
-    serve(options.folder, options.seed)
+    serve(options.folder, options.seed, options.certificate)

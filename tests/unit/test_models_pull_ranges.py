@@ -101,10 +101,20 @@ def test_the_last_crumbs_are_taken_from_a_connection_that_drips() -> None:
     board = Board(STEAL_MIN_BYTES, Ranges())
     drip = board.claim(0.0)
     assert drip is not None
-    board.advance(drip, 100)
+    board.advance(drip, 100, SLOW_AFTER_S)
     assert board.claim(1.0, rate=1e6) is None  # too early to judge
     helper = board.claim(SLOW_AFTER_S + 1, rate=1e6)
     assert drip.lost and helper is not None and helper.start == 100
+
+
+def test_all_that_a_silent_connection_holds_is_taken() -> None:
+    board = Board(CLAIM_MIN_BYTES, Ranges())
+    silent = board.claim(0.0)
+    assert silent is not None
+    board.advance(silent, 1000, 1.0)
+    assert board.claim(1.0 + SLOW_AFTER_S, rate=1e6) is not None and not silent.lost
+    helper = board.claim(1.1 + SLOW_AFTER_S, rate=1e6)
+    assert silent.lost and helper is not None and helper.start == 1000
 
 
 def test_what_a_broken_connection_left_is_free_again() -> None:

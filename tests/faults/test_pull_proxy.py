@@ -1,0 +1,160 @@
+"""What is guarded: company proxies and private CAs, for the manifest and for the bytes alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localfirst.models.store import Store
+from localfirst.transport.bulk import proxy_for
+from tests.fakes import connect_proxy, registry
+from tests.fakes.registry import FakeRegistry
+
+CHILD = Path(__file__).parents[1] / "fakes" / "pulling.py"
+WEIGHTS = random.Random(3).randbytes(2_500_000)
+VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the CA")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A key and a certificate for `registry.test` that vouches for itself."""
+    path = tmp_path_factory.mktemp("ca") / "both.pem"
+    key = path.with_name("key.pem")
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    argv += ["-nodes", "-days", "2", "-subj", "/CN=registry.test"]
+    argv += ["-addext", "subjectAltName=DNS:registry.test", "-keyout", str(key)]
+    subprocess.run([*argv, "-out", str(path)], check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + key.read_bytes())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory, certificate: str) -> Iterator[FakeRegistry]:
+    with registry.running(tmp_path_factory.mktemp("tls"), certificate=certificate) as fake:
+        fake.publish(model=WEIGHTS)
+        fake.knobs(redirect=0)
+        yield fake
+
+
+def pull(store: Store, name: str, **variables: str) -> str:
+    """Pull *name* in a process with those variables; the code it ends with."""
+    environ = {k: v for k, v in os.environ.items() if k.lower() not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, str(CHILD), str(store.root), name],
+        env={**environ, **variables},
+        capture_output=True,
+        timeout=60,
+    )
+    return str(json.loads(done.stdout.splitlines()[-1])["end"])
+
+
+@needs_openssl
+def test_a_pull_goes_through_a_proxy_with_a_password_and_a_private_ca(
+    tmp_path: Path, secure: FakeRegistry, certificate: str
+) -> None:
+    store = Store(tmp_path)
+    with connect_proxy.running(secure.port, "me:secret") as (proxy, lines):
+        end = pull(
+            store,
+            "registry.test/library/tiny",
+            HTTPS_PROXY=proxy,
+            SSL_CERT_FILE=certificate,
+        )
+    assert end == "ok"
+    assert store.model_file("registry.test/library/tiny").read_bytes() == WEIGHTS
+    assert {line.split(" ")[1] for line in lines} == {"registry.test:443"}
+    assert len(lines) >= 2  # the manifest's connection and the bytes'
+
+
+@needs_openssl
+def test_a_certificate_that_nobody_vouches_for_is_a_tls_error(
+    tmp_path: Path, secure: FakeRegistry
+) -> None:
+    with connect_proxy.running(secure.port) as (proxy, _):
+        end = pull(Store(tmp_path), "registry.test/library/tiny", HTTPS_PROXY=proxy)
+    assert end == "registry-tls"
+
+
+@needs_openssl
+def test_a_wrong_password_is_a_proxy_error(
+    tmp_path: Path, secure: FakeRegistry, certificate: str
+) -> None:
+    with connect_proxy.running(secure.port, "me:secret") as (proxy, _):
+        end = pull(
+            Store(tmp_path),
+            "registry.test/library/tiny",
+            HTTPS_PROXY=proxy.replace("secret", "wrong"),
+            SSL_CERT_FILE=certificate,
+        )
+    assert end == "registry-proxy"
+
+
+@needs_openssl
+def test_no_proxy_is_honoured(tmp_path: Path, secure: FakeRegistry) -> None:
+    with connect_proxy.running(secure.port) as (proxy, lines):
+        end = pull(
+            Store(tmp_path), "registry.test/library/tiny", HTTPS_PROXY=proxy, NO_PROXY=".test"
+        )
+    assert end in {"registry-dns", "registry-unreachable"} and lines == []
+
+
+@needs_openssl
+def test_a_registry_on_loopback_is_asked_directly(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with (
+        registry.running(tmp_path_factory.mktemp("plain")) as fake,
+        connect_proxy.running(fake.port) as (proxy, lines),
+    ):
+        fake.publish(model=WEIGHTS)
+        assert pull(Store(tmp_path), fake.name(), HTTP_PROXY=proxy, ALL_PROXY=proxy) == "ok"
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "expected"),
+    [
+        ("https://a.example/x", {"HTTPS_PROXY": "http://p:1"}, "http://p:1"),
+        ("https://a.example/x", {"https_proxy": "p:1"}, "http://p:1"),
+        ("https://a.example/x", {"HTTP_PROXY": "http://p:1"}, ""),
+        ("http://a.example/x", {"http_proxy": "http://p:1"}, "http://p:1"),
+        ("http://a.example/x", {"ALL_PROXY": "http://p:1"}, "http://p:1"),
+        ("http://a.example/x", {"HTTP_PROXY": "http://p:1", "REQUEST_METHOD": "GET"}, ""),
+        ("https://127.0.0.1/x", {"HTTPS_PROXY": "http://p:1"}, ""),
+        ("https://localhost/x", {"HTTPS_PROXY": "http://p:1"}, ""),
+        ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, ""),
+        ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "example"}, ""),
+        ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example"}, ""),
+        ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "no_proxy": "b, a.example"}, ""),
+        (
+            "https://an.example/x",
+            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "n.example"},
+            "http://p:1",
+        ),
+        (
+            "https://a.example/x",
+            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.example:80"},
+            "http://p:1",
+        ),
+        ("https://a.example:80/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.example:80"}, ""),
+        ("https://10.1.2.3/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"}, ""),
+        (
+            "https://11.1.2.3/x",
+            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "10.0.0.0/8"},
+            "http://p:1",
+        ),
+    ],
+)
+def test_the_customary_variables_choose_the_proxy(
+    url: str, environ: dict[str, str], expected: str
+) -> None:
+    assert proxy_for(url, environ) == expected
