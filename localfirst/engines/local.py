@@ -21,11 +21,12 @@ import msgspec
 from localfirst.engines import launch
 from localfirst.engines.base import Engine, EngineStatus, Limits
 from localfirst.engines.judge import Judge
+from localfirst.engines.life import Pace
 from localfirst.engines.llamacpp import LlamaCppEngine, installed
 from localfirst.engines.llamacpp.about import Shelf
 from localfirst.engines.ollama import OllamaEngine, OllamaHosts
 from localfirst.engines.supervisor import ChildState, Supervisor
-from localfirst.errors import EngineUnavailable
+from localfirst.errors import Breakage, EngineUnavailable, UpstreamBroken
 from localfirst.events import Event, Progress
 from localfirst.machine.fit import Hardware
 from localfirst.models.store import Store
@@ -35,6 +36,8 @@ from localfirst.types import Call, Clock, Json, Target
 
 STATUS_S = 1.9
 TELL_EVERY_S = 1.0
+CHOICE_S = 10.0
+"""How long a choice holds; an engine that is gone is noticed at once and chosen anew."""
 NONE = EngineStatus(
     kind="none", state="absent", ready=False, reason="the local engine is switched off"
 )
@@ -52,6 +55,7 @@ class LocalEngine:
         clock: Clock,
         environ: Mapping[str, str],
         hardware: Callable[[], Hardware],
+        pace: Pace = Pace(),  # noqa: B008
     ) -> None:
         self._settings = settings
         self._upstream = upstream
@@ -69,6 +73,7 @@ class LocalEngine:
             models_dir=local.models_dir,
             offline=settings.privacy is Privacy.LOCAL_ONLY,
             may_start=local.start,
+            pace=pace,
         )
         self._ollama = self._ollama_at(self.supervisor.endpoint)
         self._hosts = self._hosts_of(local.hosts)
@@ -82,6 +87,8 @@ class LocalEngine:
                 environ=environ,
                 hardware=hardware,
             )
+        self._chosen: Engine | None = None
+        self._chosen_until = -math.inf
         self._status = NONE
         self._status_at = -math.inf
 
@@ -101,18 +108,37 @@ class LocalEngine:
     async def answer(
         self, call: Call, target: Target, limits: Limits
     ) -> AsyncGenerator[Event, None]:
-        """As `Backend.answer`; starting an engine is told as `Progress("loading")`."""
-        picking = asyncio.ensure_future(self._pick())
-        try:
-            while not picking.done():
-                await asyncio.wait({picking}, timeout=TELL_EVERY_S)
-                if not picking.done():
-                    yield Progress("loading", "the local engine starts")
-        finally:
-            picking.cancel()
-        async with aclosing(picking.result().answer(call, target, limits)) as events:
-            async for event in events:
-                yield event
+        """
+        As `Backend.answer`; starting an engine is told as `Progress("loading")`.
+
+        An engine that was there a moment ago and refuses the connection is started, or
+        another picked, once.
+        """
+        for last in (False, True):
+            picking = asyncio.ensure_future(self._pick())
+            try:
+                while not picking.done():
+                    await asyncio.wait({picking}, timeout=TELL_EVERY_S)
+                    if not picking.done():
+                        yield Progress("loading", "the local engine starts")
+            finally:
+                picking.cancel()
+            began = False
+            try:
+                async with aclosing(picking.result().answer(call, target, limits)) as events:
+                    async for event in events:
+                        began = began or not isinstance(event, Progress)
+                        yield event
+                return
+            except UpstreamBroken as error:
+                if began or last or error.breakage is not Breakage.CONNECT_REFUSED:
+                    raise
+                self.forget()
+
+    def forget(self) -> None:
+        """Look again before the next request: what was known may be over."""
+        self._status_at = self._chosen_until = -math.inf
+        self._ollama.forget()
 
     async def embed(
         self, model: str, texts: list[str], options: dict[str, Json]
@@ -130,7 +156,7 @@ class LocalEngine:
         if not status.ready:
             return False
         gone = await (await self._pick()).unload(model)
-        self._status_at = -math.inf
+        self.forget()
         return gone
 
     async def aclose(self) -> None:
@@ -147,6 +173,12 @@ class LocalEngine:
         Raises:
             EngineUnavailable: there is none, or it keeps failing.
         """
+        if self._chosen is None or self._clock.monotonic() >= self._chosen_until:
+            self._chosen = await self._choose()
+            self._chosen_until = self._clock.monotonic() + CHOICE_S
+        return self._chosen
+
+    async def _choose(self) -> Engine:
         if self._hosts is not None:
             return self._hosts
         kind = self._settings.local.engine

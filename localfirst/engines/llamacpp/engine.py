@@ -224,7 +224,10 @@ class LlamaCppEngine:
         left_s = runner.idle_at - self._clock.monotonic()
         until = 0.0 if math.isinf(left_s) else self._clock.unix() + left_s
         return msgspec.structs.replace(
-            model, loaded=True, loaded_bytes=model.size_bytes, expires_unix=until
+            model,
+            loaded=True,
+            loaded_bytes=runner.resident_bytes() or model.size_bytes,
+            expires_unix=until,
         )
 
     # --- inside ------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class Pool:
         while True:
             found = await self._predict(plan, shape)
             if found is None or found.verdict is not fit.Verdict.NO:
-                return plan, found is not None and found.verdict is fit.Verdict.TIGHT
+                return _placed(plan, found), _tight(found)
             idle = [key for key in self._runners if self._idle(key)]
             if not idle:
                 break
@@ -300,6 +300,17 @@ async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> No
         with contextlib.suppress(asyncio.CancelledError, UpstreamError):
             waiting: Awaitable[object] = task
             await waiting
+
+
+def _tight(found: Fit | None) -> bool:
+    return found is not None and found.verdict is fit.Verdict.TIGHT
+
+
+def _placed(plan: ChildPlan, found: Fit | None) -> ChildPlan:
+    """As many layers on a GPU as were predicted to fit; llama.cpp's own choice when unknown."""
+    if found is None or found.placement is not fit.Placement.SPLIT:
+        return plan
+    return msgspec.structs.replace(plan, gpu_layers=found.gpu_layers)
 
 
 def _no_memory(plan: ChildPlan, found: Fit) -> UpstreamRefused:

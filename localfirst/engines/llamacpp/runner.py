@@ -148,6 +148,17 @@ class Runner:
             return False
         return True
 
+    def resident_bytes(self) -> int:
+        """What the child takes of the RAM now, as the system counts it; 0 when it is gone."""
+        import psutil
+
+        if self.child is None or not self.child.alive:
+            return 0
+        try:
+            return int(psutil.Process(self.child.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
     def touch(self) -> None:
         """Note that it is used now."""
         self.last_used = self._clock.monotonic()

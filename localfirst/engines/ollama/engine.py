@@ -187,7 +187,7 @@ class OllamaEngine:
         size = self._contexts.get(model, self._settings.local.num_ctx)
         options: dict[str, Json] = {"num_ctx": size} if size else {}
         await self.daemon.load(model, options, self._settings.timeouts.load_s)
-        self._forget_status()
+        self.forget()
 
     async def unload(self, model: str) -> bool:
         """As `Engine.unload`."""
@@ -195,7 +195,7 @@ class OllamaEngine:
         if full_name(model) not in loaded:
             return False
         await self.daemon.unload(model)
-        self._forget_status()
+        self.forget()
         return True
 
     async def aclose(self) -> None:
@@ -285,7 +285,8 @@ class OllamaEngine:
             )
         return self._lines[name]
 
-    def _forget_status(self) -> None:
+    def forget(self) -> None:
+        """Look again before the next request."""
         self._status_at = -math.inf
 
 

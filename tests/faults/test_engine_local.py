@@ -1,0 +1,237 @@
+"""Which engine answers: adopted, started, embedded; and what the status says of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localfirst.engines.launch import free_port
+from localfirst.engines.life import Pace
+from localfirst.engines.local import LocalEngine
+from localfirst.errors import EngineUnavailable, UpstreamRefused
+from localfirst.events import Progress
+from localfirst.machine.fit import Hardware
+from localfirst.models import toy
+from localfirst.models.store import Store
+from localfirst.settings import LocalSettings, Settings
+from localfirst.transport.clock import SystemClock
+from localfirst.transport.upstream import UpstreamClient
+from tests.fakes import ollama_binary
+from tests.fakes.engine_bench import ask, collect, fake_daemon, finish_of, run, text_of, until
+
+IMPATIENT = Pace(backoff_s=0.02, budget=2)
+ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
+
+
+class Bench:
+    """A folder, a port, and a local engine on both."""
+
+    def __init__(self, folder: Path, upstream: UpstreamClient, local: dict[str, Any]) -> None:
+        self.bin = folder / "bin"
+        self.port = free_port()
+        self.store = folder / "store"
+        usual = {"host": f"127.0.0.1:{self.port}", "models_dir": str(self.store)}
+        self.hardware = ROOMY
+        self.engine = LocalEngine(
+            Settings(
+                state_dir=str(folder / "state"),
+                local=LocalSettings(**usual | local),
+            ),
+            store=Store(self.store),
+            upstream=upstream,
+            clock=SystemClock(),
+            environ={**os.environ, "PATH": str(self.bin), "HOME": str(folder)},
+            hardware=lambda: self.hardware,
+            pace=IMPATIENT,
+        )
+
+    @property
+    def starts(self) -> int:
+        return len(ollama_binary.starts(self.bin))
+
+
+@contextlib.asynccontextmanager
+async def bench(folder: Path, **local: Any) -> AsyncIterator[Bench]:
+    toy.publish(folder / "store")
+    upstream = UpstreamClient(SystemClock())
+    made = Bench(folder, upstream, local)
+    try:
+        yield made
+    finally:
+        await made.engine.aclose()
+        await upstream.aclose()
+
+
+def test_a_running_ollama_is_adopted(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_daemon({"models": {"tiny": {}}}) as served,
+            bench(tmp_path, host=served.endpoint) as made,
+        ):
+            ollama_binary.install(made.bin)
+            status = await made.engine.status()
+            assert (status.kind, status.ready, status.adopted) == ("ollama", True, True)
+            assert [model.fit for model in status.models] == ["fits"]
+            assert text_of(await collect(made.engine, ask()))
+            assert made.starts == 0
+
+    run(test)
+
+
+def test_an_installed_ollama_is_started_by_the_first_request_and_stopped_at_the_end(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin, ready_after_s=1.2)
+            before = await made.engine.status()
+            assert (before.state, before.ready, before.can_start) == ("stopped", False, True)
+            assert [model.name for model in before.models] == ["tiny:latest"]
+            assert made.starts == 0
+            events = await collect(made.engine, ask())
+            assert isinstance(events[0], Progress)
+            assert text_of(events) == "one two three"
+            after = await made.engine.status(max_age_s=0)
+            assert (after.state, after.ready, after.adopted) == ("ready", True, False)
+        pid = ollama_binary.starts(made.bin)[0]["pid"]
+        await until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+
+    run(test)
+
+
+def test_without_an_ollama_the_embedded_engine_answers(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            status = await made.engine.status()
+            assert (status.kind, status.ready) == ("llamacpp", True)
+            assert [(m.name, m.fit) for m in status.models] == [("tiny:latest", "fits")]
+            assert text_of(await collect(made.engine, ask()))
+            loaded = await made.engine.status(max_age_s=0)
+            assert loaded.models[0].loaded_bytes > 10 * 2**20
+            assert await made.engine.unload("tiny") is True
+
+    run(test)
+
+
+def test_an_ollama_that_keeps_crashing_gives_way_to_the_embedded_engine(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin, exit_code=1, say="no")
+            assert text_of(await collect(made.engine, ask()))
+            status = await made.engine.status(max_age_s=0)
+            assert (status.kind, status.ready) == ("llamacpp", True)
+
+    run(test)
+
+
+@pytest.mark.parametrize("engine", ["none", "ollama"])
+def test_an_engine_that_is_switched_off_is_not_used(tmp_path: Path, engine: str) -> None:
+    async def test() -> None:
+        async with bench(tmp_path, engine=engine) as made:
+            status = await made.engine.status()
+            assert (status.kind, status.ready, status.can_start) == ("none", False, False)
+            assert status.reason
+            with pytest.raises(EngineUnavailable):
+                await collect(made.engine, ask())
+
+    run(test)
+
+
+def test_starting_can_be_forbidden(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path, engine="ollama", start=False) as made:
+            ollama_binary.install(made.bin)
+            status = await made.engine.status()
+            assert (status.ready, status.can_start) == (False, False)
+            with pytest.raises(EngineUnavailable, match="no Ollama answers"):
+                await collect(made.engine, ask())
+            assert made.starts == 0
+
+    run(test)
+
+
+def test_the_embedded_engine_can_be_forced_beside_a_running_ollama(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_daemon({"models": {"tiny": {}}}) as served,
+            bench(tmp_path, host=served.endpoint, engine="llamacpp") as made,
+        ):
+            assert (await made.engine.status()).kind == "llamacpp"
+            assert finish_of(await collect(made.engine, ask()))
+
+    run(test)
+
+
+def test_a_daemon_that_died_since_is_started_again_within_the_request(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin)
+            await collect(made.engine, ask())
+            os.kill(ollama_binary.starts(made.bin)[-1]["pid"], signal.SIGKILL)
+            await until(lambda: made.engine.supervisor.pid is None, "its end")
+            assert text_of(await collect(made.engine, ask())) == "one two three"
+            assert made.starts == 2
+
+    run(test)
+
+
+def test_a_user_s_daemon_that_stopped_makes_way_for_one_of_ours(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_daemon({"models": {"tiny": {}}}) as served,
+            bench(tmp_path, host=served.endpoint) as made,
+        ):
+            ollama_binary.install(made.bin)
+            await collect(made.engine, ask())
+            await served.child.stop()
+            assert text_of(await collect(made.engine, ask())) == "one two three"
+            status = await made.engine.status(max_age_s=0)
+            assert (status.adopted, made.starts) == (False, 1)
+
+    run(test)
+
+
+def test_a_model_that_does_not_fit_is_listed_as_such(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            made.hardware = Hardware(ram_total_bytes=10**6, ram_available_bytes=10**5)
+            assert [model.fit for model in (await made.engine.status()).models] == ["no"]
+
+    run(test)
+
+
+def test_several_hosts_are_one_engine(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_daemon({"models": {"tiny": {}}}) as one,
+            fake_daemon({"models": {"more": {}}}) as two,
+            bench(tmp_path, host=one.endpoint, hosts=(two.endpoint,)) as made,
+        ):
+            names = {model.name for model in (await made.engine.status()).models}
+            assert names == {"tiny:latest", "more:latest"}
+            assert text_of(await collect(made.engine, ask(), "more"))
+            with pytest.raises(UpstreamRefused):
+                await collect(made.engine, ask(), "nope")
+
+    run(test)
+
+
+def test_closing_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin, never_ready=True)
+            asking = asyncio.ensure_future(collect(made.engine, ask()))
+            await until(lambda: made.starts == 1, "the start")
+            asking.cancel()
+            await asyncio.wait({asking})
+        pid = ollama_binary.starts(made.bin)[0]["pid"]
+        await until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+
+    run(test)
