@@ -1,0 +1,100 @@
+"""The clouds of one runtime: who is configured, how a plan sees them, who speaks to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from urllib.parse import urlsplit
+
+from localfirst.cascade.plan import ProviderView
+from localfirst.engines.base import Backend
+from localfirst.providers import catalog
+from localfirst.providers.anthropic import AnthropicBackend
+from localfirst.providers.catalog import Provider
+from localfirst.providers.openai import OpenAIBackend
+from localfirst.settings import Settings
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.types import Clock, Dialect, Rung
+
+BACKENDS = {Dialect.OPENAI: OpenAIBackend, Dialect.ANTHROPIC: AnthropicBackend}
+
+
+class Clouds:
+    """Providers by id, as the configuration left them."""
+
+    def __init__(self, settings: Settings, *, upstream: UpstreamClient, clock: Clock) -> None:
+        self.providers = catalog.configured(settings)
+        self.views = {name: view_of(provider) for name, provider in self.providers.items()}
+        self.backends: dict[str, Backend] = {
+            name: BACKENDS[provider.dialect](provider, upstream, clock)
+            for name, provider in self.providers.items()
+            if provider.ready
+        }
+        # Anthropic has no embeddings.
+        self.embedders = {
+            name: backend
+            for name, backend in self.backends.items()
+            if isinstance(backend, OpenAIBackend)
+        }
+        self.hosts = tuple(
+            host
+            for provider in self.providers.values()
+            if provider.ready and not provider.loopback and (host := host_of(provider))
+        )
+
+        # Providers that are this machine's own never cool for long.
+        self.near = frozenset(
+            {"local", *(p.id for p in self.providers.values() if p.rung is Rung.LOCAL)}
+        )
+        self.concurrency = {p.id: p.concurrency for p in self.providers.values() if p.concurrency}
+        self.marks = marks(self.providers)
+
+    async def aclose(self) -> None:
+        """Close every backend."""
+        for backend in self.backends.values():
+            await backend.aclose()
+
+
+def host_of(provider: Provider) -> str:
+    """`host:port` of a provider's address."""
+    parts = urlsplit(provider.base_url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{parts.hostname}:{port}" if parts.hostname else ""
+
+
+def view_of(provider: Provider) -> ProviderView:
+    """A provider as a plan sees it: labels of keys, never the keys."""
+    return ProviderView(
+        id=provider.id,
+        rung=provider.rung,
+        title=provider.title,
+        enabled=provider.enabled,
+        reason=provider.reason,
+        key_labels=provider.key_labels,
+        default_models=provider.default_models,
+        known_models=frozenset((*provider.default_models, *provider.windows)),
+        context_tokens=provider.context_tokens,
+        windows=provider.windows,
+        capabilities=provider.capabilities,
+        concurrency=provider.concurrency,
+        loopback=provider.loopback,
+        timeout_s=provider.timeout_s,
+    )
+
+
+def marks(providers: Mapping[str, Provider]) -> dict[str, str]:
+    """
+    For each key's label and provider what identifies its present configuration.
+
+    A key that was refused is tried again when its mark changes: another key stands there.
+    """
+    found: dict[str, str] = {}
+    for provider in providers.values():
+        found[provider.id] = mark(provider.base_url)
+        found |= {key.label: mark(key.reveal()) for key in provider.keys}
+    return found
+
+
+def mark(text: str) -> str:
+    """A short, one-way name of *text*."""
+    return sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,52 @@
+"""The download's gate: will the model run here? Asked after the manifest, before any blob."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from localfirst.errors import InsufficientResources
+from localfirst.machine import fit
+from localfirst.machine.fit import Fit, Hardware, ModelShape, Verdict
+from localfirst.models import gguf
+from localfirst.models.manifest import Manifest
+
+CONTEXT_TOKENS = 4096
+"""The context a model must have room for when nobody asked for more: Ollama's own default."""
+
+
+def shape_of(manifest: Manifest, head: bytes) -> ModelShape:
+    """The model's shape from the first bytes of its file, else from its size alone."""
+    try:
+        return fit.shape_from_gguf(gguf.read_header(head), manifest.size_bytes)
+    except gguf.GgufInvalid:
+        return fit.shape_from_size(manifest.size_bytes)
+
+
+def predict(manifest: Manifest, head: bytes, hardware: Hardware, *, context_tokens: int = 0) -> Fit:
+    """What loading this model here would take, and whether it can be had."""
+    return fit.predict(
+        shape_of(manifest, head), hardware, context_tokens=context_tokens or CONTEXT_TOKENS
+    )
+
+
+def gate(
+    hardware: Callable[[], Hardware], *, context_tokens: int = 0
+) -> Callable[[Manifest, bytes], Awaitable[None]]:
+    """
+    A check for `Puller`: refuses what cannot run here; what is unknown passes.
+
+    Raises (when called):
+        InsufficientResources: the memory will not do, with both figures.
+    """
+
+    async def check(manifest: Manifest, head: bytes) -> None:
+        found = predict(manifest, head, hardware(), context_tokens=context_tokens)
+        if found.verdict is Verdict.NO:
+            raise InsufficientResources(
+                f"the model does not fit this machine: {found.reason}",
+                kind="memory",
+                needed_bytes=found.needed_bytes,
+                available_bytes=found.available_bytes,
+            )
+
+    return check

@@ -1,0 +1,104 @@
+"""
+The lookout: one `World` for the plan, built from what every room says of itself.
+
+Looking is cheap and never waits on the network: the engine's status is refreshed in the
+background while a fresh enough one is at hand, and the same world is handed out as the
+same object while nothing changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from localfirst.cascade.plan import ProviderView, World
+from localfirst.engines.base import Engine, EngineStatus
+from localfirst.machine.connectivity import Connectivity
+from localfirst.machine.serverless import Verdict
+from localfirst.settings import Privacy, Settings
+from localfirst.types import Call, Clock
+
+FRESH_S = 2.0
+"""A status this old is used as it is."""
+
+STALE_S = 30.0
+"""A status this old is still used, while a new one is fetched beside the request."""
+
+
+class Lookout:
+    """Builds worlds; owns the one task that refreshes the engine's status."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: Engine,
+        providers: Mapping[str, ProviderView],
+        connectivity: Connectivity,
+        verdict: Verdict,
+        clock: Clock,
+        over_budget: Callable[[], str],
+    ) -> None:
+        self._engine = engine
+        self._connectivity = connectivity
+        self._clock = clock
+        self._over_budget = over_budget
+        self._status: EngineStatus | None = None
+        self._looked = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._world = World(
+            order=settings.order,
+            local_only=settings.privacy is Privacy.LOCAL_ONLY,
+            fallback=settings.cascade.fallback,
+            local_model=settings.local.model,
+            last_resort=settings.local.last_resort,
+            auto_pull=settings.local.auto_pull,
+            skip_pull=verdict.skip_pull,
+            skip_pull_reason=verdict.reason,
+            providers=providers,
+            routes=settings.routes,
+        )
+
+    async def look(self, call: Call) -> World:
+        """The world now; the very object of the last look when nothing changed."""
+        del call
+        status = await self._engine_status()
+        online = self._connectivity.online()
+        over = self._over_budget()
+        world = self._world
+        if status is not world.local or online is not world.online or over != world.over_budget:
+            self._world = msgspec.structs.replace(
+                world,
+                local=status,
+                online=online,
+                offline_reason=self._connectivity.reason(),
+                over_budget=over,
+            )
+        return self._world
+
+    def forget(self) -> None:
+        """Something changed at the engine (a model came or went): look again next time."""
+        self._looked = float("-inf")
+
+    async def _engine_status(self) -> EngineStatus:
+        age = self._clock.monotonic() - self._looked
+        if self._status is None or age > STALE_S:
+            await self._refresh()
+        elif age > FRESH_S and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
+        assert self._status is not None, "a refresh leaves a status"
+        return self._status
+
+    async def _refresh(self) -> None:
+        status = await self._engine.status(max_age_s=FRESH_S)
+        self._looked = self._clock.monotonic()
+        if status != self._status:
+            self._status = status
+
+    async def aclose(self) -> None:
+        """End the background refresh."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)

@@ -1,0 +1,48 @@
+"""
+The last rung: download a model, then answer from the local engine.
+
+The download belongs to the `Puller`, not to the request: a caller who leaves does not stop
+it, and everybody who asks meanwhile follows the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Protocol
+
+import msgspec
+
+from localfirst.engines.base import Engine, Limits
+from localfirst.events import Event, Progress
+from localfirst.types import Call, Target
+
+
+class Download(Protocol):
+    """A running download, as `models.pull.PullJob` is one."""
+
+    def watch(self) -> AsyncIterator[Progress]:
+        """Progress until it is done; raises what it failed with."""
+        ...
+
+
+class PulledBackend:
+    """A `Backend` whose first answer takes as long as a download does."""
+
+    def __init__(self, engine: Engine, start: Callable[[str], Download]) -> None:
+        self._engine = engine
+        self._start = start
+
+    async def answer(
+        self, call: Call, target: Target, limits: Limits
+    ) -> AsyncGenerator[Event, None]:
+        """Yield the download's `Progress`, then the engine's own events."""
+        async for progress in self._start(target.model).watch():
+            yield progress
+        local = msgspec.structs.replace(target, provider="local")
+        async with aclosing(self._engine.answer(call, local, limits)) as events:
+            async for event in events:
+                yield event
+
+    async def aclose(self) -> None:
+        """Nothing of its own to close."""

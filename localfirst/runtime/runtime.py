@@ -1,0 +1,200 @@
+"""
+The house opened: every room built from the settings, wired, started, and closed again.
+
+Opening reaches no network and starts no engine; that waits for the first request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from localfirst.cascade.health import Cooldown, Health
+from localfirst.cascade.plan import Plan
+from localfirst.cascade.quota import Quota
+from localfirst.cascade.run import Answer, Cascade
+from localfirst.engines.local import LocalEngine
+from localfirst.events import Progress, Reply
+from localfirst.ledger.db import Ledger
+from localfirst.machine import serverless
+from localfirst.machine.connectivity import Connectivity
+from localfirst.machine.fit import Hardware
+from localfirst.models.pull import Puller
+from localfirst.models.store import Store, default_root
+from localfirst.runtime import embedding, fitness, state
+from localfirst.runtime.budget import Budget
+from localfirst.runtime.clouds import Clouds
+from localfirst.runtime.entries import EmbedReply, ModelEntry
+from localfirst.runtime.gauge import Gauge
+from localfirst.runtime.lookout import Lookout
+from localfirst.runtime.pulled import PulledBackend
+from localfirst.settings import Settings
+from localfirst.transport import process
+from localfirst.transport.clock import SystemClock
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.transport.upstream_proxy import from_environment
+from localfirst.types import Call, Clock, Json
+
+
+class Runtime:
+    """
+    Everything a request needs, for one event loop.
+
+    Args:
+        settings: from `config.load()`.
+        environ: the process' own variables when None; proxies, GPUs and serverless targets
+            are told by them.
+        clock: time; the system's when None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings
+        self.environ = dict(process.environ() if environ is None else environ)
+        self.clock: Clock = clock or SystemClock()
+        self.serverless = serverless.verdict(self.environ, override=settings.serverless)
+        self.store = Store(Path(settings.local.models_dir or default_root(self.environ)))
+        self._started = False
+        self._open_rooms()
+
+    def _open_rooms(self) -> None:
+        """Build everything; nothing here waits, connects or starts."""
+        settings, clock = self.settings, self.clock
+        self.gauge = Gauge(self.store.root, self.environ, clock)
+        self.upstream = UpstreamClient(clock, proxies=from_environment(self.environ))
+        self.clouds = Clouds(settings, upstream=self.upstream, clock=clock)
+        self.connectivity = Connectivity(
+            clock, environ=self.environ, offline=settings.offline, hosts=self.clouds.hosts
+        )
+        self.engine = LocalEngine(
+            settings,
+            store=self.store,
+            upstream=self.upstream,
+            clock=clock,
+            environ=self.environ,
+            hardware=self.gauge.now,
+        )
+        self.puller = Puller(
+            store=self.store,
+            settings=settings.pull,
+            clock=clock,
+            environ=self.environ,
+            check=fitness.gate(self.gauge.now, context_tokens=settings.local.num_ctx),
+        )
+        self.ledger = Ledger(Path(settings.state_dir) / "localfirst.db", clock)
+        self.budget = Budget(settings.budget, self.ledger, clock, near=self.clouds.near)
+        self.lookout = Lookout(
+            settings,
+            engine=self.engine,
+            providers=self.clouds.views,
+            connectivity=self.connectivity,
+            verdict=self.serverless,
+            clock=clock,
+            over_budget=self.budget.spent,
+        )
+        self.cascade = Cascade(
+            backends={
+                "local": self.engine,
+                "pull": PulledBackend(self.engine, self.puller.start),
+                **self.clouds.backends,
+            },
+            look=self.lookout.look,
+            clock=clock,
+            settings=settings,
+            health=Health(local=self.clouds.near, marks=self.clouds.marks),
+            quota=Quota(concurrency=self.clouds.concurrency),
+            recorder=self.budget,
+            budget=self.budget.refusal,
+        )
+
+    # --- life ------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Measure the machine and read what other processes learnt; idempotent."""
+        if self._started:
+            return
+        self._started = True
+        await self.gauge.renew()
+        self.ledger.open()
+        self._learn(await self.ledger.load_cooldowns())
+        self.ledger.watch(self._learn)
+        await self.budget.start()
+
+    def _learn(self, cooldowns: tuple[Cooldown, ...]) -> None:
+        """Another process (or this one, before) learnt who is cooling down."""
+        self.cascade.health.restore(cooldowns, self.cascade.now_unix())
+
+    async def aclose(self) -> None:
+        """Close in the reverse order; stops only engines that we started. Idempotent."""
+        await self.lookout.aclose()
+        await self.puller.aclose()
+        await self.engine.aclose()
+        await self.clouds.aclose()
+        await self.upstream.aclose()
+        await self.gauge.aclose()
+        await self.budget.aclose()
+        await self.ledger.aclose()
+
+    async def __aenter__(self) -> Runtime:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # --- asked -----------------------------------------------------------------------------
+
+    @property
+    def providers(self) -> Mapping[str, Any]:
+        """Every configured or known provider by id."""
+        return self.clouds.providers
+
+    async def open(self, call: Call) -> Answer:
+        """Climb the ladder until somebody answers; see `Cascade.open`."""
+        return await self.cascade.open(call)
+
+    async def reply(self, call: Call, schema: Any = None) -> Reply:
+        """The whole answer to *call*, validated against *schema* when one is given."""
+        del schema
+        answer = await self.open(call)
+        return await answer.reply()
+
+    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> EmbedReply:
+        """Vectors of *texts* by *model*; see `embedding.embed`."""
+        return await embedding.embed(self, model, texts, options)
+
+    async def explain(self, call: Call) -> Plan:
+        """The very plan that *call* would run; sends nothing."""
+        return await self.cascade.explain(call)
+
+    def hardware(self) -> Hardware:
+        """This machine, as last measured."""
+        return self.gauge.now()
+
+    async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[Progress, None]:
+        """Download *name* into the store; ends when it is listed."""
+        job = self.puller.start(name, insecure=insecure, any_host=True)
+        async for progress in job.watch():
+            yield progress
+        self.lookout.forget()
+
+    async def models(self) -> list[ModelEntry]:
+        """Every name a request may use now."""
+        status = await self.engine.status()
+        return state.entries(self.settings, status, self.clouds.views)
+
+    async def state(self) -> dict[str, Json]:
+        """What is known of engine, providers, cooldowns and pulls; no secrets."""
+        return await state.of(self)
