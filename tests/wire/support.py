@@ -118,11 +118,10 @@ def dumps(value: Json) -> bytes:
 def payloads(stream: bytes) -> list[Json]:
     """The JSON payloads of a server-sent stream, `[DONE]` as a string."""
     found: list[Json] = []
-    for block in stream.decode().split("\n\n"):
-        for line in block.splitlines():
-            if line.startswith("data: "):
-                text = line[6:]
-                found.append(text if text == "[DONE]" else json.loads(text))
+    for line in stream.split(b"\n"):
+        if line.startswith(b"data: "):
+            text = line[6:]
+            found.append("[DONE]" if text == b"[DONE]" else json.loads(text))
     return found
 
 

@@ -126,17 +126,27 @@ class StreamWriter:
         block that was stopped cannot be taken up again.
         """
         if self._kind == "tool_use" and event.index != self._call:
-            if not is_json("".join(self._given)):
-                self._waiting.append(event)
-                return b""
-            self._kind, closing = "", self._stop()
-            return closing + self._tool(event)
+            self._waiting.append(event)
+            return self._waited()
+        return self._piece(event) + self._waited()
+
+    def _piece(self, event: ToolCallDelta) -> bytes:
         opening = b"" if self._kind == "tool_use" else self._open_tool(event)
         if not event.arguments:
             return opening
         self._given.append(event.arguments)
         piece = ENCODER.encode(event.arguments)
         return opening + self._delta(b'{"type":"input_json_delta","partial_json":%b}' % piece)
+
+    def _waited(self, *, at_end: bool = False) -> bytes:
+        """The pieces that waited and whose turn has come: one call after the other."""
+        written = b""
+        while self._waiting and (at_end or is_json("".join(self._given))):
+            index = self._waiting[0].index
+            turn = [event for event in self._waiting if event.index == index]
+            self._waiting = [event for event in self._waiting if event.index != index]
+            written += self._close() + b"".join(map(self._piece, turn))
+        return written
 
     def _open_tool(self, event: ToolCallDelta) -> bytes:
         self._call = event.index
@@ -148,15 +158,6 @@ class StreamWriter:
             "input": {},
         }
         return self._close() + self._open("tool_use", block)
-
-    def _late_tools(self) -> bytes:
-        """The calls that waited, in order, each with all of its pieces."""
-        waiting, self._waiting = self._waiting, []
-        written = b""
-        for index in dict.fromkeys(event.index for event in waiting):
-            written += self._close()
-            written += b"".join(self._tool(event) for event in waiting if event.index == index)
-        return written
 
     def _block(self, kind: str, block: dict[str, Json]) -> bytes:
         return b"" if self._kind == kind else self._close() + self._open(kind, block)
@@ -195,7 +196,7 @@ class StreamWriter:
         ending = {"type": "message_delta", "delta": delta, "usage": usage}
         return (
             self._start()
-            + self._late_tools()
+            + self._waited(at_end=True)
             + self._close()
             + frame("message_delta", ending)
             + frame("message_stop", {"type": "message_stop"})
