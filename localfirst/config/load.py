@@ -80,6 +80,11 @@ def load(
     return Loaded(settings, sources, str(config_file))
 
 
+def variable(name: str) -> str:
+    """A variable that is no setting and that terminals have always known, such as `NO_COLOR`."""
+    return os.environ.get(name, "")
+
+
 def user_config() -> Path:
     """The user's own config.toml, by platform."""
     import platformdirs

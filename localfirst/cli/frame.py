@@ -1,0 +1,80 @@
+"""The frame around a command: its arguments, its loop, its errors, its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import signal
+import sys
+from collections.abc import Awaitable, Coroutine
+from importlib import import_module
+from typing import Any, NoReturn, Protocol, cast
+
+from localfirst import cli, config
+from localfirst.cli import render
+from localfirst.errors import LocalFirstError
+
+
+class Command(Protocol):
+    """What a command's module has."""
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's own arguments."""
+
+    def run(self, given: argparse.Namespace) -> int | Awaitable[int]:
+        """Do it, on a loop or without; returns the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse in our voice: `error: …`, a hint, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments and leave."""
+        render.problem(message, hint=f"run `{self.prog} --help`", code="usage")
+        raise SystemExit(cli.USAGE)
+
+
+def run(name: str, module: str, summary: str, words: list[str]) -> int:
+    """Run the command of *module*; raises only what the top frame knows."""
+    command = cast(Command, import_module(f"localfirst.cli.{module}"))
+    parser = Parser(prog=f"localfirst {name}", description=summary, allow_abbrev=False)
+    command.arguments(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="one setting for this run, such as `privacy=local-only`",
+    )
+    try:
+        given = parser.parse_args(words)
+        signal.signal(signal.SIGTERM, end)
+        return drive(command, given)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except LocalFirstError as error:
+        return report(error)
+
+
+def drive(command: Command, given: argparse.Namespace) -> int:
+    """Call the command, on an event loop when it wants one."""
+    if inspect.iscoroutinefunction(command.run):
+        work: Coroutine[Any, Any, int] = command.run(given)
+        return asyncio.run(work)
+    return cast(int, command.run(given))
+
+
+def end(*_: object) -> NoReturn:
+    """SIGTERM: leave through every `finally`, so that what we started is stopped."""
+    raise SystemExit(cli.TERMINATED)
+
+
+def report(error: LocalFirstError) -> int:
+    """Print an error as people read it; returns its exit code."""
+    if config.variable("LOCALFIRST_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    render.problem(error.message, hint=error.hint, code=error.code)
+    return error.exit_code

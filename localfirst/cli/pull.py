@@ -1,0 +1,222 @@
+"""`localfirst pull`: models into Ollama's store, one after the other, unattended."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from localfirst.cli import render, session
+from localfirst.errors import ConfigError, InsufficientResources, LocalFirstError
+from localfirst.models import lock as locks
+from localfirst.types import Json
+
+if TYPE_CHECKING:
+    from localfirst.models.pull import PullPlan
+    from localfirst.models.pull_job import PullJob, Snapshot
+    from localfirst.runtime import Runtime
+
+LOCK_BYTES = 2**24
+JSON_EVERY_S = 0.5
+ETA_BYTES_S = 12.5e6  # 100 Mbit/s, the line that most estimates are made for
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """A model to fetch; `digest` pins the bytes."""
+
+    name: str
+    digest: str = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="such as `llama3.2:3b`")
+    parser.add_argument("-f", "--file", metavar="LOCK", help="fetch exactly what a lock names")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what it would take")
+    parser.add_argument("--connections", metavar="N", help="parallel ranges")
+    parser.add_argument("--limit-rate", metavar="RATE", help="bytes a second, such as `2M`")
+    parser.add_argument("--insecure", action="store_true", help="allow http beyond this machine")
+    parser.add_argument("--no-fit-check", action="store_true", help="do not ask the memory")
+    parser.add_argument("--force", action="store_true", help="ask neither memory nor disk")
+    parser.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+
+
+async def run(given: argparse.Namespace) -> int:
+    """Pull each; goes on after a failure and ends with the first one's exit code."""
+    wanted = [Wanted(name) for name in given.models] + (locked(given.file) if given.file else [])
+    if not wanted:
+        render.problem(
+            "nothing to pull", hint="name a model, for example `llama3.2:1b`", code="usage"
+        )
+        return 2
+    flags = {"pull.connections": given.connections, "pull.limit_rate": given.limit_rate}
+    code = 0
+    async with session.client(given, flags) as client:
+        runtime = await client.opened()
+        for want in wanted:
+            try:
+                await (dry_run if given.dry_run else fetch)(runtime, want, given)
+            except LocalFirstError as error:
+                code = code or error.exit_code
+                failed(want, error, as_json=given.json)
+    return code
+
+
+def locked(file: str) -> list[Wanted]:
+    """The models of a lock file."""
+    try:
+        with Path(file).open("rb") as stream:
+            text = stream.read(LOCK_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"`{file}` cannot be read: {error}", setting=file, code="lock-invalid"
+        ) from error
+    return [Wanted(model.name, model.digest) for model in locks.read(text, source=file).models]
+
+
+async def fetch(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> None:
+    """One model, with its progress; raises why it could not be had."""
+    if given.no_fit_check and not given.force:
+        refuse_full_disk(await plan_of(runtime, want, given))
+    job = runtime.puller.start(
+        want.name,
+        digest=want.digest,
+        insecure=given.insecure,
+        any_host=True,
+        force=given.force or given.no_fit_check,
+    )
+    try:
+        if given.json:
+            await tell_lines(job, runtime)
+        else:
+            await tell(job, runtime)
+    finally:
+        job.cancel()
+    if not given.json:
+        render.say(f"{job.name}: {render.size(job.total_bytes)}, verified")
+
+
+async def tell(job: PullJob, runtime: Runtime) -> None:
+    """Progress for people, until the job ends."""
+    ticker = render.Ticker(job.name)
+    try:
+        async for snapshot in job.snapshots():
+            ticker.show(
+                job.completed_bytes,
+                job.total_bytes,
+                runtime.clock.monotonic(),
+                note=note_of(snapshot),
+            )
+    finally:
+        ticker.close()
+
+
+def note_of(snapshot: Snapshot) -> str:
+    """What the bytes do not say."""
+    state = str(snapshot.state)
+    if state != "pulling":
+        return state
+    rate = f"{render.size(snapshot.rate_bytes_s)}/s" if snapshot.rate_bytes_s else ""
+    eta = f"{render.span(snapshot.eta_s)} left" if snapshot.eta_s is not None else ""
+    return "" if render.is_terminal(sys.stderr) else ", ".join(filter(None, (rate, eta)))
+
+
+async def tell_lines(job: PullJob, runtime: Runtime) -> None:
+    """Progress for programs: a line a state, and at most two a second."""
+    last, said_at = "", float("-inf")
+    async for snapshot in job.snapshots():
+        now = runtime.clock.monotonic()
+        if str(snapshot.state) != last or now - said_at >= JSON_EVERY_S:
+            last, said_at = str(snapshot.state), now
+            render.as_json(line(job, snapshot))
+
+
+def line(job: PullJob, snapshot: Snapshot) -> dict[str, Json]:
+    """One progress line."""
+    return {
+        "model": job.name,
+        "state": str(snapshot.state),
+        "completed_bytes": job.completed_bytes,
+        "total_bytes": job.total_bytes,
+        "rate_bytes_s": round(snapshot.rate_bytes_s),
+        "eta_s": None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
+        "digest": job.manifest.digest if job.manifest else None,
+    }
+
+
+def failed(want: Wanted, error: LocalFirstError, *, as_json: bool) -> None:
+    """Tell a failure in both languages."""
+    if as_json:
+        told = {"code": error.code, "message": error.message, "hint": error.hint}
+        render.as_json({"model": want.name, "state": "failed", "error": told})
+    render.problem(f"`{want.name}`: {error.message}", hint=error.hint, code=error.code)
+
+
+# --- before the first byte ---------------------------------------------------------------
+
+
+async def plan_of(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> PullPlan:
+    """What pulling would take; fetches a manifest and a header."""
+    return await runtime.puller.plan(want.name, insecure=given.insecure, any_host=True)
+
+
+def refuse_full_disk(plan: PullPlan) -> None:
+    """The disk's half of the check, when the memory is not asked."""
+    if not plan.disk_fits:
+        raise InsufficientResources(
+            f"`{plan.name}` needs {render.size(plan.needed_bytes)} more on disk and "
+            f"{render.size(plan.reserve_bytes)} in reserve, "
+            f"{render.size(plan.free_bytes)} are free",
+            kind="disk",
+            needed_bytes=plan.needed_bytes + plan.reserve_bytes,
+            available_bytes=plan.free_bytes,
+        )
+
+
+async def dry_run(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> None:
+    """Tell what it would take; raises what would refuse it."""
+    from localfirst.runtime import fitness
+
+    plan = await plan_of(runtime, want, given)
+    fit = await asyncio.to_thread(fitness.predict, plan.manifest, plan.header, runtime.hardware())
+    rate = runtime.settings.pull.limit_rate_bytes_s or ETA_BYTES_S
+    eta_s = round(plan.needed_bytes / rate, 1)
+    told: dict[str, Json] = {
+        "model": plan.name,
+        "digest": plan.manifest.digest,
+        "total_bytes": plan.total_bytes,
+        "needed_bytes": plan.needed_bytes,
+        "free_bytes": plan.free_bytes,
+        "disk": "fits" if plan.disk_fits else "no",
+        "fit": str(fit.verdict),
+        "fit_reason": fit.reason,
+        "memory_bytes": fit.needed_bytes,
+        "eta_s": eta_s,
+    }
+    if given.json:
+        render.as_json(told)
+    else:
+        moved = " (the lock pins other bytes)" if wrong(want, plan) else ""
+        print(f"{plan.name}{moved}")
+        print(f"  download  {render.size(plan.needed_bytes)} of {render.size(plan.total_bytes)}")
+        print(f"  time      {render.span(eta_s)} at {render.size(rate)}/s")
+        print(f"  disk      {told['disk']}: {render.size(plan.free_bytes)} free")
+        print(f"  memory    {fit.verdict}: {fit.reason}")
+    if not given.force:
+        refuse_full_disk(plan)
+        if fit.verdict == "no" and not given.no_fit_check:
+            raise InsufficientResources(
+                f"`{plan.name}` does not fit this machine: {fit.reason}",
+                kind="memory",
+                needed_bytes=fit.needed_bytes,
+                available_bytes=fit.available_bytes,
+            )
+
+
+def wrong(want: Wanted, plan: PullPlan) -> bool:
+    """Whether the tag is not what the lock pins."""
+    return bool(want.digest) and want.digest != plan.manifest.digest

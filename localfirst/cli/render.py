@@ -1,0 +1,204 @@
+"""
+What people see: colour, tables, sizes, ages, bars, and errors.
+
+Colour only on a terminal and without `NO_COLOR`; everything is understood without it.
+What a model or a server wrote is stripped of control characters before a terminal gets it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import IO, Any
+
+from localfirst import config
+from localfirst.types import Json
+
+BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
+
+# C0 but tab and newline, DEL, C1, and the marks that turn the direction of text: each can
+# make a terminal show what was not said (https://trojansource.codes).
+_UNSEEN = {
+    **dict.fromkeys(code for code in range(32) if chr(code) not in "\t\n"),
+    **dict.fromkeys((*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))),
+}
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    """Whether a person looks at *stream* right now."""
+    try:
+        return stream.isatty()
+    except ValueError:
+        return False
+
+
+def paint(text: str, *codes: str, stream: IO[str] | None = None) -> str:
+    """*text* in colour where *stream* (stdout) shows colours."""
+    stream = stream or sys.stdout
+    dumb = config.variable("NO_COLOR") or config.variable("TERM") == "dumb"
+    if dumb or not is_terminal(stream):
+        return text
+    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def plain(text: str) -> str:
+    """*text* without what could steer a terminal."""
+    return text.translate(_UNSEEN)
+
+
+def shown(text: str, stream: IO[str] | None = None) -> str:
+    """*text* as *stream* (stdout) may have it: as it is in a file or pipe, plain on a terminal."""
+    return plain(text) if is_terminal(stream or sys.stdout) else text
+
+
+def say(text: str = "") -> None:
+    """A line of progress or a message, to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def problem(message: str, *, hint: str = "", code: str = "") -> None:
+    """An error: what is wrong, its stable code, and what to do next."""
+    first, _, rest = plain(message).partition("\n")
+    label = paint("error:", BOLD, RED, stream=sys.stderr)
+    say(f"{label} {first}" + (f" [{code}]" if code else ""))
+    if rest:
+        say(rest)
+    if hint:
+        say()
+        say(f"{paint('hint:', BOLD, CYAN, stream=sys.stderr)} {plain(hint)}")
+
+
+def warn(message: str) -> None:
+    """Something to act on that stops nothing."""
+    say(f"{paint('warning:', BOLD, YELLOW, stream=sys.stderr)} {plain(message)}")
+
+
+def as_json(value: Json) -> None:
+    """One JSON document on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+
+
+def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = ()) -> None:
+    """Rows in columns on stdout; the columns named in *right* are aligned to the right."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [
+        max(len(line[column]) for line in [list(head), *cells]) for column in range(len(head))
+    ]
+    if is_terminal(sys.stdout):
+        _narrow(widths, shutil.get_terminal_size().columns)
+    print(paint(_line(head, widths, right), BOLD))
+    for row in cells:
+        print(
+            _line(
+                [_cut(cell, width) for cell, width in zip(row, widths, strict=True)], widths, right
+            )
+        )
+
+
+def _narrow(widths: list[int], columns: int) -> None:
+    """Take from the widest column, down to twelve, until a line fits the terminal."""
+    while sum(widths) + 3 * (len(widths) - 1) > columns and max(widths) > 12:
+        widths[widths.index(max(widths))] -= 1
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if column in right else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "   ".join(padded).rstrip()
+
+
+def size(count: float) -> str:
+    """Bytes as `ollama list` writes them: decimal, two or three digits."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest unit."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for unit, many, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < many * limit:
+            return f"{seconds / many:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def ago(unix: float, now_unix: float) -> str:
+    """How long since a moment; "–" when it is unknown."""
+    return f"{span(max(0.0, now_unix - unix))} ago" if unix else "–"
+
+
+class Ticker:
+    """
+    How far something slow is, on stderr.
+
+    On a terminal a bar; elsewhere one line every five seconds, and one at the end.
+    """
+
+    EVERY_S = 5.0
+
+    def __init__(self, title: str) -> None:
+        self._title = plain(title)
+        self._bar: Any = None
+        self._said_at = float("-inf")
+        self._last = ""
+
+    def show(self, done: int, total: int, now: float, *, note: str = "") -> None:
+        """Tell the state at the monotonic moment *now*; *note* stands where bytes say nothing."""
+        if is_terminal(sys.stderr):
+            self._draw(done, total, note)
+            return
+        self._last = self._text(done, total, note)
+        if now - self._said_at >= self.EVERY_S:
+            self._said_at = now
+            say(self._last)
+            self._last = ""
+
+    def close(self) -> None:
+        """Leave the last state standing."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._last:
+            say(self._last)
+            self._last = ""
+
+    def _text(self, done: int, total: int, note: str) -> str:
+        if not total:
+            return f"{self._title}: {note or 'waiting'}"
+        percent = f"{100 * done / total:.0f} %"
+        return f"{self._title}: {percent} of {size(total)}" + (f", {note}" if note else "")
+
+    def _draw(self, done: int, total: int, note: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total or None,
+                desc=self._title,
+                unit="B",
+                unit_scale=True,
+                file=sys.stderr,
+                dynamic_ncols=True,
+                leave=True,
+                ascii=" ━" if (sys.stderr.encoding or "").lower().startswith("utf") else " #",
+                miniters=0,
+                mininterval=0.05,
+            )
+        if total and self._bar.total != total:
+            self._bar.total = total
+        self._bar.set_postfix_str(plain(note), refresh=False)
+        self._bar.update(done - self._bar.n)

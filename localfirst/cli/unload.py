@@ -1,0 +1,26 @@
+"""`localfirst unload`: take models out of memory; they stay installed."""
+
+from __future__ import annotations
+
+import argparse
+
+from localfirst.cli import render, session
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+
+
+async def run(given: argparse.Namespace) -> int:
+    """Unload each; exit code 1 when none of them was in memory."""
+    gone = 0
+    async with session.client(given) as client:
+        runtime = await client.opened()
+        for name in given.models:
+            if await runtime.engine.unload(name):
+                gone += 1
+                render.say(f"unloaded `{name}`")
+            else:
+                render.say(f"`{name}` was not in memory")
+    return 0 if gone else 1
