@@ -31,6 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 KNOBS: dict[str, Any] = {
     "redirect": 307,  # 0 serves blobs directly
     "redirect_to": "",  # another Location altogether
+    "cdn_host": "127.0.0.1",  # Ollama follows only to another host's name: "localhost"
     "auth": "",  # "bearer" or "basic"
     "realm": "",  # where tokens are, instead of here
     "manifest_status": 0,
@@ -224,7 +225,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.state.serial += 1
                 signature = f"s{self.state.serial}"
                 self.state.signatures[signature] = 0
-            target = f"http://127.0.0.1:{self.state.cdn_port}/r2/{path.name}?sig={signature}"
+            host = self.state.knobs["cdn_host"]
+            target = f"http://{host}:{self.state.cdn_port}/r2/{path.name}?sig={signature}"
             where = self.state.knobs["redirect_to"] or target
             self.answer(self.state.knobs["redirect"], location=where)
 
