@@ -92,7 +92,8 @@ class Lookout:
         return self._status
 
     async def _refresh(self) -> None:
-        status = await self._engine.status(max_age_s=FRESH_S)
+        forgotten = self._looked == float("-inf")
+        status = await self._engine.status(max_age_s=0.0 if forgotten else FRESH_S)
         self._looked = self._clock.monotonic()
         if status != self._status:
             self._status = status

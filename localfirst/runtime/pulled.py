@@ -29,9 +29,12 @@ class Download(Protocol):
 class PulledBackend:
     """A `Backend` whose first answer takes as long as a download does."""
 
-    def __init__(self, engine: Engine, start: Callable[[str], Download]) -> None:
+    def __init__(
+        self, engine: Engine, start: Callable[[str], Download], arrived: Callable[[], None]
+    ) -> None:
         self._engine = engine
         self._start = start
+        self._arrived = arrived
 
     async def answer(
         self, call: Call, target: Target, limits: Limits
@@ -39,6 +42,7 @@ class PulledBackend:
         """Yield the download's `Progress`, then the engine's own events."""
         async for progress in self._start(target.model).watch():
             yield progress
+        self._arrived()
         local = msgspec.structs.replace(target, provider="local")
         async with aclosing(self._engine.answer(call, local, limits)) as events:
             async for event in events:

@@ -30,7 +30,7 @@ from localfirst.runtime.entries import EmbedReply, ModelEntry
 from localfirst.runtime.gauge import Gauge
 from localfirst.runtime.lookout import Lookout
 from localfirst.runtime.pulled import PulledBackend
-from localfirst.settings import Settings
+from localfirst.settings import Privacy, Settings
 from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
@@ -102,7 +102,7 @@ class Runtime:
         self.cascade = Cascade(
             backends={
                 "local": self.engine,
-                "pull": PulledBackend(self.engine, self.puller.start),
+                "pull": PulledBackend(self.engine, self.puller.start, self.lookout.forget),
                 **self.clouds.backends,
             },
             look=self.lookout.look,
@@ -163,6 +163,8 @@ class Runtime:
 
     async def open(self, call: Call) -> Answer:
         """Climb the ladder until somebody answers; see `Cascade.open`."""
+        # Said once more on the call itself: backends check it where a socket is opened.
+        call.local_only = call.local_only or self.settings.privacy is Privacy.LOCAL_ONLY
         return await self.cascade.open(call)
 
     async def reply(self, call: Call, schema: Any = None) -> Reply:
