@@ -25,7 +25,7 @@ from localfirst.events import (
     Usage,
 )
 from localfirst.types import ChatRequest, Json
-from localfirst.wire import progress
+from localfirst.wire import estimate, progress
 from localfirst.wire.conclusion import is_json
 from localfirst.wire.openai.answers import attempt_objects, finish_reason
 
@@ -62,8 +62,8 @@ class StreamWriter:
         model: the name to answer with.
         request_id: makes the message id.
         created: unused; this dialect has no such field.
-        request: unused; usage is always written.
-        prompt_tokens: what `message_start` says of the prompt; the end corrects it.
+        request: what `message_start` estimates the prompt's tokens from; the end corrects it.
+        prompt_tokens: a better estimate, where there is one.
     """
 
     def __init__(
@@ -76,6 +76,8 @@ class StreamWriter:
         include_usage: bool = True,
         prompt_tokens: int = 0,
     ) -> None:
+        if request is not None and not prompt_tokens:
+            prompt_tokens = estimate.prompt_tokens(request)
         self._head = message_object(model, request_id, Usage(prompt_tokens=prompt_tokens))
         self._index = -1
         self._kind = ""

@@ -36,9 +36,9 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     """
     body: dict[str, Json] = {"model": model, "stream": request.stream}
     if request.prompt is None:
-        body["messages"] = [_message(item, index) for index, item in enumerate(request.messages)]
-        if request.tools and request.tool_choice != "none":
-            body["tools"] = [_tool(tool) for tool in request.tools]
+        body["messages"] = _messages(request.messages)
+        if tools := _tools(request):
+            body["tools"] = tools
     else:
         body.update(_prompt(request))
     body.update(_asked(request))
@@ -103,7 +103,16 @@ def _prompt(request: ChatRequest) -> dict[str, Json]:
     return fields
 
 
-def _message(message: Message, index: int) -> dict[str, Json]:
+def _messages(messages: tuple[Message, ...]) -> list[Json]:
+    """The turns; results carry their tool's name, which templates ask for and others leave out."""
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    return [
+        _message(message, index, message.name or names.get(message.tool_call_id, ""))
+        for index, message in enumerate(messages)
+    ]
+
+
+def _message(message: Message, index: int, tool_name: str) -> dict[str, Json]:
     fields: dict[str, Json] = {"role": message.role, "content": message.text}
     path = f"messages[{index}]"
     if message.images:
@@ -115,8 +124,8 @@ def _message(message: Message, index: int) -> dict[str, Json]:
             _call(call, position, path) for position, call in enumerate(message.tool_calls)
         ]
     if message.role == "tool":
-        if message.name:
-            fields["tool_name"] = message.name
+        if tool_name:
+            fields["tool_name"] = tool_name
         fields["tool_call_id"] = message.tool_call_id
     return fields
 
@@ -136,6 +145,16 @@ def _call(call: ToolCall, index: int, path: str) -> dict[str, Json]:
         raise InvalidRequest(f"`{field}` must be a JSON object", field=field)
     function = {"index": index, "name": call.name, "arguments": arguments}
     return {"id": call.id, "function": function}
+
+
+def _tools(request: ChatRequest) -> list[Json]:
+    """The tools on offer; a choice can only be made here by leaving out the others."""
+    match request.tool_choice:
+        case "none":
+            return []
+        case None | "auto" | "required":
+            return [_tool(tool) for tool in request.tools]
+    return [_tool(tool) for tool in request.tools if tool.name == request.tool_choice]
 
 
 def _tool(tool: Tool) -> dict[str, Json]:

@@ -80,7 +80,7 @@ class StreamWriter:
         match event:
             case TextDelta(text, logprobs):
                 return self._text(text, logprobs)
-            case ReasoningDelta(text):
+            case ReasoningDelta(text) if text:
                 said = ENCODER.encode(text)
                 return self._delta(b'"reasoning_content":%b,"reasoning":%b' % (said, said))
             case ToolCallDelta():
