@@ -28,6 +28,11 @@ class Judge:
         self._clock = clock
         self._hardware: Hardware | None = None
         self._measured_at = -math.inf
+        self._on_gpu: set[str] = set()
+
+    def expects_gpu(self, name: str) -> bool:
+        """Whether the last look found room for *name* on a GPU."""
+        return name in self._on_gpu
 
     async def judged(self, status: EngineStatus) -> EngineStatus:
         """*status* with a verdict for every model."""
@@ -49,10 +54,13 @@ class Judge:
     def _with_verdict(self, model: LocalModel, hardware: Hardware) -> LocalModel:
         if model.remote:
             return model
-        if model.loaded:
-            return msgspec.structs.replace(model, fit=str(fit.Verdict.FITS))
         found = fit.predict(self._shape(model), hardware, context_tokens=CONTEXT_TOKENS)
-        return msgspec.structs.replace(model, fit=str(found.verdict))
+        if found.placement is fit.Placement.CPU:
+            self._on_gpu.discard(model.name)
+        else:
+            self._on_gpu.add(model.name)
+        verdict = fit.Verdict.FITS if model.loaded else found.verdict
+        return msgspec.structs.replace(model, fit=str(verdict))
 
     def _shape(self, model: LocalModel) -> ModelShape:
         """From the model's own file when it is the very one that is listed, else by size."""

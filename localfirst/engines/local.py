@@ -93,7 +93,13 @@ class LocalEngine:
         self._status_at = -math.inf
 
     def _ollama_at(self, endpoint: str) -> OllamaEngine:
-        return OllamaEngine(endpoint, self._settings, upstream=self._upstream, clock=self._clock)
+        return OllamaEngine(
+            endpoint,
+            self._settings,
+            upstream=self._upstream,
+            clock=self._clock,
+            expects_gpu=self._judge.expects_gpu,
+        )
 
     def _hosts_of(self, hosts: tuple[str, ...]) -> OllamaHosts | None:
         if not hosts:

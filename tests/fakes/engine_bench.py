@@ -40,6 +40,16 @@ class Served:
         return [child.pid for child in children if "llama-server" in " ".join(child.cmdline())]
 
 
+class JumpyClock(SystemClock):
+    """Real time, with a wall clock that can be made to jump as a suspend makes it."""
+
+    def __init__(self) -> None:
+        self.jumped_s = 0.0
+
+    def unix(self) -> float:
+        return super().unix() + self.jumped_s
+
+
 @contextlib.asynccontextmanager
 async def fake_daemon(script: dict[str, Any]) -> AsyncIterator[Served]:
     """`tests.fakes.ollama_daemon` with *script*."""

@@ -27,6 +27,7 @@ from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Dialect, ImagePart, Message, Needs, TextPart, Tool
 from tests.fakes.engine_bench import (
+    JumpyClock,
     Served,
     ask,
     call_of,
@@ -44,10 +45,10 @@ TOOL = Tool(name="get_weather", parameters={"type": "object", "properties": {}})
 
 
 class Bench:
-    def __init__(self, served: Served, engine: OllamaEngine, upstream: UpstreamClient) -> None:
+    def __init__(self, served: Served, engine: OllamaEngine, clock: JumpyClock) -> None:
         self.served = served
         self.engine = engine
-        self.upstream = upstream
+        self.clock = clock
 
     async def asked(self, path: str = "/api/chat") -> list[dict[str, Any]]:
         """The bodies that the daemon got at *path*."""
@@ -63,8 +64,15 @@ async def bench(
     settings = Settings(local=local or LocalSettings())
     try:
         async with fake_daemon({"models": models} | script) as served:
-            engine = OllamaEngine(served.endpoint, settings, upstream=upstream, clock=SystemClock())
-            yield Bench(served, engine, upstream)
+            clock = JumpyClock()
+            engine = OllamaEngine(
+                served.endpoint,
+                settings,
+                upstream=upstream,
+                clock=clock,
+                expects_gpu=lambda name: name == "big:latest",
+            )
+            yield Bench(served, engine, clock)
             await engine.aclose()
     finally:
         await upstream.aclose()
@@ -447,6 +455,35 @@ def test_a_host_that_broke_is_passed_over_and_its_models_are_still_served() -> N
             assert text_of(await collect(hosts, ask(), "more"))
             status = await hosts.status(max_age_s=0)
             assert (status.ready, one.served.endpoint in status.reason) == (True, True)
+
+    run(test)
+
+
+# --- suspends, GPUs -----------------------------------------------------------------------------
+
+
+def test_after_a_suspend_the_daemon_is_looked_at_before_it_is_believed() -> None:
+    async def test() -> None:
+        async with bench({"tiny": {}}) as made:
+            assert (await made.engine.status(max_age_s=3600)).ready
+            await made.served.child.stop()
+            assert (await made.engine.status(max_age_s=3600)).ready
+            made.clock.jumped_s = 3600
+            assert not (await made.engine.status(max_age_s=3600)).ready
+
+    run(test)
+
+
+def test_a_model_that_fell_back_to_the_cpu_is_told_and_reloaded_once() -> None:
+    async def test() -> None:
+        async with bench({"big": {"loaded": True, "vram": 0}}) as made:
+            status = await made.engine.status()
+            assert "on the CPU although the GPU has room: big:latest" in status.reason
+            await collect(made.engine, ask(), "big")
+            await made.engine.status(max_age_s=0)
+            await collect(made.engine, ask(), "big")
+            unloads = await made.asked("/api/generate")
+            assert [body["keep_alive"] for body in unloads] == [0]
 
     run(test)
 

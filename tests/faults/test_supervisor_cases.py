@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from localfirst.engines import launch
 from localfirst.engines.launch import free_port
 from localfirst.engines.life import Pace
 from localfirst.engines.supervisor import ChildState, Supervisor
@@ -28,6 +29,7 @@ from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from tests.fakes import ollama_binary
+from tests.fakes.engine_bench import JumpyClock
 
 QUICK = Pace(
     start_s=5.0,
@@ -60,13 +62,15 @@ class Bench:
         ollama_binary.install(self.bin, **faults)
         return self.another(pace=pace, may_start=may_start)
 
-    def another(self, *, pace: Pace = QUICK, may_start: bool = True) -> Supervisor:
+    def another(
+        self, *, pace: Pace = QUICK, may_start: bool = True, clock: SystemClock | None = None
+    ) -> Supervisor:
         """One more supervisor on the same state, as another localfirst would have."""
         return Supervisor(
             f"127.0.0.1:{self.port}",
             state_dir=self.state,
             upstream=self.upstream,
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             environ={**os.environ, "PATH": str(self.bin), "GROQ_API_KEY": "canary"},
             may_start=may_start,
             pace=pace,
@@ -475,6 +479,25 @@ def test_20_a_frozen_daemon_is_noticed_and_replaced(tmp_path: Path) -> None:
         await until(lambda: supervisor.starts == 2, "a second start")
         await supervisor.ensure()
         assert bench.running() == [bench.starts[-1]]
+        await supervisor.aclose()
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+def test_21_and_22_a_jump_of_the_clock_or_a_suspend_does_not_end_a_healthy_daemon(
+    tmp_path: Path, jump_s: float
+) -> None:
+    async def test(bench: Bench) -> None:
+        ollama_binary.install(bench.bin)
+        clock = JumpyClock()
+        supervisor = bench.another(clock=clock)
+        await supervisor.ensure()
+        clock.jumped_s = jump_s
+        assert await supervisor.ensure()
+        assert await launch.look(supervisor.endpoint, bench.upstream) is launch.Seen.OLLAMA
+        assert (supervisor.starts, supervisor.state) == (1, ChildState.READY)
+        assert bench.running() == bench.starts
         await supervisor.aclose()
 
     run(tmp_path, test)

@@ -26,7 +26,16 @@ from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Dialect, Needs
-from tests.fakes.engine_bench import ask, call_of, collect, finish_of, target, text_of, until
+from tests.fakes.engine_bench import (
+    JumpyClock,
+    ask,
+    call_of,
+    collect,
+    finish_of,
+    target,
+    text_of,
+    until,
+)
 
 ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
 
@@ -37,11 +46,12 @@ class Bench:
     def __init__(self, folder: Path, upstream: UpstreamClient, settings: Settings) -> None:
         self.store = Store(folder / "store")
         self.hardware = ROOMY
+        self.clock = JumpyClock()
         self.engine = LlamaCppEngine(
             settings,
             store=self.store,
             upstream=upstream,
-            clock=SystemClock(),
+            clock=self.clock,
             environ=process.environ(),
             hardware=lambda: self.hardware,
         )
@@ -320,6 +330,32 @@ def test_a_child_that_died_while_idle_costs_no_request(tmp_path: Path) -> None:
         bench.kill()
         assert finish_of(await collect(bench.engine, ask())).reason == "length"
         assert [process.pid for process in bench.children()] != [dead.pid]
+
+    run(tmp_path, test)
+
+
+def test_after_a_suspend_a_child_that_no_longer_talks_is_replaced_before_the_next_request(
+    tmp_path: Path,
+) -> None:
+    async def test(bench: Bench) -> None:
+        await collect(bench.engine, ask())
+        frozen = bench.children()[0]
+        frozen.suspend()
+        bench.clock.jumped_s = 8 * 3600
+        assert finish_of(await collect(bench.engine, ask())).reason == "length"
+        assert [child.pid for child in bench.children()] != [frozen.pid]
+
+    run(tmp_path, test)
+
+
+def test_a_wall_clock_that_is_set_costs_nothing(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        await collect(bench.engine, ask())
+        child = bench.children()[0].pid
+        for jump in (3600, -3600):
+            bench.clock.jumped_s += jump
+            await collect(bench.engine, ask())
+        assert [each.pid for each in bench.children()] == [child]
 
     run(tmp_path, test)
 

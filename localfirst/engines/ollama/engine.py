@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import msgspec
@@ -20,6 +20,7 @@ from localfirst.engines.gap import Gap
 from localfirst.engines.ollama import guard
 from localfirst.engines.ollama.daemon import Daemon
 from localfirst.engines.ollama.exchange import Exchange
+from localfirst.engines.ollama.gpu import GpuWatch
 from localfirst.engines.ollama.listing import full_name, is_remote, models
 from localfirst.engines.queue import Line
 from localfirst.engines.wishes import said
@@ -55,6 +56,7 @@ class OllamaEngine:
         upstream: UpstreamClient,
         clock: Clock,
         adopted: bool = True,
+        expects_gpu: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.daemon = Daemon(endpoint, upstream)
         self.adopted = adopted
@@ -65,6 +67,7 @@ class OllamaEngine:
         self._contexts: dict[str, int] = {}
         self._known: dict[str, LocalModel] = {}
         self._gap = Gap(clock)
+        self._gpus = GpuWatch(expects_gpu)
         self._status: EngineStatus | None = None
         self._status_at = -math.inf
         self._looking: asyncio.Task[EngineStatus] | None = None
@@ -82,6 +85,9 @@ class OllamaEngine:
             async with aclosing(place.turn()) as turns:
                 async for queued in turns:
                     yield queued
+            if self._gpus.take_reload(full_name(name)):
+                yield Progress("loading", f"{name} again, on the GPU")
+                await self.daemon.unload(name)
             try:
                 async with aclosing(self._exchange(call, model, limits)) as events:
                     async for event in events:
@@ -240,6 +246,8 @@ class OllamaEngine:
         if isinstance(tags, BaseException):
             raise tags
         hangs = isinstance(loaded, BaseException)
+        listed = models(tags, [] if isinstance(loaded, BaseException) else loaded)
+        on_cpu = self._gpus.look(listed)
         return EngineStatus(
             kind="ollama",
             state="ready",
@@ -247,8 +255,8 @@ class OllamaEngine:
             version=version,
             endpoint=self.daemon.endpoint,
             adopted=self.adopted,
-            reason="a model's runner does not answer" if hangs else "",
-            models=models(tags, [] if isinstance(loaded, BaseException) else loaded),
+            reason="a model's runner does not answer" if hangs else on_cpu,
+            models=listed,
         )
 
     async def _model(self, name: str) -> LocalModel:
