@@ -83,6 +83,17 @@ class UpstreamResponse:
                 raise UpstreamBroken(Breakage.TOO_LARGE, f"a body over {limit_bytes} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def finish(self) -> None:
+        """
+        Say that the reader has all it wants: the rest is thrown away in the background.
+
+        The socket is kept when the body ends within a second, as it does right behind a
+        stream's terminator; else it is closed.
+        """
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.release(self._origin, connection, drain=True)
+
     async def aclose(self) -> None:
         """Close the socket, or keep it when the body is whole; idempotent, never waits."""
         self._close()
@@ -229,8 +240,11 @@ class UpstreamClient:
                 f"no connection to `{origin.host}`{through} in {connect_s:g} s",
             ) from None
 
-    def release(self, origin: Origin, connection: Connection) -> None:
-        """Take a socket back: kept when its answer is whole, closed otherwise."""
+    def release(self, origin: Origin, connection: Connection, *, drain: bool = False) -> None:
+        """Take a socket back: kept when its answer is whole (with *drain* soon), else closed."""
+        if drain and not connection.body_done and connection.keep_alive:
+            connection.drain(lambda: self.release(origin, connection))
+            return
         self._busy.discard(connection)
         idle = self._idle.setdefault(origin, [])
         whole = connection.body_done and connection.keep_alive and not connection.closed

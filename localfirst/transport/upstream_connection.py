@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 import httptools
@@ -20,6 +21,7 @@ HEADER_BYTES = 64 * 1024  # nginx and llhttp's own users allow 8–80 KiB; cloud
 HEADER_COUNT = 200
 HIGH_WATER_BYTES = 64 * 1024  # one read of the event loop may come on top (256 KiB)
 WRITE_STALL_S = 30.0
+DRAIN_S = 1.0
 WRITE_TOGETHER_BYTES = 64 * 1024  # below, one copy is cheaper than a second system call
 
 _NAMES: dict[bytes, str] = {}
@@ -41,9 +43,9 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks", "_dry_bytes", "_last", "_limit_kind", "_limit_s", "_loop", "_parser", "_paused",
-        "_queued_bytes", "_timer", "_timer_at", "_unsent_bytes", "_waiter", "_writing", "active",
-        "body_done", "closed", "failure", "head_done", "head_only", "headers", "idle_since",
-        "keep_alive", "status", "transport",
+        "_queued_bytes", "_then", "_timer", "_timer_at", "_unsent_bytes", "_waiter", "_writing",
+        "active", "body_done", "closed", "failure", "head_done", "head_only", "headers",
+        "idle_since", "keep_alive", "status", "transport",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -65,6 +67,7 @@ class Connection(asyncio.Protocol):
         self.head_only = head_only
         self.head_done = self.body_done = self.keep_alive = False
         self.failure: UpstreamBroken | None = None
+        self._then: Callable[[], None] | None = None
         self._dry_bytes = self._queued_bytes = self._unsent_bytes = 0
         self._limit_s = self._last = 0.0
         self._limit_kind = Breakage.FIRST_BYTE_TIMEOUT
@@ -165,8 +168,12 @@ class Connection(asyncio.Protocol):
         if self.failure is not None or self.head_only:
             return
         self._dry_bytes = 0
-        self._chunks.append(body)
         self._queued_bytes += len(body)
+        if self._then is not None:
+            if self._queued_bytes > HIGH_WATER_BYTES:
+                self.fail(Breakage.TOO_LARGE, "more behind the end than is worth reading")
+            return
+        self._chunks.append(body)
         if self._queued_bytes > HIGH_WATER_BYTES and not self._paused and self.transport:
             self._paused = True
             self.transport.pause_reading()
@@ -229,6 +236,20 @@ class Connection(asyncio.Protocol):
             self._resume_reading()
         return data
 
+    def drain(self, then: Callable[[], None]) -> None:
+        """Throw the rest of the body away, then call *then*; give up after a second."""
+        self._then = then
+        self._chunks.clear()
+        self._queued_bytes = 0
+        self._resume_reading()
+        self._watch(DRAIN_S, Breakage.STALL_TIMEOUT)
+
+    def _drained(self) -> None:
+        """Hand the socket back, whole or failed."""
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
     def settle(self, now: float) -> None:
         """Become idle; a body that was not read is thrown away."""
         self.active = False
@@ -263,6 +284,8 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._then is not None and (self.body_done or self.failure is not None):
+            self._drained()
 
     def _resume_reading(self) -> None:
         if self._paused and self.transport is not None:

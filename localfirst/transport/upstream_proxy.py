@@ -113,7 +113,7 @@ class Tunnel(asyncio.Protocol):
     async def opened(self, where: str) -> None:
         """Wait for the tunnel; raises `UpstreamBroken(PROXY)` naming the proxy."""
         answer = await self._answer
-        status = (answer.partition(b"\r\n")[0].split(b" ") + [b""])[1]
+        status = [*answer.partition(b"\r\n")[0].split(b" "), b""][1]
         if not answer.startswith(b"HTTP/1.") or not status.isdigit():
             raise UpstreamBroken(Breakage.PROXY, f"`{where}` does not answer as an HTTP proxy")
         if status == b"407":

@@ -1,0 +1,89 @@
+"""Clouds, and servers on this machine, that speak OpenAI's chat dialect."""
+
+from __future__ import annotations
+
+import msgspec
+
+from localfirst.errors import UpstreamNonsense
+from localfirst.events import Event
+from localfirst.providers.cloud import CloudBackend, Encoded, Reader
+from localfirst.types import Call, Dialect, Json
+from localfirst.wire.openai import events, requests
+from localfirst.wire.quirks import Quirks
+
+EMBED_BYTES = 64 * 2**20
+
+
+class OpenAIBackend(CloudBackend):
+    """A `Backend` for `POST {base_url}/chat/completions`."""
+
+    dialect = Dialect.OPENAI
+    path = "/chat/completions"
+
+    def encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
+        """The caller's own bytes with what must change, or the decoded request anew."""
+        if call.relay and call.dialect is Dialect.OPENAI and call.body:
+            return Encoded(requests.splice(call.body, model=model, quirks=quirks), True)
+        chat = call.chat
+        if chat.stream != call.stream:
+            chat = msgspec.structs.replace(chat, stream=call.stream)
+        return Encoded(requests.encode(chat, model, quirks=quirks), False)
+
+    def reader(self, call: Call, relay: bool, quirks: Quirks) -> Reader:
+        """Usage that we asked for is not shown to a caller who did not."""
+        return events.StreamReader(
+            relay=relay,
+            strip_usage=relay and not requests.wants_usage(call.body),
+            done_required=quirks.done_required,
+        )
+
+    def whole(self, body: bytes, relay: bool) -> list[Event]:
+        """The events of a JSON answer."""
+        return events.read_reply(body, relay=relay)
+
+    async def embed(
+        self,
+        model: str,
+        texts: list[str],
+        options: dict[str, Json] | None = None,
+        *,
+        key_label: str = "",
+        local_only: bool = False,
+    ) -> list[list[float]]:
+        """
+        Embeddings of *texts*, in their order; *options* may hold `dimensions`.
+
+        Raises:
+            UpstreamError: refused, broken, or no embeddings in the answer.
+        """
+        fields: dict[str, Json] = {"model": model, "input": texts, "encoding_format": "float"}
+        if dimensions := (options or {}).get("dimensions"):
+            fields["dimensions"] = dimensions
+        response = await self._upstream.send(
+            self.provider.base_url + "/embeddings",
+            headers=self._headers_for(key_label),
+            body=msgspec.json.encode(fields),
+            local_only=local_only,
+        )
+        if response.status >= 400:
+            raise await self._refusal(response)
+        return _vectors(await response.read(EMBED_BYTES), len(texts))
+
+
+class _Vector(msgspec.Struct):
+    embedding: list[float]
+    index: int = 0
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+
+
+def _vectors(body: bytes, count: int) -> list[list[float]]:
+    try:
+        items = msgspec.json.decode(body, type=_Vectors).data
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UpstreamNonsense(f"no embeddings: {error}") from error
+    if len(items) != count:
+        raise UpstreamNonsense(f"{len(items)} embeddings for {count} texts")
+    return [item.embedding for item in sorted(items, key=lambda item: item.index)]
