@@ -191,7 +191,9 @@ def test_a_projector_goes_to_the_gpu_and_counts() -> None:
     seeing = msgspec.structs.replace(LLAMA31_8B, projector_bytes=900 * MIB)
     plain = fit.predict(LLAMA31_8B, machine(32, card(12)), context_tokens=4096)
     found = fit.predict(seeing, machine(32, card(12)), context_tokens=4096)
-    assert found.vram_bytes - plain.vram_bytes == found.projector_bytes == 900 * MIB
+    assert found.projector_bytes == 900 * MIB
+    # And a gigabyte for the encoder to work in.
+    assert found.vram_bytes - plain.vram_bytes == (900 + 1024) * MIB
 
 
 # --- context, cache, disk, unknowns -----------------------------------------------------------
@@ -231,6 +233,14 @@ def test_a_mapped_file_holds_rewritten_weights_twice() -> None:
     once = fit.predict(LLAMA2_7B, machine(32), context_tokens=4096)
     twice = fit.predict(LLAMA2_7B, machine(32), context_tokens=4096, loading=mapped)
     assert twice.needed_bytes - once.needed_bytes == LLAMA2_7B.repack_bytes
+
+
+def test_a_gpu_holds_no_second_copy_of_mapped_weights() -> None:
+    mapped = msgspec.structs.replace(fit.OLLAMA, mmap=True)
+    box = machine(32, card(12))
+    plain = fit.predict(LLAMA2_7B, box, context_tokens=4096)
+    found = fit.predict(LLAMA2_7B, box, context_tokens=4096, loading=mapped)
+    assert (found.placement, found.needed_bytes) == (Placement.GPU, plain.needed_bytes)
 
 
 def test_a_disk_that_is_too_small_is_no_whatever_the_memory() -> None:
@@ -283,6 +293,73 @@ def test_a_busy_machine_is_told_to_close_programs() -> None:
     found = fit.predict(LLAMA2_7B, machine(16, free_gib=3), context_tokens=4096)
     assert found.verdict is Verdict.NO
     assert "closing other programs" in found.reason
+
+
+def test_what_a_busy_machine_refuses_it_could_run_once_it_is_idle() -> None:
+    busy = fit.predict(LLAMA2_7B, machine(16, free_gib=3), context_tokens=4096)
+    assert (busy.verdict, busy.could_fit) == (Verdict.NO, True)
+    small = fit.predict(LLAMA2_7B, machine(4, free_gib=3), context_tokens=4096)
+    assert (small.verdict, small.could_fit) == (Verdict.NO, False)
+    assert "closing" not in small.reason
+    crowded = fit.predict(LLAMA2_7B, machine(6, card(12, free=1), free_gib=3), context_tokens=4096)
+    assert (crowded.verdict, crowded.could_fit) == (Verdict.NO, True)
+
+
+@pytest.mark.parametrize(("size_gib", "could"), [(14, True), (40, False)])
+def test_a_large_model_of_unknown_shape_may_fit_a_machine_at_rest(
+    size_gib: int, could: bool
+) -> None:
+    shape = fit.shape_from_size(size_gib * GIB)
+    found = fit.predict(shape, machine(16, free_gib=4), context_tokens=4096)
+    assert (found.verdict, found.could_fit) == (Verdict.NO, could)
+
+
+# --- another moment ------------------------------------------------------------------------------
+
+
+def test_a_loaded_models_memory_counts_as_free_for_what_takes_its_place() -> None:
+    box = machine(16, card(12, free=2), card(12, index=1, free=11), free_gib=4)
+    freed = fit.freed(box, ram_bytes=2 * GIB, vram_bytes=8 * GIB)
+    assert freed.ram_available_bytes == 6 * GIB
+    assert [gpu.free_bytes for gpu in freed.gpus] == [10 * GIB, 11 * GIB]
+    assert fit.predict(LLAMA2_7B, freed, context_tokens=4096).placement is Placement.GPU
+
+
+def test_never_more_is_freed_than_there_is() -> None:
+    box = machine(16, card(12, free=11), free_gib=15)
+    freed = fit.freed(box, ram_bytes=10**12, vram_bytes=10**12)
+    assert freed.ram_available_bytes == freed.ram_usable_bytes == 16 * GIB
+    assert [gpu.free_bytes for gpu in freed.gpus] == [12 * GIB]
+
+
+def test_unified_memory_is_freed_for_both() -> None:
+    apple = Gpu(
+        index=0,
+        vendor="apple",
+        library="metal",
+        total_bytes=10 * GIB,
+        free_bytes=4 * GIB,
+        unified=True,
+    )
+    freed = fit.freed(machine(16, apple, free_gib=5), vram_bytes=3 * GIB)
+    assert (freed.ram_available_bytes, freed.gpus[0].free_bytes) == (8 * GIB, 7 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "window", "expected"),
+    [
+        ((), 0, 4096),
+        ((card(12),), 0, 4096),
+        ((card(24),), 0, 32_768),
+        ((card(24), card(24, index=1)), 0, 262_144),
+        ((card(24),), 8192, 8192),
+        ((card(24, usable=False),), 0, 4096),
+    ],
+)
+def test_the_context_that_ollama_takes_unasked(
+    gpus: tuple[Gpu, ...], window: int, expected: int
+) -> None:
+    assert fit.default_context_tokens(machine(64, *gpus), model_tokens=window) == expected
 
 
 # --- speed -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from localfirst.machine.fit.facts import (
 )
 from localfirst.machine.fit.measured import Measured, corrected
 from localfirst.machine.fit.memory import checkpoint_bytes, compute_bytes, default_batch, kv_bytes
+from localfirst.machine.fit.room import at_rest, default_context_tokens, freed
 from localfirst.machine.fit.shape import shape_from_gguf, shape_from_size
 from localfirst.machine.fit.verdict import EMBEDDED, OLLAMA, Loading, predict, shown
 
@@ -30,10 +31,13 @@ __all__ = [
     "ModelShape",
     "Placement",
     "Verdict",
+    "at_rest",
     "checkpoint_bytes",
     "compute_bytes",
     "corrected",
     "default_batch",
+    "default_context_tokens",
+    "freed",
     "kv_bytes",
     "predict",
     "shape_from_gguf",

@@ -176,6 +176,8 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     output layer, as llama.cpp does. `max_context_tokens` is the longest context that
     fits where this one lies (0: none, or unknown). `tokens_per_s` is (low, high), or None
     when nothing is known. `disk_needed_bytes` is what a download would write.
+    `could_fit`: the machine is large enough once other programs make room; False only
+    where no closing of programs helps.
     """
 
     verdict: Verdict
@@ -197,3 +199,4 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: tuple[float, float] | None = None
     disk_needed_bytes: int = 0
     disk_free_bytes: int = 0
+    could_fit: bool = True

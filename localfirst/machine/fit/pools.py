@@ -10,14 +10,20 @@ from localfirst.machine.fit.memory import MIB
 MARGIN_BYTES = 1024 * MIB  # llama.cpp leaves this free on each device (`--fit-target`)
 CONTEXT_BYTES = 457 * MIB  # a CUDA, ROCm or Vulkan context (Ollama, ml/device.go MinimumMemory)
 METAL_CONTEXT_BYTES = 512 * MIB
+VISION_BYTES = 1024 * MIB  # what an image encoder works in; Ollama raises its margin by as much
 HOST_BYTES = 512 * MIB  # buffers beside a fully offloaded model
 SPLIT_LOSS = 0.05  # whole layers never fill several devices evenly
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's bytes at one context, and what its process takes beside them."""
+    """
+    A model's bytes at one context, and what its process takes beside them.
+
+    `copies` are weights that the processor holds a second time, and a GPU does not.
+    """
 
     weights: int
+    copies: int
     embedding: int
     tied: bool
     kv: int
@@ -32,9 +38,15 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
         return self.weights if self.tied else self.weights - self.embedding
 
     @property
+    def vision(self) -> int:
+        """Room for the image encoder's own work."""
+        return VISION_BYTES if self.projector else 0
+
+    @property
     def on_host(self) -> int:
         """All of it without a GPU."""
-        return self.weights + self.kv + self.compute + self.projector + self.process
+        parts = self.weights + self.copies + self.kv + self.compute + self.projector
+        return parts + self.vision + self.process
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,14 +134,14 @@ def share(parts: Parts, hardware: Hardware) -> Share:
         ram_bytes=parts.on_host,
         vram_bytes=0,
         gpu_layers=0,
-        overhead_bytes=parts.process,
+        overhead_bytes=parts.process + parts.vision,
     )
 
 
 def _device_need(parts: Parts, pool: Pool) -> int:
     # Every device has a compute buffer of its own.
     compute = parts.compute * len(pool.gpus)
-    return parts.on_device + parts.kv + compute + parts.projector
+    return parts.on_device + parts.kv + compute + parts.projector + parts.vision
 
 
 def _whole(parts: Parts, pool: Pool) -> Share:
@@ -139,7 +151,7 @@ def _whole(parts: Parts, pool: Pool) -> Share:
         ram_bytes=parts.embedding + parts.process + HOST_BYTES,
         vram_bytes=_device_need(parts, pool) + pool.context_bytes,
         gpu_layers=parts.layers + 1,
-        overhead_bytes=parts.process + HOST_BYTES + pool.context_bytes,
+        overhead_bytes=parts.process + parts.vision + HOST_BYTES + pool.context_bytes,
         pool=pool,
     )
 
@@ -147,7 +159,7 @@ def _whole(parts: Parts, pool: Pool) -> Share:
 def _layers_that_fit(parts: Parts, pool: Pool) -> int:
     if not parts.layers:
         return 0
-    room = pool.usable_bytes - parts.compute * len(pool.gpus) - parts.projector
+    room = pool.usable_bytes - parts.compute * len(pool.gpus) - parts.projector - parts.vision
     per_layer = parts.on_device / (parts.layers + 1) + parts.kv / parts.layers
     return max(0, min(int(room / per_layer), parts.layers)) if per_layer else 0
 
@@ -155,13 +167,21 @@ def _layers_that_fit(parts: Parts, pool: Pool) -> int:
 def _split(parts: Parts, pool: Pool, layers: int) -> Share:
     weights = parts.on_device * layers // (parts.layers + 1)
     cache = parts.kv * layers // parts.layers
+    copies = parts.copies * layers // parts.layers
     compute = parts.compute * len(pool.gpus)
+    beside = parts.projector + parts.vision + pool.context_bytes
     return Share(
         placement=Placement.SPLIT,
-        ram_bytes=parts.on_host - weights - cache - parts.projector + HOST_BYTES,
-        vram_bytes=weights + cache + compute + parts.projector + pool.context_bytes,
+        ram_bytes=parts.on_host
+        - weights
+        - cache
+        - copies
+        - parts.projector
+        - parts.vision
+        + HOST_BYTES,
+        vram_bytes=weights + cache + compute + beside,
         gpu_layers=layers,
-        overhead_bytes=parts.process + HOST_BYTES + pool.context_bytes,
+        overhead_bytes=parts.process + parts.vision + HOST_BYTES + pool.context_bytes,
         pool=pool,
     )
 
@@ -169,7 +189,8 @@ def _split(parts: Parts, pool: Pool, layers: int) -> Share:
 def parts_of(shape: ModelShape, *, kv: int, compute: int, process: int, copies: int) -> Parts:
     """The parts of *shape*; *copies* are bytes of weights that are held twice."""
     return Parts(
-        weights=shape.weights_bytes + copies,
+        weights=shape.weights_bytes,
+        copies=copies,
         embedding=shape.embedding_bytes,
         tied=shape.tied,
         kv=kv,

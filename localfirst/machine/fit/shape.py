@@ -32,15 +32,19 @@ _WINDOWED: dict[str, Callable[[int], bool]] = {
 _REPACKED = {TensorType.Q4_0, TensorType.IQ4_NL, TensorType.Q4_K, TensorType.Q2_K}
 
 
-def shape_from_gguf(header: GgufHeader, file_size_bytes: int) -> ModelShape:
+def shape_from_gguf(
+    header: GgufHeader, file_size_bytes: int, *, projector_bytes: int = 0
+) -> ModelShape:
     """
     The shape that *header* tells; *file_size_bytes* stands in for tensors not seen.
 
-    A header without an architecture or a layer count gives `shape_from_size`.
+    *projector_bytes* is the size of a separate image encoder. A header without an
+    architecture, a layer count, or anything to say of its cache gives `shape_from_size`.
     """
     count = header.number("block_count")
-    if not header.architecture or not 0 < count <= 4096:
-        return shape_from_size(file_size_bytes)
+    layers = tuple(_layer(header, index) for index in range(count if 0 < count <= 4096 else 0))
+    if not header.architecture or not any(layer.key or layer.state_bytes for layer in layers):
+        return shape_from_size(file_size_bytes + projector_bytes)
     weights = sum(tensor.size_bytes for tensor in header.tensors)
     if not header.complete or not weights:
         weights = file_size_bytes
@@ -52,7 +56,7 @@ def shape_from_gguf(header: GgufHeader, file_size_bytes: int) -> ModelShape:
         repack_bytes=_repack_bytes(header),
         active_bytes=_active_bytes(header, weights),
         tied=header.complete and not _tensor_bytes(header, "output.weight"),
-        layers=tuple(_layer(header, index) for index in range(count)),
+        layers=layers,
         embedding=header.number("embedding_length"),
         work=_work(header),
         heads=max(heads, default=0),
@@ -60,6 +64,7 @@ def shape_from_gguf(header: GgufHeader, file_size_bytes: int) -> ModelShape:
         context_tokens=header.number("context_length"),
         parameters=_parameters(header),
         quantization=header.quantization,
+        projector_bytes=projector_bytes,
     )
 
 

@@ -18,6 +18,7 @@ from localfirst.machine.fit.memory import (
     work_bytes,
 )
 from localfirst.machine.fit.pools import Parts, Share, parts_of, share
+from localfirst.machine.fit.room import at_rest
 from localfirst.machine.fit.speed import tokens_per_s
 
 SURE, PERHAPS = 0.9, 1.1  # the prediction's own accuracy is ±10 %
@@ -137,17 +138,18 @@ def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Load
     parts = _parts(shape, context, loading)
     spread = share(parts, hardware)
     verdict, available = _judge(spread, hardware)
+    could = verdict is not Verdict.NO or _could_fit(parts, hardware)
     longest = _longest_context(shape, hardware, loading, spread.placement, context, verdict)
     return Fit(
         verdict=verdict,
-        reason=_reason(verdict, spread, hardware, available),
+        reason=_reason(spread, hardware, available, busy=verdict is Verdict.NO and could),
         placement=spread.placement,
         context_tokens=context,
         needed_bytes=spread.ram_bytes + spread.vram_bytes,
         available_bytes=available,
         ram_bytes=spread.ram_bytes,
         vram_bytes=spread.vram_bytes,
-        weights_bytes=parts.weights,
+        weights_bytes=parts.weights + (parts.copies if spread.pool is None else 0),
         kv_bytes=parts.kv,
         compute_bytes=parts.compute,
         projector_bytes=parts.projector,
@@ -155,6 +157,7 @@ def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Load
         gpu_layers=spread.gpu_layers,
         layers=parts.layers,
         max_context_tokens=longest,
+        could_fit=could,
         tokens_per_s=tokens_per_s(shape, hardware, spread, kv_bytes=parts.kv),
     )
 
@@ -172,6 +175,11 @@ def _judge(spread: Share, hardware: Hardware) -> tuple[Verdict, int]:
     return (verdict, ram) if verdict is not Verdict.FITS else (Verdict.FITS, pool.free_bytes)
 
 
+def _could_fit(parts: Parts, hardware: Hardware) -> bool:
+    idle = at_rest(hardware)
+    return _judge(share(parts, idle), idle)[0] is not Verdict.NO
+
+
 def band(needed_bytes: int, free_bytes: int) -> Verdict:
     """The verdict on a need and what is free, with the prediction's own accuracy in mind."""
     if needed_bytes <= SURE * free_bytes:
@@ -179,7 +187,7 @@ def band(needed_bytes: int, free_bytes: int) -> Verdict:
     return Verdict.TIGHT if needed_bytes <= PERHAPS * free_bytes else Verdict.NO
 
 
-def _reason(verdict: Verdict, spread: Share, hardware: Hardware, available: int) -> str:
+def _reason(spread: Share, hardware: Hardware, available: int, *, busy: bool) -> str:
     ram = f"{shown(spread.ram_bytes)} of {shown(hardware.ram_available_bytes)} free memory"
     if spread.pool is None:
         text = f"needs {ram}, on the processor"
@@ -191,7 +199,7 @@ def _reason(verdict: Verdict, spread: Share, hardware: Hardware, available: int)
         text = f"needs {device} and {ram}"
         if spread.placement is Placement.SPLIT:
             text += f", with {spread.gpu_layers} layers on the GPU"
-    if verdict is Verdict.NO and spread.ram_bytes <= SURE * hardware.ram_usable_bytes:
+    if busy:
         text += "; closing other programs could make room"
     return text
 
@@ -234,7 +242,7 @@ def _of_unknown_machine(shape: ModelShape, context: int, loading: Loading) -> Fi
         context_tokens=context,
         needed_bytes=parts.on_host,
         ram_bytes=parts.on_host,
-        weights_bytes=parts.weights,
+        weights_bytes=parts.weights + parts.copies,
         kv_bytes=parts.kv,
         compute_bytes=parts.compute,
         projector_bytes=parts.projector,
@@ -254,8 +262,10 @@ def _by_size(shape: ModelShape, hardware: Hardware, context: int) -> Fit:
         verdict = Verdict.NO
     elif hardware.known and generous <= SURE * hardware.ram_available_bytes:
         verdict = Verdict.FITS
+    largest = hardware.ram_usable_bytes + sum(gpu.total_bytes for gpu in hardware.gpus)
     return Fit(
         verdict=verdict,
+        could_fit=verdict is not Verdict.NO or weights <= largest,
         reason=f"weights of {shown(weights)}, {shown(free)} free; the model's shape is not known",
         context_tokens=context,
         needed_bytes=weights,
