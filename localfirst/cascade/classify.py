@@ -45,6 +45,18 @@ BAD_ANSWERS = frozenset({
 EXPECTED = (UpstreamError, LocalFirstError, OSError, TimeoutError)
 """What a backend may raise; anything else is a fault of ours, and is logged as such."""
 
+DOWNLOAD_CODES = {
+    "registry-dns": F.NETWORK,
+    "registry-unreachable": F.NETWORK,
+    "registry-proxy": F.NETWORK,
+    "registry-tls": F.NETWORK,
+    "pull-stalled": F.TIMEOUT,
+    "registry-unauthorized": F.AUTH,
+    "registry-rate-limited": F.RATE_LIMIT,
+    "model-not-in-registry": F.MODEL_NOT_FOUND,
+}
+"""What a download's own errors are in the words of a trail."""
+
 SCOPES = {
     F.RATE_LIMIT: Scope.KEY_MODEL,
     F.QUOTA: Scope.KEY,
@@ -101,7 +113,8 @@ def _ours(error: LocalFirstError) -> Failure:
     if isinstance(error, InsufficientResources):
         return Failure(cls=F.CONFIG, scope=Scope.MODEL, message=redact(error.message))
     scope = Scope.PROVIDER if isinstance(error, EngineUnavailable) else Scope.MODEL
-    return Failure(cls=F.UNAVAILABLE, scope=scope, message=redact(error.message))
+    cls = DOWNLOAD_CODES.get(error.code, F.UNAVAILABLE)
+    return Failure(cls=cls, scope=scope, message=redact(error.message))
 
 
 def is_capability(failure: Failure) -> bool:

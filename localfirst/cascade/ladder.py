@@ -65,6 +65,25 @@ class Candidate:
         self.spent: set[str] = set()
         self.last: Failure | None = None
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it still has a first try: never asked, or only other keys of it were."""
+        if not self.asked:
+            return True
+        return self.failures == len(self.spent) < len(self.step.keys)
+
+
+class _Search:
+    """One look along the ladder: the time, and the waits that were met."""
+
+    __slots__ = ("now", "now_unix", "recoveries", "waits")
+
+    def __init__(self, now: float, now_unix: float) -> None:
+        self.now = now
+        self.now_unix = now_unix
+        self.waits: list[float] = []
+        self.recoveries: list[float] = []
+
 
 class Ladder:
     """
@@ -119,20 +138,27 @@ class Ladder:
             now: monotonic seconds, for backoffs.
             now_unix: for cooldowns.
         """
-        waits: list[float] = []
-        recoveries: list[float] = []
+        found = _Search(now, now_unix)
+        earlier: list[Candidate] = []
         for candidate in self.candidates:
             if candidate.over or not self._eligible(candidate):
                 continue
-            if candidate.step.target.rung is Rung.PULL and waits:
-                # A moment's wait is cheaper than a download.
-                break
-            found = self._ready(candidate, now, now_unix, waits, recoveries)
-            if found is not None:
-                return Take(candidate, found, self._turns_left())
-        if waits:
-            return Wait(min(waits))
-        return self._last_one(now_unix) or GiveUp(min(recoveries, default=None))
+            if candidate.step.target.rung is Rung.PULL:
+                # A moment's wait, or a second try, is cheaper than a download.
+                move = self._again(earlier, found)
+                if move is not None:
+                    return move
+            if candidate.fresh:
+                target = self._ready(candidate, found)
+                if target is not None:
+                    return Take(candidate, target, self._turns_left())
+            else:
+                earlier.append(candidate)
+        return (
+            self._again(earlier, found)
+            or self._last_one(now_unix)
+            or GiveUp(min(found.recoveries, default=None))
+        )
 
     def failed(self, candidate: Candidate, target: Target, failure: Failure, now: float) -> None:
         """Take a failure into account; the candidate may come again after a backoff."""
@@ -144,6 +170,9 @@ class Ladder:
             candidate.over = True
         elif failure.scope in {Scope.KEY, Scope.KEY_MODEL} and cls not in TRANSIENT:
             candidate.spent.add(target.key_label)
+        elif target.rung is Rung.PULL:
+            # A download retries by itself while it makes progress; once over, it is over.
+            candidate.over = True
         elif cls in TRANSIENT and candidate.failures < self._settings.attempts_per_provider:
             candidate.again_at = now + self._backoff_s(candidate.failures)
         else:
@@ -199,32 +228,41 @@ class Ladder:
         entry = view.cooldowns.get((target.provider, "", target.model))
         return entry is not None and entry.cls is FailureClass.MODEL_NOT_FOUND
 
-    def _ready(
-        self,
-        candidate: Candidate,
-        now: float,
-        now_unix: float,
-        waits: list[float],
-        recoveries: list[float],
-    ) -> Target | None:
+    def _again(self, candidates: Sequence[Candidate], found: _Search) -> Move | None:
+        """A second try for those that were asked before, or the wait until one is due."""
+        for candidate in candidates:
+            target = self._ready(candidate, found)
+            if target is not None:
+                return Take(candidate, target, self._turns_left())
+        return Wait(min(found.waits)) if found.waits else None
+
+    def _ready(self, candidate: Candidate, found: _Search) -> Target | None:
         """The target to ask with now, or None with its wait noted."""
-        if candidate.again_at > now:
-            waits.append(candidate.again_at - now)
+        if candidate.again_at > found.now:
+            found.waits.append(candidate.again_at - found.now)
             return None
-        keys = candidate.step.keys or (candidate.step.target,)
-        for target in self._in_turn(keys):
-            if target.key_label in candidate.spent:
-                self._note_recovery(target, now_unix, waits, recoveries)
+        for target in self._in_turn(candidate.step.keys or (candidate.step.target,)):
+            if target.key_label in candidate.spent and not self._recovered(
+                candidate, target, found
+            ):
                 continue
-            refusal = self._quota.refusal(target, self._tokens, now_unix)
+            refusal = self._quota.refusal(target, self._tokens, found.now_unix)
             if refusal is not None:
-                self._note_refusal(refusal.ready_unix, now_unix, waits, recoveries)
-                continue
+                self._note(refusal.ready_unix, found)
             # Its own failure a moment ago has had its backoff; others' is respected.
-            if candidate.again_at or self._health.admit(target, now_unix):
+            elif candidate.again_at or self._health.admit(target, found.now_unix):
                 return target
-            self._note_recovery(target, now_unix, waits, recoveries)
+            else:
+                self._note_recovery(target, found)
         return None
+
+    def _recovered(self, candidate: Candidate, target: Target, found: _Search) -> bool:
+        """Whether a key that was turned down may be used again: its cooldown has passed."""
+        if self._health.view().blocker(target, found.now_unix) is not None:
+            self._note_recovery(target, found)
+            return False
+        keys = max(1, len(candidate.step.keys))
+        return candidate.asked < self._settings.attempts_per_provider + keys - 1
 
     def _in_turn(self, keys: Sequence[Target]) -> Sequence[Target]:
         if len(keys) < 2:
@@ -232,27 +270,19 @@ class Ladder:
         first = self._turn % len(keys)
         return (*keys[first:], *keys[:first])
 
-    def _note_recovery(
-        self, target: Target, now_unix: float, waits: list[float], recoveries: list[float]
-    ) -> None:
-        entry = self._health.view().blocker(target, now_unix)
+    def _note_recovery(self, target: Target, found: _Search) -> None:
+        entry = self._health.view().blocker(target, found.now_unix)
         if entry is not None and entry.until_unix < NEVER:
-            self._note_refusal(entry.until_unix, now_unix, waits, recoveries)
+            self._note(entry.until_unix, found)
 
-    def _note_refusal(
-        self,
-        ready_unix: float | None,
-        now_unix: float,
-        waits: list[float],
-        recoveries: list[float],
-    ) -> None:
+    def _note(self, ready_unix: float | None, found: _Search) -> None:
         if ready_unix is None:
-            waits.append(PLACE_TAKEN_S)
+            found.waits.append(PLACE_TAKEN_S)
             return
-        seconds = max(0.0, ready_unix - now_unix)
-        recoveries.append(seconds)
+        seconds = max(0.0, ready_unix - found.now_unix)
+        found.recoveries.append(seconds)
         if seconds + self._waited_s <= self._settings.wait_for_cooldown_s:
-            waits.append(seconds)
+            found.waits.append(seconds)
 
     def _turns_left(self) -> int:
         """Candidates that may still want a turn: the deadline is shared among them."""

@@ -21,6 +21,7 @@ from localfirst.ledger.db import Ledger
 from localfirst.machine import serverless
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.fit import Hardware
+from localfirst.models import names
 from localfirst.models.pull import Puller
 from localfirst.models.store import Store, default_root
 from localfirst.runtime import embedding, fitness, state
@@ -33,9 +34,13 @@ from localfirst.runtime.pulled import PulledBackend
 from localfirst.settings import Privacy, Settings
 from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
+from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.transport.upstream_proxy import from_environment
 from localfirst.types import Call, Clock, Json
+
+REACH_S = 1.2
+"""A registry that takes longer to connect to is not one to wait a download for."""
 
 
 class Runtime:
@@ -102,7 +107,12 @@ class Runtime:
         self.cascade = Cascade(
             backends={
                 "local": self.engine,
-                "pull": PulledBackend(self.engine, self.puller.start, self.lookout.forget),
+                "pull": PulledBackend(
+                    self.engine,
+                    start=self.puller.start,
+                    reach=self._reach,
+                    arrived=self.lookout.forget,
+                ),
                 **self.clouds.backends,
             },
             look=self.lookout.look,
@@ -191,6 +201,15 @@ class Runtime:
         async for progress in job.watch():
             yield progress
         self.lookout.forget()
+
+    async def _reach(self, model: str) -> bool:
+        """Whether the registry of *model* takes a connection within `REACH_S`."""
+        host, _, port = names.parse(model).host.partition(":")
+        if is_loopback(host) or host in self.settings.pull.mirrors:
+            return True
+        if self.connectivity.online() is False:
+            return False
+        return await self.connectivity.probe([f"{host}:{port or 443}"], timeout_s=REACH_S)
 
     async def models(self) -> list[ModelEntry]:
         """Every name a request may use now."""
