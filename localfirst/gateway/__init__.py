@@ -1,1 +1,1 @@
-"""The server: one door, three surfaces."""
+"""The server: a closed door, three faithful surfaces, and a short way from upstream to client."""

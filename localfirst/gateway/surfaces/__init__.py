@@ -1,1 +1,1 @@
-"""One file a surface: decode, ask the runtime, encode."""
+"""What each surface does with a request: which codec, which shape, which answer."""

@@ -1,0 +1,126 @@
+"""
+The application: guard, route, handler, and one line in the log.
+
+Plain ASGI; `create(runtime)` is all a server needs. The order of the checks is fixed:
+(framing and size before it) host, origin, route, method, key, content type, then the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
+from localfirst.gateway.access import AccessLog
+from localfirst.gateway.guard import Guard, check_type
+from localfirst.gateway.hub import Receive, Scope, Send
+from localfirst.gateway.metrics import Metrics
+from localfirst.gateway.refusal import SAFE
+from localfirst.gateway.request import Request
+from localfirst.gateway.routes import Table
+
+if TYPE_CHECKING:
+    from localfirst.runtime import Runtime
+
+log = logging.getLogger("localfirst.gateway")
+
+
+class Gateway:
+    """
+    Answers every request from one runtime, which `take_over` may replace while it runs.
+
+    `connections` tells how many sockets are open; the server sets it.
+    """
+
+    def __init__(self, runtime: Runtime, *, access: AccessLog | None = None) -> None:
+        self.metrics = Metrics()
+        self.table = Table()
+        self.draining = False
+        self._access = access or AccessLog(None)
+        self._uses: dict[Runtime, int] = {}
+        self._unused: dict[Runtime, asyncio.Event] = {}
+        self.connections: Callable[[], int] = lambda: 0
+        self.take_over(runtime)
+
+    @property
+    def running(self) -> int:
+        """Requests being answered."""
+        return sum(self._uses.values())
+
+    def take_over(self, runtime: Runtime) -> None:
+        """Answer what comes from now on with another runtime."""
+        self.runtime = runtime
+        self.guard = Guard(runtime.settings.gateway)
+        self.clock = runtime.clock
+        self._uses.setdefault(runtime, 0)
+
+    async def unused(self, runtime: Runtime) -> None:
+        """Wait until no request uses a runtime that was replaced."""
+        if self._uses.get(runtime):
+            await self._unused.setdefault(runtime, asyncio.Event()).wait()
+        self._uses.pop(runtime, None)
+        self._unused.pop(runtime, None)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other kinds of scope are not spoken."""
+        assert scope["type"] == "http", "only HTTP is spoken"
+        runtime = self.runtime
+        request = Request(scope, receive, send, self.clock.monotonic())
+        self._uses[runtime] += 1
+        try:
+            await self._serve(request)
+        finally:
+            self._uses[runtime] -= 1
+            if not self._uses[runtime] and runtime in self._unused:
+                self._unused[runtime].set()
+            self._note(request)
+
+    async def _serve(self, request: Request) -> None:
+        try:
+            await self._route(request)
+        except AccessDenied as error:
+            request.surface = request.surface if request.status else "refused"
+            await request.fail(error, close=True)
+        except LocalFirstError as error:
+            await request.fail(error)
+        except asyncio.CancelledError:
+            request.outcome = "cancelled"
+            await request.fail(Unavailable("the gateway is stopping", code="stopping"))
+            raise
+        except Exception:
+            # The top frame of a request: it must be answered whatever went wrong inside.
+            log.exception("request %s failed", request.id)
+            await request.fail(
+                LocalFirstError(
+                    "something went wrong inside the gateway",
+                    code="internal",
+                    hint="the log has the details; please report them",
+                ),
+                close=True,
+            )
+
+    async def _route(self, request: Request) -> None:
+        self.guard.enter(request)
+        if request.method == "OPTIONS":
+            headers = self.guard.preflight(request)
+            await request.answer(b"", [*SAFE, *headers], 204)
+            return
+        route = self.table.find(request.method, request.path)
+        request.surface = route.name
+        if not route.open:
+            self.guard.authenticate(request)
+        if request.method == "POST":
+            check_type(request)
+        await route.handler(self, request)
+
+    def _note(self, request: Request) -> None:
+        elapsed_s = self.clock.monotonic() - request.began
+        self.metrics.note(request, elapsed_s)
+        self._access.note(request, elapsed_s)
+
+
+def create(runtime: Runtime, *, access: AccessLog | None = None) -> Gateway:
+    """The ASGI application that answers from *runtime*, which stays the caller's to close."""
+    return Gateway(runtime, access=access)

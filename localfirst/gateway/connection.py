@@ -1,0 +1,310 @@
+"""
+One client's connection: bytes to requests, answers to bytes, and every wait bounded.
+
+An `asyncio.Protocol` that speaks ASGI to the application. Requests are answered one after
+the other; a client that hangs up cancels its request at once; a refused one is told why,
+and its connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from enum import StrEnum
+
+from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
+from localfirst.gateway import head as heads
+from localfirst.gateway.body import NO_BODY, Body, Chunked, Counted, too_large
+from localfirst.gateway.exchange import Exchange
+from localfirst.gateway.hub import Hub, Message
+from localfirst.gateway.refusal import refusal
+
+log = logging.getLogger("localfirst.gateway")
+
+READ_AHEAD_BYTES = 64 * 2**10
+"""What may wait unread behind a running request before the socket is left alone."""
+
+
+class Phase(StrEnum):
+    """Where a connection stands."""
+
+    IDLE = "idle"
+    HEAD = "head"
+    BUSY = "busy"
+    LINGER = "linger"
+    CLOSED = "closed"
+
+
+class Connection(asyncio.Protocol):
+    """One accepted socket; owned by the `Hub` it is listed in."""
+
+    __slots__ = (
+        "_buffer",
+        "_deadline",
+        "_exchange",
+        "_hub",
+        "_paused_reading",
+        "_queued_bytes",
+        "_stalled_at",
+        "_task",
+        "_transport",
+        "_writable",
+        "client",
+        "phase",
+        "server",
+    )
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._paused_reading = False
+        self._deadline = 0.0
+        self._stalled_at = 0.0
+        self._queued_bytes = 0
+        self.phase = Phase.HEAD
+        self.client: tuple[str, int] = ("", 0)
+        self.server: tuple[str, int] = ("", 0)
+
+    # --- life ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet, or turn away when the house is full."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.client = _address(transport, "peername")
+        self.server = _address(transport, "sockname")
+        full = self._hub.full
+        self._hub.connections.add(self)
+        self._wait(Phase.HEAD, self._hub.limits.head_s)
+        if full:
+            self._refuse(
+                Unavailable("too many connections", code="too-many-connections", retry_after_s=1.0)
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: whatever runs for it is cancelled."""
+        self.phase = Phase.CLOSED
+        self._hub.left(self)
+        self.resume_writing()
+        if self._exchange is not None:
+            self._exchange.lost()
+        if self._task is not None:
+            self._task.cancel()
+
+    def eof_received(self) -> None:
+        """Half a connection is none: nobody waits for the answer."""
+
+    def look(self, now: float) -> None:
+        """The sweep's visit: end what takes too long."""
+        if self._writable is not None and self._stalled(now):
+            log.info("client %s reads nothing: its connection is closed", self.client[0])
+            self.abort()
+        elif self.phase is Phase.BUSY:
+            if self._exchange is not None and self._exchange.body_too_slow(now, self._hub.limits):
+                self._refuse(heads.malformed("the body came too slowly", code="slow", status=408))
+        elif now >= self._deadline:
+            self._close()
+
+    def close_if_idle(self) -> None:
+        """Close unless a request runs."""
+        if self.phase is not Phase.BUSY:
+            self._close()
+
+    def cancel(self) -> None:
+        """End the running request; its answer ends with an error as far as it can."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def abort(self) -> None:
+        """Drop the connection and what was not sent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head, of a body, or of a request behind the running one."""
+        if self.phase is Phase.LINGER:
+            return
+        try:
+            if self.phase is Phase.BUSY:
+                self._more(data)
+            else:
+                self._buffer = self._buffer + data if self._buffer else data
+                self._read_head()
+        except LocalFirstError as error:
+            self._refuse(error)
+
+    def _more(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is not None and not exchange.body.done:
+            data = exchange.feed(data)
+        if data:
+            self._buffer += data
+            if len(self._buffer) > READ_AHEAD_BYTES and self._transport is not None:
+                self._paused_reading = True
+                self._transport.pause_reading()
+
+    def _read_head(self) -> None:
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if self.phase is Phase.IDLE:
+                self._wait(Phase.HEAD, self._hub.limits.head_s)
+            heads.check_unfinished(self._buffer)
+            return
+        head = heads.parse(self._buffer[: end + 4])
+        body = self._body(head)
+        rest = self._buffer[end + 4 :]
+        self._buffer = b""
+        self.phase = Phase.BUSY
+        self._exchange = exchange = Exchange(self, self._hub, head, body)
+        if rest:
+            self._more(rest)
+        self._task = self._hub.loop.create_task(self._answer(exchange))
+
+    def _body(self, head: heads.Head) -> Body:
+        limit_bytes = self._hub.limits.max_body_bytes
+        if head.chunked:
+            return Chunked(limit_bytes)
+        if not head.length:
+            return NO_BODY
+        if head.length > limit_bytes:
+            raise too_large(limit_bytes)
+        return Counted(head.length)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            await self._hub.app(exchange.scope(), exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            exchange.keep_alive = False
+        except Exception:
+            # The top frame of a request: the server outlives whatever went wrong inside.
+            log.exception("a request failed")
+            exchange.keep_alive = False
+        self._answered(exchange)
+
+    def _answered(self, exchange: Exchange) -> None:
+        exchange.release()
+        self._exchange = self._task = None
+        if self.phase is not Phase.BUSY or self._transport is None:
+            return
+        if not exchange.complete:
+            # An answer that was cut must look cut: no last chunk, no next request.
+            self._close()
+        elif not exchange.body.done or not exchange.keep_alive:
+            self._linger()
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        if self._hub.draining:
+            self._close()
+            return
+        self._wait(Phase.IDLE, self._hub.limits.idle_s)
+        if self._paused_reading and self._transport is not None:
+            self._paused_reading = False
+            self._transport.resume_reading()
+        if self._buffer:
+            try:
+                self._read_head()
+            except LocalFirstError as error:
+                self._refuse(error)
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the client; none are sent to one that is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    @property
+    def writable(self) -> asyncio.Future[None] | None:
+        """What to wait for before more is written; None when there is room."""
+        return self._writable
+
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        if self._writable is None:
+            self._writable = self._hub.loop.create_future()
+            self._stalled_at = self._hub.loop.time()
+            self._queued_bytes = 0
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    def _stalled(self, now: float) -> bool:
+        assert self._transport is not None
+        queued_bytes = self._transport.get_write_buffer_size()
+        if queued_bytes != self._queued_bytes:
+            self._queued_bytes, self._stalled_at = queued_bytes, now
+        return now - self._stalled_at >= self._hub.limits.stall_s
+
+    # --- ending ----------------------------------------------------------------------------
+
+    def _refuse(self, error: LocalFirstError) -> None:
+        """Answer what is no request to be run, and hear no more from this client."""
+        self._hub.refused += 1
+        exchange = self._exchange
+        if exchange is not None and exchange.started:
+            self._close()
+            return
+        tls = isinstance(error, AccessDenied) and self._buffer[:1] == b"\x16"
+        if not tls:
+            path = exchange.head.path if exchange else _guess_path(self._buffer)
+            self.write(refusal(error, path, date=self._hub.date))
+        if exchange is not None:
+            exchange.lost()
+        if self._task is not None:
+            self._task.cancel()
+        if tls:
+            self._close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """
+        Say no more, but keep reading a while.
+
+        Closing with unread bytes makes the kernel reset the connection, and the client may
+        lose the answer it was about to read (RFC 9112 §9.6).
+        """
+        self._buffer = b""
+        self._wait(Phase.LINGER, self._hub.limits.linger_s)
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._paused_reading:
+            self._paused_reading = False
+            self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _close(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()
+
+    def _wait(self, phase: Phase, seconds: float) -> None:
+        self.phase = phase
+        self._deadline = self._hub.loop.time() + seconds
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int]:
+    found = transport.get_extra_info(name)
+    if isinstance(found, tuple) and len(found) >= 2:
+        return str(found[0]), int(found[1])
+    return "", 0
+
+
+def _guess_path(data: bytes) -> bytes:
+    """The path of a head that was refused, only to choose the shape of the refusal."""
+    words = data[:2048].split(b" ", 2)
+    return words[1] if len(words) > 1 else b""
+
+
+__all__ = ["Connection", "Message", "Phase"]

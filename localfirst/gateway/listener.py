@@ -1,0 +1,115 @@
+"""The sockets a gateway listens on, and the rule about who may listen where."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+
+from localfirst.errors import ConfigError, Unavailable
+from localfirst.settings import GatewaySettings
+
+BACKLOG = 1024
+"""Connections the kernel holds while one batch of requests is started."""
+
+
+def check_exposure(settings: GatewaySettings) -> None:
+    """
+    Refuse to be reachable from outside without a key.
+
+    Raises:
+        ConfigError: `key-required-off-loopback`.
+    """
+    if settings.keys or is_loopback(settings.host):
+        return
+    raise ConfigError(
+        f"`gateway.host` is `{settings.host}`, which others can reach, and no key is set",
+        setting="gateway.host",
+        code="key-required-off-loopback",
+        hint="set `LOCALFIRST_GATEWAY_KEYS`, or listen on 127.0.0.1",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host to listen on is this machine's own, by its literal spelling."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(settings: GatewaySettings) -> list[socket.socket]:
+    """
+    Bound, listening sockets for every address of `gateway.host`.
+
+    Raises:
+        Unavailable: the port is taken, or the address is not this machine's.
+    """
+    host = settings.host.strip("[]")
+    try:
+        found = socket.getaddrinfo(
+            host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise _unusable(settings, error) from error
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    if settings.port == 0:
+        # Two families would get two ports, and only one can be told.
+        addresses = addresses[:1]
+    sockets: list[socket.socket] = []
+    try:
+        sockets += [_listening(family, address) for family, address in addresses]
+    except OSError as error:
+        if not (sockets and error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}):
+            close_all(sockets)
+            raise _unusable(settings, error) from error
+    return sockets
+
+
+def close_all(sockets: list[socket.socket]) -> None:
+    """Close every socket."""
+    for one in sockets:
+        one.close()
+
+
+def url_of(one: socket.socket) -> str:
+    """How a client on this machine spells the address."""
+    host, port = one.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listening(family: int, address: tuple[object, ...]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            # On Windows this option would let another program take the port over.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+        one.listen(BACKLOG)
+        one.setblocking(False)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _unusable(settings: GatewaySettings, error: OSError) -> Unavailable:
+    place = f"{settings.host}:{settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return Unavailable(
+            f"another program listens on `{place}`",
+            code="port-in-use",
+            hint="stop it, or set `gateway.port` (`LOCALFIRST_GATEWAY_PORT`)",
+        )
+    return Unavailable(
+        f"cannot listen on `{place}`: {error.strerror or error}",
+        code="address-unusable",
+        hint="set `gateway.host` and `gateway.port`",
+    )

@@ -1,0 +1,84 @@
+"""Errors as answers: in the shape of the surface that was asked, on the wire or through ASGI."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from localfirst.errors import LocalFirstError
+from localfirst.gateway.exchange import STATUS_LINES
+from localfirst.wire.anthropic import answers as anthropic
+from localfirst.wire.ollama import answers as ollama
+from localfirst.wire.openai import answers as openai
+
+Headers = list[tuple[bytes, bytes]]
+
+ErrorBody = Callable[..., bytes]
+
+AT_HOME = frozenset({"local", "pull"})
+"""Providers that are this machine itself."""
+
+SAFE: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+"""On every answer: no sniffing, no caches, no other page's `<img>`."""
+
+JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
+
+
+def error_body_for(path: bytes) -> ErrorBody:
+    """The error writer of the surface that *path* belongs to."""
+    if path.startswith(b"/api/"):
+        return ollama.error_body
+    if path.startswith(b"/v1/messages"):
+        return anthropic.error_body
+    return openai.error_body
+
+
+def error_headers(error: LocalFirstError) -> Headers:
+    """What an error says beside its body: when to come back, how to authenticate."""
+    headers: Headers = [JSON_TYPE, *SAFE, (b"x-localfirst-code", error.code.encode("ascii"))]
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+def attempt_headers(error: LocalFirstError, request_id: str) -> Headers:
+    """The `x-localfirst-*` facts of an error: who was asked, and who saw the request."""
+    facts: Headers = [(b"x-localfirst-request-id", request_id.encode())]
+    attempts = getattr(error, "attempts", None)
+    if attempts is None:
+        return facts
+    sent = [one for one in attempts if one.sent]
+    egress = dict.fromkeys(one.provider for one in sent if one.provider not in AT_HOME)
+    trail = ",".join(f"{one.provider}={one.outcome}" for one in attempts)
+    return [
+        *facts,
+        (b"x-localfirst-attempts", b"%d" % len(sent)),
+        (b"x-localfirst-trail", _plain(trail)),
+        (b"x-localfirst-egress", _plain(",".join(egress) or "none")),
+    ]
+
+
+def _plain(text: str) -> bytes:
+    """What may stand in a header (RFC 9110 §5.5), of bounded length."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:1000].encode()
+
+
+def refusal(error: LocalFirstError, path: bytes, *, date: bytes) -> bytes:
+    """A whole HTTP answer for a client that never got as far as the application."""
+    body = error_body_for(path)(error, request_id="")
+    lines = [STATUS_LINES[error.http_status]]
+    headers: Sequence[tuple[bytes, bytes]] = [
+        *error_headers(error),
+        (b"content-length", b"%d" % len(body)),
+        (b"date", date),
+        (b"connection", b"close"),
+    ]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    return b"".join(lines) + b"\r\n" + body

@@ -1,0 +1,273 @@
+"""
+The server: sockets, one runtime, one event loop, and an orderly end.
+
+`serve` blocks until a signal. SIGTERM and SIGINT drain (a second one does not wait),
+SIGHUP reads the configuration again; with more workers each is a process of its own on the
+same sockets, and what they learn is shared through the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from localfirst.errors import LocalFirstError
+from localfirst.gateway.access import AccessLog
+from localfirst.gateway.app import Gateway, create
+from localfirst.gateway.hub import Hub, Limits
+from localfirst.gateway.listener import check_exposure, close_all, listen, url_of
+from localfirst.settings import GatewaySettings, Settings
+
+log = logging.getLogger("localfirst.gateway")
+
+Say = Callable[[str], object]
+MakeRuntime = Callable[[Settings], Any]
+
+ACCESS_FLUSH_S = 0.25
+
+
+def serve(
+    settings: Settings,
+    *,
+    say: Say = lambda line: None,
+    access: Callable[[str], object] | None = None,
+    reload: Callable[[], Settings] | None = None,
+    make: MakeRuntime | None = None,
+) -> int:
+    """
+    Answer until told to stop.
+
+    Args:
+        settings: from `config.load()`.
+        say: takes the line that tells where the gateway listens, and later ones.
+        access: takes whole lines of the access log; None means the logger `localfirst.access`.
+        reload: reads the configuration again at SIGHUP; host, port and workers stay.
+        make: builds a runtime; `localfirst.runtime.Runtime` when None.
+
+    Returns:
+        The exit code: 0 after an orderly end.
+
+    Raises:
+        ConfigError: off loopback without a key.
+        Unavailable: the port is taken.
+    """
+    check_exposure(settings.gateway)
+    sockets = listen(settings.gateway)
+    job = Job(settings, sockets, say=say, access=access, reload=reload, make=make or _runtime)
+    try:
+        if settings.gateway.workers > 1:
+            from localfirst.gateway import workers
+
+            say(started_line(sockets, workers=settings.gateway.workers))
+            return workers.run(settings.gateway.workers, lambda: job.run(told=True), say)
+        return job.run()
+    finally:
+        close_all(sockets)
+
+
+class Job:
+    """What one process of the server does, from its first to its last request."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: list[socket.socket],
+        *,
+        say: Say,
+        access: Callable[[str], object] | None,
+        reload: Callable[[], Settings] | None,
+        make: MakeRuntime,
+    ) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._say = say
+        self._access = access
+        self._reload = reload
+        self._make = make
+
+    def run(self, *, told: bool = False) -> int:
+        """Serve on a fresh event loop until a signal; returns the exit code."""
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(self._main(told))
+
+    async def _main(self, told: bool) -> int:
+        runtime = self._make(self._settings)
+        await runtime.start()
+        server = Server(runtime, access=self._access)
+        try:
+            await server.start(self._sockets)
+            with signals(server, self._again):
+                if not told:
+                    self._say(started_line(self._sockets))
+                # What exists now lives as long as the process: never scan it again.
+                gc.collect()
+                gc.freeze()
+                await server.stopping.wait()
+                self._say("stopping: running answers may finish")
+                await server.aclose(self._settings.gateway.drain_s)
+        finally:
+            await server.gateway.runtime.aclose()
+        return 0
+
+    async def _again(self, server: Server) -> None:
+        """Answer with the configuration as it is now; a broken one changes nothing."""
+        if self._reload is None:
+            return
+        try:
+            settings = self._reload()
+            runtime = self._make(settings)
+            await runtime.start()
+        except LocalFirstError as error:
+            self._say(f"the configuration was not taken over: {error.message}")
+            return
+        await server.take_over(runtime)
+        self._say("the configuration was read again")
+
+
+class Server:
+    """
+    One gateway on given sockets, inside a running event loop.
+
+    The runtime stays the caller's to close, except one that `take_over` replaced.
+    """
+
+    def __init__(
+        self,
+        runtime: Any,
+        *,
+        access: Callable[[str], object] | None = None,
+        limits: Limits | None = None,
+        sweep_s: float = 0.5,
+    ) -> None:
+        self._access = AccessLog(access, runtime.clock.unix)
+        self._limits = limits or limits_of(runtime.settings.gateway)
+        self._sweep_s = sweep_s
+        self._servers: list[asyncio.Server] = []
+        self._flushing: asyncio.TimerHandle | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.gateway: Gateway = create(runtime, access=self._access)
+        self.stopping = asyncio.Event()
+        self.hub: Hub | None = None
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        unix = self.gateway.clock.unix
+        hub = Hub(self.gateway, limits=self._limits, unix=unix, sweep_s=self._sweep_s)
+        self.hub = hub
+        self.gateway.connections = lambda: len(hub.connections)
+        for one in sockets:
+            self._servers.append(await loop.create_server(hub.protocol, sock=one))
+        self._flush()
+
+    def stop(self) -> None:
+        """Ask for an orderly end; asked twice, running answers are ended too."""
+        if self.stopping.is_set() and self.hub is not None:
+            for connection in list(self.hub.connections):
+                connection.cancel()
+        self.gateway.draining = True
+        self.stopping.set()
+
+    async def aclose(self, drain_s: float = 0.0) -> None:
+        """Accept no more, let running answers finish for *drain_s*, end the rest with an error."""
+        self.gateway.draining = True
+        for one in self._servers:
+            one.close()
+        if self.hub is not None:
+            await self.hub.drain(drain_s)
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._access.flush()
+        for task in list(self._retiring):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def take_over(self, runtime: Any) -> None:
+        """Answer what comes from now on with *runtime*; close the old one when it is free."""
+        old = self.gateway.runtime
+        self.gateway.take_over(runtime)
+        task = asyncio.create_task(self._retire(old))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, runtime: Any) -> None:
+        try:
+            await self.gateway.unused(runtime)
+        finally:
+            await runtime.aclose()
+
+    def _flush(self) -> None:
+        self._access.flush()
+        loop = asyncio.get_running_loop()
+        self._flushing = loop.call_later(ACCESS_FLUSH_S, self._flush)
+
+
+@contextlib.contextmanager
+def signals(server: Server, again: Callable[[Server], Any]) -> Iterator[None]:
+    """Stop at SIGTERM and SIGINT, reload at SIGHUP, for as long as the block runs."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(again(server))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    handlers: dict[str, Callable[[], None]] = {
+        "SIGTERM": server.stop,
+        "SIGINT": server.stop,
+        "SIGHUP": reload,
+    }
+    for name, handler in handlers.items():
+        _handle(loop, name, handler)
+    try:
+        yield
+    finally:
+        for name in handlers:
+            with contextlib.suppress(NotImplementedError, AttributeError, ValueError):
+                loop.remove_signal_handler(getattr(signal, name))
+
+
+def _handle(loop: asyncio.AbstractEventLoop, name: str, handler: Callable[[], None]) -> None:
+    number = getattr(signal, name, None)
+    if number is None:
+        return
+    try:
+        loop.add_signal_handler(number, handler)
+    except NotImplementedError:
+        # Windows has no signal handlers in the loop; Ctrl-C comes as one of the interpreter's.
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+
+
+def limits_of(settings: GatewaySettings) -> Limits:
+    """The limits that settings can change; the others are facts about clients."""
+    return Limits(max_connections=settings.max_connections, max_body_bytes=settings.max_body_bytes)
+
+
+def started_line(sockets: list[socket.socket], *, workers: int = 1) -> str:
+    """Where the gateway listens, for people."""
+    many = f" with {workers} workers" if workers > 1 else ""
+    return f"localfirst listens on {url_of(sockets[0])}{many}"
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Uvloop's loop where it exists: it halves the cost of a request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _runtime(settings: Settings) -> Any:
+    from localfirst.runtime import Runtime
+
+    return Runtime(settings)

@@ -1,0 +1,86 @@
+"""What `/api/show` tells of one installed model, read from the store's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from localfirst.errors import LocalFirstError
+from localfirst.gateway.views import Installed, Shelf
+from localfirst.models import gguf
+from localfirst.types import Json
+from localfirst.wire.ollama.answers import stamp
+
+HEAD_BYTES = 16 * 2**20
+"""More than any vocabulary takes; a larger head is left out."""
+
+
+def describe(store: Shelf, model: Installed, verbose: bool) -> dict[str, Json]:
+    """Template, parameters, capabilities and metadata; blocking, for a thread."""
+    found: dict[str, Json] = {
+        "details": {
+            "parent_model": "",
+            "format": "gguf",
+            "family": model.family,
+            "families": [model.family] if model.family else None,
+            "parameter_size": model.parameters,
+            "quantization_level": model.quantization,
+        },
+        "model_info": {},
+        "capabilities": list(model.capabilities),
+        "modified_at": stamp(model.modified_unix),
+    }
+    try:
+        found.update(_stored(store, model.name, verbose))
+    except (LocalFirstError, OSError):
+        # The engine's models may lie in a store that is not ours to read.
+        found["modelfile"] = f"FROM {model.name}\n"
+    return found
+
+
+def _stored(store: Shelf, name: str, verbose: bool) -> dict[str, Json]:
+    weights = store.model_file(name)
+    params = store.params(name)
+    template, system = store.text(name, "template"), store.text(name, "system")
+    info = _metadata(weights, verbose)
+    return {
+        "license": store.text(name, "license"),
+        "modelfile": _modelfile(name, weights, template, system, params),
+        "parameters": "\n".join(f"{key:<30} {value}" for key, value in _flat(params)),
+        "template": template or str(info.get("tokenizer.chat_template") or ""),
+        "system": system,
+        "model_info": info,
+    }
+
+
+def _modelfile(
+    name: str, weights: Path, template: str, system: str, params: dict[str, Json]
+) -> str:
+    lines = [f"# To build a new model on this one, replace FROM with:\n# FROM {name}\n"]
+    lines.append(f"FROM {weights}")
+    if template:
+        lines.append(f'TEMPLATE """{template}"""')
+    if system:
+        lines.append(f'SYSTEM """{system}"""')
+    lines += [f"PARAMETER {key} {value}" for key, value in _flat(params)]
+    return "\n".join(lines) + "\n"
+
+
+def _flat(params: dict[str, Json]) -> list[tuple[str, Json]]:
+    pairs: list[tuple[str, Json]] = []
+    for key, value in sorted(params.items()):
+        values = value if isinstance(value, list) else [value]
+        pairs += [(key, f'"{one}"' if isinstance(one, str) else one) for one in values]
+    return pairs
+
+
+def _metadata(weights: Path, verbose: bool) -> dict[str, Json]:
+    """The GGUF's key-values; long lists only when asked for, as Ollama does it."""
+    with weights.open("rb") as file:
+        try:
+            found = gguf.read_header(file.read(HEAD_BYTES)).metadata
+        except LocalFirstError:
+            return {}
+    return {
+        key: value if verbose or not isinstance(value, list | tuple) else None
+        for key, value in found.items()
+    }

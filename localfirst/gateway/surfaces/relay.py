@@ -1,0 +1,132 @@
+"""
+From a request to its answer: the one way that every generation surface goes.
+
+Bytes of the caller's own dialect are written straight through; events are written in the
+surface's words. An answer that breaks after its first content ends with the surface's error
+event and without its terminator, and the connection is closed: cut must look cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from localfirst.errors import InvalidRequest, LocalFirstError, StreamInterrupted
+from localfirst.events import Finished, Relayed, TextDelta
+from localfirst.gateway.refusal import JSON_TYPE, SAFE
+from localfirst.gateway.request import Request
+from localfirst.gateway.surfaces.surface import Asked, Said, Surface
+from localfirst.types import Call, Json
+
+if TYPE_CHECKING:
+    from localfirst.cascade.run import Answer
+    from localfirst.gateway.app import Gateway
+
+_PRIVACY = {b"local-only": True, b"allow-cloud": False}
+_FALLBACK = {b"off": False, b"on": True}
+
+
+async def generate(gateway: Gateway, request: Request, surface: Surface) -> None:
+    """Answer one generation request."""
+    body = await request.body()
+    call = look(body, request, surface)
+    await run(gateway, request, surface, call)
+
+
+async def run(gateway: Gateway, request: Request, surface: Surface, call: Call) -> None:
+    """Open the answer of *call* and write it."""
+    runtime = gateway.runtime
+    unix = runtime.clock.unix
+    asked = Asked(request=request, call=call, model=call.model, created=unix(), unix=unix)
+    answer = await runtime.open(call)
+    try:
+        asked.model = answer.target.model
+        if call.stream:
+            await _stream(answer, asked, surface)
+        else:
+            await _whole(answer, asked, surface)
+    finally:
+        await answer.aclose()
+
+
+def look(body: bytes, request: Request, surface: Surface) -> Call:
+    """The call that *body* asks for; raises `InvalidRequest`."""
+    seen = surface.peek(body)
+    request.model = seen.model
+    call = Call(
+        model=seen.model,
+        stream=seen.stream,
+        dialect=surface.dialect,
+        request_id=request.id,
+        needs=seen.needs,
+        body=body,
+        relay=surface.relay,
+        decode=surface.decode,
+    )
+    wishes(call, request)
+    return call
+
+
+def wishes(call: Call, request: Request) -> None:
+    """What headers ask for: privacy and fallback, which only ever get stricter."""
+    privacy = request.fields.get(b"x-localfirst-privacy")
+    if privacy is not None:
+        call.local_only = _word(_PRIVACY, privacy, "x-localfirst-privacy")
+    fallback = request.fields.get(b"x-localfirst-fallback")
+    if fallback is not None:
+        call.fallback = _word(_FALLBACK, fallback, "x-localfirst-fallback")
+
+
+def _word(words: dict[bytes, bool], value: bytes, name: str) -> bool:
+    found = words.get(value.lower())
+    if found is None:
+        accepted = " or ".join(f"`{word.decode()}`" for word in words)
+        raise InvalidRequest(f"the header `{name}` must be {accepted}", field=name)
+    return found
+
+
+async def _stream(answer: Answer, asked: Asked, surface: Surface) -> None:
+    request = asked.request
+    await request.start(200, [surface.stream_type, *SAFE, *request.learn(answer)])
+    writer = surface.writer(asked)
+    try:
+        async for event in answer:
+            data = event.data if type(event) is Relayed else writer.write(event)
+            if data:
+                await request.write(data)
+    except LocalFirstError as error:
+        request.outcome = error.code
+        await request.write(writer.error(error))
+    except asyncio.CancelledError:
+        # The client is gone and nothing is written; or the gateway stops, and says so.
+        request.outcome = "cancelled"
+        await request.write(writer.error(StreamInterrupted("the gateway is stopping")))
+        raise
+    else:
+        await request.end()
+
+
+async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
+    request = asked.request
+    relayed: list[bytes] = []
+    logprobs: list[Json] = []
+    last = Finished()
+    async for event in answer:
+        kind = type(event)
+        if kind is Relayed:
+            relayed.append(event.data)  # type: ignore[union-attr]
+        elif kind is TextDelta:
+            logprobs += event.logprobs  # type: ignore[union-attr]
+        elif kind is Finished:
+            last = event  # type: ignore[assignment]
+    if relayed:
+        data = relayed[0] if len(relayed) == 1 else b"".join(relayed)
+    else:
+        said = Said(
+            reply=await answer.reply(),
+            logprobs=tuple(logprobs),
+            stop_sequence=last.stop_sequence,
+            timings=last.timings,
+        )
+        data = surface.reply(said, asked)
+    await request.answer(data, [JSON_TYPE, *SAFE, *request.learn(answer)])

@@ -1,0 +1,65 @@
+"""What one surface is: its reader, its writers, its media types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from localfirst.errors import LocalFirstError
+from localfirst.events import Event, Reply
+from localfirst.gateway.request import Request
+from localfirst.types import Call, ChatRequest, Dialect, Json
+from localfirst.wire.peek import Peek
+
+SSE = (b"content-type", b"text/event-stream; charset=utf-8")
+NDJSON = (b"content-type", b"application/x-ndjson")
+
+
+class Writer(Protocol):
+    """Writes one streamed answer in a surface's words."""
+
+    def write(self, event: Event) -> bytes:
+        """The bytes of an event, or none."""
+        ...
+
+    def error(self, err: LocalFirstError) -> bytes:
+        """The bytes that end a stream in failure."""
+        ...
+
+
+class Said(msgspec.Struct, kw_only=True):
+    """A whole answer with what `Reply` has no place for."""
+
+    reply: Reply
+    logprobs: tuple[Json, ...] = ()
+    stop_sequence: str = ""
+    timings: dict[str, Json] = {}
+
+
+class Asked(msgspec.Struct, kw_only=True):
+    """What a surface's writers may know of the request; times are seconds since 1970."""
+
+    request: Request
+    call: Call
+    model: str
+    created: float
+    unix: Callable[[], float]
+
+
+class Surface(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A generation route.
+
+    `relay` says that a backend of the same dialect may hand its bytes through, which holds
+    where `dialect` has one kind of generation request only.
+    """
+
+    dialect: Dialect
+    peek: Callable[[bytes], Peek]
+    decode: Callable[[bytes], ChatRequest]
+    writer: Callable[[Asked], Writer]
+    reply: Callable[[Said, Asked], bytes]
+    stream_type: tuple[bytes, bytes] = SSE
+    relay: bool = False

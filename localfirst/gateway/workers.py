@@ -1,0 +1,130 @@
+"""
+Several processes on the same sockets: one parent that only watches.
+
+The parent opens no runtime and no event loop, so forking it is safe. A worker that dies is
+started again, a few times a minute at most. Where there is no fork there is one worker.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+
+from localfirst.errors import ConfigError
+
+RESTARTS_PER_WORKER = 5
+"""Deaths that are forgiven; more means that it will never work."""
+
+WATCHED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGCHLD")
+
+
+def run(count: int, work: Callable[[], int], say: Callable[[str], object]) -> int:
+    """
+    Run *work* in *count* processes until told to stop.
+
+    Args:
+        count: how many.
+        work: what one does; its result is its exit code.
+        say: takes a line when a worker died.
+
+    Returns:
+        0 after an orderly end, else 1.
+
+    Raises:
+        ConfigError: this system cannot fork.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise ConfigError(
+            "this system runs one worker only",
+            setting="gateway.workers",
+            hint="set `gateway.workers = 1`",
+        )
+    return Crew(count, work, say).run()
+
+
+class Crew:
+    """The parent's view: who runs, who died how often."""
+
+    def __init__(self, count: int, work: Callable[[], int], say: Callable[[str], object]) -> None:
+        self._work = work
+        self._say = say
+        self._count = count
+        self._deaths: deque[int] = deque()
+        self._watched = {getattr(signal, name) for name in WATCHED}
+        self._members: list[BaseProcess] = []
+
+    def run(self) -> int:
+        """Start everyone, then do what signals say."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._watched)
+        try:
+            self._members = [self._start() for _ in range(self._count)]
+            return self._watch()
+        finally:
+            self._end()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched)
+
+    def _watch(self) -> int:
+        while True:
+            # Synchronous: nothing of ours runs inside a signal handler.
+            number = signal.sigwait(self._watched)
+            if number in {signal.SIGTERM, signal.SIGINT}:
+                return self._stop()
+            if number == signal.SIGHUP:
+                self._tell(signal.SIGHUP)
+            elif not self._replace():
+                return 1
+
+    def _start(self) -> BaseProcess:
+        member = multiprocessing.get_context("fork").Process(target=self._member)
+        member.start()
+        return member
+
+    def _member(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched)
+        # Ctrl-C reaches the whole group; the parent alone decides.
+        sys.exit(self._work())
+
+    def _replace(self) -> bool:
+        """Start those anew that died; False when that happened too often."""
+        alive = [member for member in self._members if member.is_alive()]
+        for member in self._members:
+            if member not in alive:
+                self._deaths.append(member.exitcode or 0)
+                self._say(f"a worker ended with {member.exitcode}")
+        missing = self._count - len(alive)
+        self._members = alive
+        if len(self._deaths) > RESTARTS_PER_WORKER * self._count:
+            self._say("workers die too often")
+            return False
+        self._members += [self._start() for _ in range(missing)]
+        return True
+
+    def _stop(self) -> int:
+        self._tell(signal.SIGTERM)
+        for member in self._members:
+            member.join()
+        return 0 if all(member.exitcode == 0 for member in self._members) else 1
+
+    def _tell(self, number: int) -> None:
+        for member in self._members:
+            if member.is_alive() and member.pid is not None:
+                _kill(member.pid, number)
+
+    def _end(self) -> None:
+        for member in self._members:
+            if member.is_alive():
+                member.kill()
+            member.join()
+
+
+def _kill(pid: int, number: int) -> None:
+    import os
+
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
