@@ -121,17 +121,19 @@ class Climb:
         """The next candidate, after any wait that is worth it."""
         while True:
             now = self.cascade.clock.monotonic()
-            if now >= self._deadline:
-                raise self._too_late()
             move = self.ladder.next_move(now, self.cascade.now_unix())
-            if isinstance(move, Take):
-                if self._may_go(move):
-                    return move
-                continue
             if isinstance(move, GiveUp):
                 raise exits.nobody(
                     self.attempts, self.ladder, move.retry_after_s, self.cascade.now_unix()
                 )
+            if now >= self._deadline:
+                if isinstance(move, Take):
+                    self.cascade.health.left(move.target)
+                raise self._too_late()
+            if isinstance(move, Take):
+                if self._may_go(move):
+                    return move
+                continue
             await self._wait(move)
 
     async def _wait(self, move: Wait) -> None:

@@ -26,7 +26,16 @@ ANSWER_CHARACTERS = 4000
 
 
 class ContractBroken(Exception):
-    """Raised when a text is no instance of its schema; the message is for the model."""
+    """
+    Raised when a text is no instance of its schema.
+
+    The message is for the model alone: it quotes the answer. `place` is a path, and may be
+    shown to anybody.
+    """
+
+    def __init__(self, message: str, place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 def schema_of(wanted: Any) -> dict[str, Json]:
@@ -96,9 +105,9 @@ def fulfilled(text: str, schema: dict[str, Json]) -> Json:
         ConfigError: the extra `structured` is not installed.
     """
     value = parsed(text)
-    problem = violation(value, schema)
+    problem, place = violation(value, schema)
     if problem:
-        raise ContractBroken(problem)
+        raise ContractBroken(problem, place)
     return value
 
 
@@ -139,15 +148,14 @@ def _repaired(bare: str) -> Json:
     return value
 
 
-def violation(value: Json, schema: dict[str, Json]) -> str:
-    """What is wrong with *value*, in one line that names the place; "" when nothing is."""
+def violation(value: Json, schema: dict[str, Json]) -> tuple[str, str]:
+    """What is wrong with *value*, in one line, and where; ("", "") when nothing is."""
     validator = _validator(json.dumps(schema, sort_keys=True))
-    jsonschema = _jsonschema()
-    worst = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    worst = _jsonschema().exceptions.best_match(validator.iter_errors(value))
     if worst is None:
-        return ""
-    place = "/".join(str(part) for part in worst.absolute_path)
-    return f"at `{place or 'the top'}`: {worst.message}"[:ERROR_CHARACTERS]
+        return "", ""
+    place = "/".join(str(part) for part in worst.absolute_path)[:120] or "the top"
+    return f"at `{place}`: {worst.message}"[:ERROR_CHARACTERS], place
 
 
 @functools.lru_cache(maxsize=32)

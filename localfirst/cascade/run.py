@@ -131,7 +131,8 @@ class Cascade:
         """
         Find who answers, and return at the first content.
 
-        *avoid* names `(provider, model)`s that are not to be asked. With `call.stream`, a model that loads or is pulled returns at its first `Progress`.
+        With `call.stream`, a model that loads or is pulled returns at its first `Progress`.
+        *avoid* names `(provider, model)`s that are not to be asked.
 
         Raises:
             CascadeExhausted: nobody could; `.attempts` says why.

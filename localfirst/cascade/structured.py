@@ -15,7 +15,7 @@ from localfirst.cascade import contract, report
 from localfirst.cascade.run import Cascade
 from localfirst.errors import CascadeExhausted, InvalidRequest
 from localfirst.events import Reply
-from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Json
+from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Json, Rung
 
 ASKED_AT_MOST = 2  # by one candidate: the answer, and one correction
 CANDIDATES_AT_MOST = 8
@@ -87,10 +87,10 @@ async def _corrected(
             return contract.fulfilled(last.text, rules), last
         except contract.ContractBroken as broken:
             problem = str(broken)
-            _mark(attempts, problem)
+            _mark(attempts, f" at `{broken.place}`" if broken.place else "")
         if turn + 1 < ASKED_AT_MOST:
             again = contract.asked_again(request, last.text, problem)
-            same = msgspec.structs.replace(call, model=first.route, fallback=False)
+            same = msgspec.structs.replace(call, model=_name(first), fallback=False)
             try:
                 last = await _ask(cascade, same, again, set())
             except (CascadeExhausted, InvalidRequest) as error:
@@ -99,10 +99,17 @@ async def _corrected(
     return None
 
 
-def _mark(attempts: list[Attempt], problem: str) -> None:
-    """The last attempt answered, and what it said does not count."""
+def _name(reply: Reply) -> str:
+    """The name that asks the same model again; what was pulled is installed by now."""
+    return f"local/{reply.model}" if reply.rung is Rung.PULL else reply.route
+
+
+def _mark(attempts: list[Attempt], place: str) -> None:
+    """The last attempt answered, and what it said does not count; its words stay out of it."""
     attempts[-1] = msgspec.structs.replace(
-        attempts[-1], outcome=str(FailureClass.INVALID_RESPONSE), message=problem[:300]
+        attempts[-1],
+        outcome=str(FailureClass.INVALID_RESPONSE),
+        message=f"the answer does not fulfil the schema{place}",
     )
 
 

@@ -1,0 +1,202 @@
+"""Every error seen in the wild gets its class and its wait; unseen ones of its kind as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localfirst.cascade import classify, classify_body, classify_wait
+from localfirst.errors import (
+    Breakage,
+    EngineUnavailable,
+    UpstreamBroken,
+    UpstreamNonsense,
+    UpstreamRefused,
+)
+from localfirst.types import FailureClass, Scope
+
+DATA = Path(__file__).parent.parent / "data"
+ERRORS = [json.loads(line) for line in (DATA / "errors.jsonl").read_text().splitlines()]
+WAITS = json.loads((DATA / "retry_cases.json").read_text())["cases"]
+NOW = 1_795_176_000.0  # 2026-11-20T12:00:00Z, as in retry_cases.json
+
+
+def refused(status: int, body: Any = "", headers: dict[str, str] | None = None, **rest: Any) -> Any:
+    raw = body if isinstance(body, str) else json.dumps(body)
+    error = UpstreamRefused(status, raw.encode(), tuple((headers or {}).items()))
+    return classify.failure(
+        rest.get("provider", "groq"), error, model=rest.get("model", "m"), now_unix=NOW
+    )
+
+
+@pytest.mark.parametrize("case", ERRORS, ids=[f"{n}-{c['provider']}" for n, c in enumerate(ERRORS)])
+def test_an_error_from_the_wild_gets_its_class_and_wait(case: dict[str, Any]) -> None:
+    found = refused(case["status"], case["body"], case["headers"], provider=case["provider"])
+    assert found.cls == case["expected_class"]
+    assert found.retry_after_s == pytest.approx(case["retry_after_s"])
+
+
+@pytest.mark.parametrize("case", WAITS, ids=[c["kind"] + ":" + c["value"][:30] for c in WAITS])
+def test_a_wait_is_read_in_every_spelling(case: dict[str, Any]) -> None:
+    value = case["value"]
+    found = {
+        "duration": lambda: classify_wait.duration(value),
+        "retry-after": lambda: classify_wait.retry_after(value, NOW),
+        "retry-after-ms": lambda: classify_wait.in_headers({"retry-after-ms": value}, NOW),
+        "text": lambda: classify_wait.in_text(value, NOW),
+    }.get(case["kind"], lambda: classify_wait.reset(value, NOW))()
+    assert found == pytest.approx(case["expect_s"])
+
+
+# Wordings that no corpus line has, of the kinds it has.
+UNSEEN = [
+    (429, {"error": {"message": "Rate limit exceeded, try again in 2 minutes"}}, "rate_limit"),
+    (429, {"error": {"message": "You have run out of credits"}}, "quota"),
+    (403, {"error": "Your account has been disabled"}, "auth"),
+    (400, {"error": {"message": "This model's maximum context length is 8192 tokens"}},
+     "context_length"),
+    (400, {"message": "prompt is too long: 9 tokens > 8 maximum"}, "context_length"),
+    (404, {"detail": "Not Found"}, "model_not_found"),
+    (400, {"error": {"message": "model `foo/bar` not found"}}, "model_not_found"),
+    (422, {"detail": [{"loc": ["body", "top_k"], "msg": "extra"}]}, "invalid_request"),
+    (500, "Internal Server Error", "unavailable"),
+    (503, "<html><title>503</title></html>", "unavailable"),
+    (520, "", "unavailable"),
+    (504, "<html>gateway</html>", "timeout"),
+    (200, {"error": {"message": "upstream overloaded"}}, "unavailable"),
+    (200, {"error": {"code": 429, "message": "slow down"}}, "rate_limit"),
+    (402, "", "quota"),
+    (401, "", "auth"),
+    (400, {"error": {"code": "content_filter"}}, "content_filter"),
+    (451, {"error": {"message": "not available in your country"}}, "config"),
+    (418, "teapot", "invalid_request"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body", "expected"), UNSEEN)
+def test_an_unseen_error_of_a_known_kind_gets_its_class(
+    status: int, body: Any, expected: str
+) -> None:
+    assert refused(status, body).cls == expected
+
+
+@pytest.mark.parametrize("breakage", list(Breakage))
+def test_every_breakage_has_a_class_that_another_candidate_may_answer(breakage: Breakage) -> None:
+    found = classify.failure("groq", UpstreamBroken(breakage), model="m", now_unix=NOW)
+    expected = {
+        FailureClass.NETWORK,
+        FailureClass.TIMEOUT,
+        FailureClass.UNAVAILABLE,
+        FailureClass.INVALID_RESPONSE,
+    }
+    assert found.cls in expected
+    assert ("timeout" in breakage) == (found.cls is FailureClass.TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TimeoutError(), FailureClass.TIMEOUT),
+        (ConnectionRefusedError(111, "Connection refused"), FailureClass.NETWORK),
+        (UpstreamNonsense("empty"), FailureClass.INVALID_RESPONSE),
+        (EngineUnavailable("no engine"), FailureClass.UNAVAILABLE),
+        (ZeroDivisionError(), FailureClass.UNKNOWN),
+    ],
+)
+def test_what_slips_past_a_backend_is_classified(error: Exception, expected: FailureClass) -> None:
+    assert classify.failure("x", error, model="m", now_unix=NOW).cls is expected
+
+
+def test_only_the_scope_that_a_failure_speaks_of_is_named() -> None:
+    assert refused(429, {"error": {"message": "Rate limit reached"}}).scope is Scope.KEY_MODEL
+    assert refused(401, "").scope is Scope.KEY
+    assert refused(503, "").scope is Scope.PROVIDER
+    assert refused(503, {"error": "llama-9 is overloaded"}, model="llama-9").scope is Scope.MODEL
+    assert refused(404, {"error": "model 'x' not found"}).scope is Scope.MODEL
+    assert refused(400, {"error": "bad"}).scope is Scope.REQUEST
+
+
+def test_a_stated_wait_is_a_fact_and_a_daily_quota_of_seconds_is_not() -> None:
+    assert refused(429, "", {"retry-after": "7"}).retry_is_fact
+    assert not refused(429, {"error": {"message": "slow down"}}).retry_is_fact
+    daily = {"error": {"details": [{"quotaId": "RequestsPerDay"}, {"retryDelay": "5s"}]}}
+    assert refused(429, daily).cls is FailureClass.QUOTA
+    assert not refused(429, daily).retry_is_fact
+
+
+def test_the_reset_of_a_spent_limit_is_the_wait() -> None:
+    headers = {
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "2m59.56s",
+        "x-ratelimit-remaining-tokens": "100",
+        "x-ratelimit-reset-tokens": "9h",
+    }
+    assert refused(429, "", headers).retry_after_s == pytest.approx(179.56)
+
+
+def test_an_upstreams_field_is_named() -> None:
+    body = {"detail": [{"type": "extra_forbidden", "loc": ["body", "store"], "msg": "no"}]}
+    assert refused(422, body).field == "store"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-abcdefghijklmnop1234",
+        "gsk_AbCdEf0123456789AbCdEf",
+        "AIzaSyA1234567890abcdefghijklmnopqrstu",
+        "hf_abcdefghijklmnopqrstuvwxyz",
+        "Bearer abcdef0123456789",
+        "sk-ant-api03-abcdefghijklmnop",
+        "org-abcdefghijklmnopqrstuvwx",
+    ],
+)
+def test_a_message_shows_no_key_however_it_is_echoed(secret: str) -> None:
+    body = {"error": {"message": f"Incorrect API key provided: {secret}. Sorry."}}
+    found = refused(401, body)
+    assert secret.split()[-1] not in found.message
+    assert "Sorry" in found.message
+
+
+def test_a_message_is_one_short_line() -> None:
+    found = refused(500, "a\n\x1b[31mb\u202e" + "x" * 5000)
+    assert len(found.message) <= 300
+    assert found.message.isprintable()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(200, 599), st.binary(max_size=400))
+def test_any_bytes_are_classified_and_never_raise(status: int, body: bytes) -> None:
+    found = classify.failure("x", UpstreamRefused(status, body), model="m", now_unix=NOW)
+    assert found.cls in set(FailureClass)
+    assert len(found.message) <= 300
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["error", "message", "code", "detail", "choices", "metadata", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(JSON)
+def test_any_json_is_read_and_never_raises(body: Any) -> None:
+    classify_body.read(json.dumps(body).encode())
+
+
+def test_a_body_nested_beyond_reason_is_read_without_harm() -> None:
+    body = b'{"error":' * 5000 + b"1" + b"}" * 5000
+    assert refused(500, body.decode()).cls is FailureClass.UNAVAILABLE

@@ -1,0 +1,253 @@
+"""Who cools down, for how long, and what brings them back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localfirst.cascade.health import DAY_S, NEVER, Cooldown, Gate, Health
+from localfirst.cascade.quota import Quota, windows_in
+from localfirst.types import Failure, FailureClass, Rung, Scope, Target
+
+T0 = 1_795_176_000.0
+
+
+def target(provider: str = "groq", key: str = "K", model: str = "m") -> Target:
+    return Target(rung=Rung.CLOUD, provider=provider, model=model, key_label=key)
+
+
+def fail(
+    health: Health,
+    cls: FailureClass,
+    scope: Scope,
+    now: float = T0,
+    at: Target | None = None,
+    **rest: object,
+) -> Cooldown | None:
+    return health.failed(at or target(), Failure(cls=cls, scope=scope, **rest), now)  # type: ignore[arg-type]
+
+
+def gate(health: Health, now: float, at: Target | None = None) -> Gate:
+    return health.view().gate(at or target(), now)[0]
+
+
+GUESSES = [
+    (FailureClass.RATE_LIMIT, Scope.KEY_MODEL, 60.0),
+    (FailureClass.TIMEOUT, Scope.PROVIDER, 30.0),
+    (FailureClass.NETWORK, Scope.PROVIDER, 5.0),
+    (FailureClass.UNAVAILABLE, Scope.PROVIDER, 5.0),
+    (FailureClass.UNKNOWN, Scope.PROVIDER, 5.0),
+    (FailureClass.AUTH, Scope.KEY, NEVER),
+    (FailureClass.MODEL_NOT_FOUND, Scope.MODEL, DAY_S),
+]
+
+
+@pytest.mark.parametrize(("cls", "scope", "seconds"), GUESSES)
+def test_a_first_failure_cools_as_the_table_says(
+    cls: FailureClass, scope: Scope, seconds: float
+) -> None:
+    entry = fail(Health(), cls, scope)
+    assert entry is not None and entry.duration_s == seconds
+
+
+def test_quota_waits_a_day_for_credit_and_for_midnight_otherwise() -> None:
+    assert fail(Health(), FailureClass.QUOTA, Scope.KEY, status=402).duration_s == DAY_S  # type: ignore[union-attr]
+    entry = fail(Health(), FailureClass.QUOTA, Scope.KEY, status=429)
+    assert entry is not None and entry.until_unix % DAY_S == 0
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [FailureClass.CONTEXT_LENGTH, FailureClass.CONTENT_FILTER, FailureClass.INVALID_REQUEST],
+)
+def test_the_requests_own_fault_cools_nobody(cls: FailureClass) -> None:
+    health = Health()
+    assert fail(health, cls, Scope.REQUEST) is None
+    assert health.idle
+
+
+def test_only_the_scope_that_failed_cools() -> None:
+    health = Health()
+    fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL)
+    assert gate(health, T0) is Gate.COOLING
+    for other in (target(key="K2"), target(model="m2"), target(provider="gemini")):
+        assert gate(health, T0, other) is Gate.READY
+    fail(health, FailureClass.AUTH, Scope.KEY)
+    assert gate(health, T0, target(model="m2")) is Gate.COOLING
+
+
+def test_guesses_grow_with_every_ejection_and_shrink_with_health() -> None:
+    health = Health()
+    lengths = [
+        fail(health, FailureClass.NETWORK, Scope.PROVIDER, T0 + n * 200).duration_s  # type: ignore[union-attr]
+        for n in range(4)
+    ]
+    assert lengths == [5.0, 10.0, 20.0, 40.0]
+    later = fail(health, FailureClass.NETWORK, Scope.PROVIDER, T0 + 600 + 1200)
+    assert later is not None and later.duration_s == 5.0
+
+
+def test_a_longer_wait_is_never_shortened() -> None:
+    health = Health()
+    fact = {"retry_after_s": 500.0, "retry_is_fact": True}
+    fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL, **fact)
+    fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL, T0 + 1)
+    assert gate(health, T0 + 499) is Gate.COOLING
+    assert gate(health, T0 + 500) is Gate.READY
+
+
+def test_a_fact_is_kept_and_a_guess_is_probed_early_by_one_request() -> None:
+    health = Health()
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    assert gate(health, T0 + 14.9) is Gate.COOLING
+    assert gate(health, T0 + 15) is Gate.PROBE
+    assert health.admit(target(), T0 + 15)
+    assert not health.admit(target(), T0 + 15)
+    health.left(target())
+    assert health.admit(target(), T0 + 16)
+    health.succeeded(target(), T0 + 17)
+    assert health.idle
+
+
+def test_a_failed_probe_opens_again_for_longer() -> None:
+    health = Health()
+    fail(health, FailureClass.UNAVAILABLE, Scope.PROVIDER)
+    assert health.admit(target(), T0 + 3)
+    entry = fail(health, FailureClass.UNAVAILABLE, Scope.PROVIDER, T0 + 3)
+    assert entry is not None and entry.duration_s == 10.0
+    assert not health.admit(target(), T0 + 4)
+
+
+def test_bad_answers_cool_a_model_only_after_three_in_a_row() -> None:
+    health = Health()
+    bad = (FailureClass.INVALID_RESPONSE, Scope.MODEL)
+    assert [fail(health, *bad), fail(health, *bad)] == [None, None]
+    health.succeeded(target(), T0)
+    assert [fail(health, *bad), fail(health, *bad)] == [None, None]
+    assert fail(health, *bad) is not None
+
+
+def test_a_cooldown_survives_a_restart_and_a_clock_set_back() -> None:
+    first, second = Health(), Health()
+    fail(first, FailureClass.TIMEOUT, Scope.PROVIDER)
+    second.restore(first.snapshot(), T0 - 100_000.0)
+    assert gate(second, T0 - 100_000.0 + 29) in {Gate.COOLING, Gate.PROBE}
+    assert gate(second, T0 - 100_000.0 + 31) is Gate.READY
+
+
+def test_what_is_over_is_not_restored() -> None:
+    first, second = Health(), Health()
+    fail(first, FailureClass.TIMEOUT, Scope.PROVIDER)
+    second.restore(first.snapshot(), T0 + 31)
+    assert second.idle
+
+
+def test_a_refused_key_is_tried_again_when_its_configuration_changed() -> None:
+    first = Health(marks={"K": "old"})
+    fail(first, FailureClass.AUTH, Scope.KEY)
+    same, changed, unknown = Health(marks={"K": "old"}), Health(marks={"K": "new"}), Health()
+    for health in (same, changed, unknown):
+        health.restore(first.snapshot(), T0 + 1)
+    assert [same.idle, changed.idle, unknown.idle] == [False, True, True]
+    assert first.forget("groq", "K") == (("groq", "K", ""),)
+    assert first.idle
+
+
+def test_the_view_is_one_object_until_something_changes() -> None:
+    health = Health()
+    before = health.view()
+    assert health.view() is before
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    assert health.view() is not before
+    assert before.cooldowns == {}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(list(FailureClass)),
+            st.sampled_from(list(Scope)),
+            st.floats(0, 2000),
+            st.none() | st.floats(0, 5000),
+        ),
+        max_size=12,
+    )
+)
+def test_no_sequence_of_failures_brings_a_recovery_forward(
+    failures: list[tuple[FailureClass, Scope, float, float | None]],
+) -> None:
+    health, now = Health(), T0
+    ends: dict[tuple[str, str, str], float] = {}
+    for cls, scope, after, stated in failures:
+        now += after
+        fail(health, cls, scope, now, retry_after_s=stated, retry_is_fact=stated is not None)
+        for entry in health.snapshot():
+            if ends.get(entry.place, 0.0) > now:
+                assert entry.until_unix >= ends[entry.place] - 1e-6
+            ends[entry.place] = entry.until_unix
+
+
+# --- quota ------------------------------------------------------------------------------------
+
+HEADERS = {
+    "openai": [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "6m0s")],
+    "cerebras": [
+        ("x-ratelimit-remaining-requests-day", "0"), ("x-ratelimit-reset-requests-day", "360.0"),
+    ],
+    "mistral": [("x-ratelimit-remaining-req-minute", "0"),
+                ("x-ratelimit-reset-req-minute", "360")],
+    "anthropic": [
+        ("anthropic-ratelimit-requests-remaining", "0"),
+        ("anthropic-ratelimit-requests-reset", "2026-11-20T12:06:00Z"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cloud", HEADERS)
+def test_a_spent_window_is_learnt_from_every_clouds_headers(cloud: str) -> None:
+    quota = Quota()
+    quota.learn(target(), HEADERS[cloud], T0)
+    refusal = quota.refusal(target(), 10, T0 + 1)
+    assert refusal is not None and refusal.ready_unix == pytest.approx(T0 + 360)
+    assert quota.refusal(target(), 10, T0 + 361) is None
+    assert quota.refusal(target(key="K2"), 10, T0 + 1) is None
+
+
+def test_tokens_that_are_left_bound_the_request() -> None:
+    quota = Quota()
+    headers = [
+        ("x-ratelimit-limit-tokens", "6000"),
+        ("x-ratelimit-remaining-tokens", "1000"),
+        ("x-ratelimit-reset-tokens", "7.66s"),
+    ]
+    quota.learn(target(), headers, T0)
+    assert quota.refusal(target(), 900, T0) is None
+    assert quota.refusal(target(), 1100, T0) is not None
+
+
+def test_what_is_in_flight_counts() -> None:
+    quota = Quota(concurrency={"groq": 5})
+    headers = [("x-ratelimit-remaining-requests", "2"), ("x-ratelimit-reset-requests", "60s")]
+    quota.learn(target(), headers, T0)
+    for _ in range(2):
+        assert quota.refusal(target(), 0, T0) is None
+        quota.reserve(target(), 0)
+    assert quota.refusal(target(), 0, T0) is not None
+    quota.release(target(), 0)
+    assert quota.refusal(target(), 0, T0) is None
+
+
+def test_a_provider_takes_no_more_than_its_concurrency() -> None:
+    quota = Quota(concurrency={"groq": 1})
+    quota.reserve(target(), 0)
+    refusal = quota.refusal(target(model="other"), 0, T0)
+    assert refusal is not None and refusal.ready_unix is None
+    quota.release(target(), 0)
+    quota.release(target(), 0)
+    quota.reserve(target(), 0)
+    assert quota.in_flight["groq"] == 1
+
+
+def test_headers_that_are_no_limits_teach_nothing() -> None:
+    assert windows_in([("x-request-id", "1"), ("x-ratelimit-remaining-requests", "many")], T0) == {}

@@ -1,0 +1,214 @@
+"""What a name means, who would be asked for it, and why not the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from localfirst.cascade import plan_names, plan_text
+from localfirst.cascade.health import Health
+from localfirst.cascade.plan import ProviderView, StepState, World, plan
+from localfirst.engines.base import EngineStatus, LocalModel
+from localfirst.errors import PrivacyRefused, UnknownModel
+from localfirst.settings import RouteSettings
+from localfirst.types import Failure, FailureClass, Needs, Rung, Scope, Target
+from tests.fakes.scripted_backend import TINY, engine, make_call, view
+
+LLAMA = LocalModel(name="llama3.2:3b", size_bytes=2_000_000_000, fit="fits", context_tokens=8192,
+                   capabilities=("completion", "tools"))  # fmt: skip
+EYES = LocalModel(name="llava:7b", size_bytes=4_000_000_000, fit="tight",
+                  capabilities=("completion", "vision"))  # fmt: skip
+EMBED = LocalModel(name="nomic-embed-text:latest", fit="fits", capabilities=("embedding",))
+CLOUD = LocalModel(name="gpt-oss:120b-cloud", fit="fits", remote=True)
+
+PROVIDERS = {
+    "groq": view("groq", default_models=("openai/gpt-oss-20b", "llama-3.1-8b-instant")),
+    "openai": view("openai", default_models=("gpt-5-mini",), known_models=frozenset({"gpt-5"})),
+    "anthropic": ProviderView(id="anthropic", enabled=False, reason="no key"),
+}
+
+
+def world(**rest: Any) -> World:
+    rest.setdefault("order", ("local", "groq", "openai", "anthropic", "pull"))
+    rest.setdefault("providers", PROVIDERS)
+    rest.setdefault("local", engine(LLAMA, EMBED))
+    return World(**rest)
+
+
+def ready(model: str = "auto", call: dict[str, Any] | None = None, **rest: Any) -> list[str]:
+    """The routes that would be asked, in order; alternates left out."""
+    found = plan(make_call(model, **(call or {})), world(**rest))
+    return [step.target.route for step in found.ready if not step.alternate]
+
+
+def why(provider: str, model: str = "auto", **rest: Any) -> str:
+    call = rest.pop("call", {})
+    found = plan(make_call(model, **call), world(**rest))
+    return next(step.reason for step in found.steps if step.target.provider == provider)
+
+
+NAMES = [
+    ("auto", ["local/llama3.2:3b", "groq/openai/gpt-oss-20b", "openai/gpt-5-mini",
+              "pull/llama2:7b"]),
+    ("", ["local/llama3.2:3b", "groq/openai/gpt-oss-20b", "openai/gpt-5-mini", "pull/llama2:7b"]),
+    ("local", ["local/llama3.2:3b"]),
+    ("local/llama3.2:3b", ["local/llama3.2:3b"]),
+    ("ollama/llama3.2:3b", ["local/llama3.2:3b"]),
+    ("llama3.2:3b", ["local/llama3.2:3b", "groq/openai/gpt-oss-20b", "openai/gpt-5-mini"]),
+    ("qwen3:4b", ["groq/openai/gpt-oss-20b", "openai/gpt-5-mini", "pull/qwen3:4b"]),
+    ("tinyllama", ["groq/openai/gpt-oss-20b", "openai/gpt-5-mini", "pull/tinyllama"]),
+    ("groq/openai/gpt-oss-20b", ["groq/openai/gpt-oss-20b"]),
+    ("groq/anything", ["groq/anything"]),
+    ("gpt-5", ["local/llama3.2:3b", "groq/openai/gpt-oss-20b", "openai/gpt-5", "pull/llama2:7b"]),
+    ("fast", ["openai/gpt-5", "local/llama3.2:3b"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "routes"), NAMES, ids=[name or "none" for name, _ in NAMES])
+def test_a_name_asks_who_it_says(name: str, routes: list[str]) -> None:
+    routing = {"fast": RouteSettings(targets=("openai/gpt-5", "local/llama3.2:3b"))}
+    assert ready(name, routes=routing) == routes
+
+
+def test_a_stand_in_says_what_it_stands_in_for() -> None:
+    found = plan(make_call("qwen3:4b"), world())
+    told = {step.target.provider: step.target.requested for step in found.ready}
+    assert told == {"groq": "qwen3:4b", "openai": "qwen3:4b", "pull": ""}
+    found = plan(make_call("gpt-5"), world())
+    told = {step.target.provider: step.target.requested for step in found.ready}
+    assert told == {"local": "gpt-5", "groq": "gpt-5", "openai": "", "pull": "gpt-5"}
+
+
+def test_an_unknown_name_is_404_with_the_nearest() -> None:
+    found = plan(make_call("llama3.2:3b".replace(":3b", "x")), world())
+    assert isinstance(found.error, UnknownModel)
+    assert found.error.http_status == 404
+    assert "llama3.2:3b" in found.error.nearest or "llama3.2" in found.error.nearest
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a b", "x" * 500, "gpt\r\nx: y", "nosuch"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    assert isinstance(plan(make_call(name), world()).error, UnknownModel)
+
+
+def test_every_rung_of_the_order_has_a_step_with_a_reason() -> None:
+    found = plan(make_call(), world(order=("local", "nobody", "anthropic", "pull")))
+    assert [step.target.provider for step in found.steps] == [
+        "local",
+        "nobody",
+        "anthropic",
+        "pull",
+    ]
+    assert all(step.reason for step in found.steps)
+    assert why("anthropic") == "no key"
+    assert "no provider `nobody`" in why("nobody", order=("nobody",))
+    assert len(plan_text.lines(found, 0.0)) == 4
+
+
+def test_the_local_rung_takes_a_loaded_model_then_the_largest_that_fits() -> None:
+    small = TINY
+    assert ready("local", local=engine(small, LLAMA)) == ["local/llama3.2:3b"]
+    loaded = msgspec.structs.replace(small, loaded=True)
+    assert ready("local", local=engine(loaded, LLAMA)) == ["local/tiny:latest"]
+    assert ready("local", local=engine(small, LLAMA), local_model="tiny") == ["local/tiny:latest"]
+
+
+def test_the_local_rung_needs_what_the_request_needs() -> None:
+    eyes = {"needs": Needs(vision=True)}
+    assert ready("local", eyes) == []
+    assert "vision" in why("local", call=eyes)
+    assert ready("local", eyes, local=engine(LLAMA, EYES)) == ["local/llava:7b"]
+    assert "window" in why("local", call={"needs": Needs(prompt_tokens=9000)})
+    assert why("local", local=engine(EMBED)) == "no installed model fits this machine"
+    assert why("local", local=engine()) == "no model is installed"
+
+
+def test_a_model_that_does_not_fit_is_only_taken_by_name() -> None:
+    giant = LocalModel(name="giant:70b", fit="no")
+    assert ready("local", local=engine(giant)) == []
+    assert ready("local/giant:70b", local=engine(giant)) == ["local/giant:70b"]
+
+
+def test_local_only_refuses_clouds_remote_models_and_downloads() -> None:
+    local = engine(CLOUD)
+    assert ready(local_only=True, local=local) == []
+    assert ready("gpt-oss:120b-cloud", {"local_only": True}, local=local) == []
+    assert ready("gpt-oss:120b-cloud", local=local)[0] == "local/gpt-oss:120b-cloud"
+    assert isinstance(plan(make_call("groq/x", local_only=True), world()).error, PrivacyRefused)
+    box = {"box": view("box", loopback=True)}
+    assert ready(order=("box",), providers=box, local_only=True) == ["box/box-model"]
+
+
+def test_offline_skips_clouds_and_downloads_at_once() -> None:
+    assert ready(online=False) == ["local/llama3.2:3b"]
+    assert ready("127.0.0.1:5000/library/tiny", online=False) == [
+        "pull/127.0.0.1:5000/library/tiny"
+    ]
+
+
+def test_the_pull_rung_says_why_it_is_skipped() -> None:
+    none = EngineStatus(kind="none", state="absent", ready=False, reason="not installed")
+    assert why("pull", skip_pull=True, skip_pull_reason="AWS Lambda") == "AWS Lambda"
+    assert "auto_pull" in why("pull", auto_pull=False)
+    assert "nothing here could run it" in why("pull", local=none)
+    assert "already installed" in why("pull", last_resort="llama3.2:3b")
+    assert "local-only" in why("pull", local_only=True)
+
+
+def test_a_spent_budget_closes_the_clouds() -> None:
+    assert ready(over_budget="spent") == ["local/llama3.2:3b", "pull/llama2:7b"]
+
+
+def test_fallback_off_leaves_one_step() -> None:
+    assert ready("auto", {"fallback": False}) == ["local/llama3.2:3b"]
+    assert ready(fallback=False) == ["local/llama3.2:3b"]
+
+
+def test_a_cooling_candidate_keeps_its_place_and_says_until_when() -> None:
+    health = Health()
+    target = Target(rung=Rung.CLOUD, provider="groq", model="m")
+    failure = Failure(cls=FailureClass.TIMEOUT, scope=Scope.PROVIDER)
+    health.failed(target, failure, 100.0)
+    found = plan(make_call(), world(health=health.view(), now_unix=101.0))
+    step = found.steps[1]
+    assert (step.state, step.ready_at_unix) == (StepState.COOLING, 130.0)
+    assert found.until_unix == 115.0  # when a single request may try early
+
+
+STRATEGIES = [
+    ("order", ["openai/a", "groq/b", "local/llama3.2:3b"]),
+    ("cheapest", ["local/llama3.2:3b", "groq/b", "openai/a"]),
+    ("fastest", ["local/llama3.2:3b", "groq/b", "openai/a"]),
+    ("balance", ["groq/b", "local/llama3.2:3b", "openai/a"]),
+    ("cloud_first", ["openai/a", "groq/b", "local/llama3.2:3b"]),
+]
+
+
+@pytest.mark.parametrize(("strategy", "routes"), STRATEGIES)
+def test_a_route_is_ordered_by_its_strategy(strategy: str, routes: list[str]) -> None:
+    targets = ("openai/a", "groq/b", "local/llama3.2:3b")
+    route = RouteSettings(targets=targets, strategy=strategy, weights=(1.0, 4.0, 1.0))
+    found = ready(
+        "mine",
+        routes={"mine": route},
+        priced={"openai/a": 5.0, "groq/b": 0.5},
+        first_token_s={"openai/a": 2.0, "groq/b": 0.5},
+        in_flight={"groq": 1, "openai": 1},
+    )
+    assert found == routes
+
+
+def test_a_route_does_not_lead_into_itself() -> None:
+    routes = {"loop": RouteSettings(targets=("loop", "groq/x"))}
+    assert ready("loop", routes=routes) == ["groq/x"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("llama2", "llama2:latest"), ("library/llama2", "llama2"), ("Llama2:7B", "llama2:7b"),
+     ("registry.ollama.ai/library/llama2:7b", "llama2:7b")],
+)  # fmt: skip
+def test_two_spellings_are_one_model(one: str, other: str) -> None:
+    assert plan_names.canonical(one) == plan_names.canonical(other)
