@@ -117,6 +117,7 @@ class Puller:
         any_host: bool = False,
         digest: str = "",
         force: bool = False,
+        fit_check: bool = True,
     ) -> PullJob:
         """
         Begin to pull *name*, or join the job that already does.
@@ -127,12 +128,20 @@ class Puller:
             any_host: ask registries that are not in `pull.registries` (a person typed it).
             digest: 64 hex digits that the manifest must have (`VerificationFailed` else).
             force: go on although *check* or the disk say no.
+            fit_check: False leaves *check* out; the disk is asked all the same.
 
         Raises:
             ModelNameInvalid: *name* is none.
         """
         ref = names.parse(name)
-        want = Want(ref=ref, insecure=insecure, any_host=any_host, digest=digest, force=force)
+        want = Want(
+            ref=ref,
+            insecure=insecure,
+            any_host=any_host,
+            digest=digest,
+            force=force,
+            fit_check=fit_check,
+        )
         return self._begin(want)
 
     def refetch(self, stored: StoredModel, *, insecure: bool = False) -> PullJob:
@@ -249,7 +258,7 @@ class Puller:
                 raise
         else:
             job.set_layers(manifest.blobs)
-            if self._check is not None and not want.force:
+            if self._check is not None and want.fit_check and not want.force:
                 job.turn(JobState.CHECKING)
                 await self._check(manifest, await self._header(want, manifest.weights))
         job.turn(JobState.PULLING)
@@ -333,10 +342,12 @@ class Puller:
         if not self.store.missing(manifest):
             return
         self.store.prepare("locks")
+        self.store.sweep(self._clock.unix())
         await self._take_over(manifest)
         if want.force:
             return
-        plan = await self._plan(want, manifest, with_header=self._check is not None)
+        check = self._check if want.fit_check else None
+        plan = await self._plan(want, manifest, with_header=check is not None)
         if not plan.disk_fits:
             raise InsufficientResources(
                 f"`{plan.name}` needs {plan.needed_bytes:,} bytes more on `{self.store.root}` "
@@ -346,8 +357,8 @@ class Puller:
                 available_bytes=plan.free_bytes,
                 hint="free some space, lower `pull.reserve_disk`, or choose a smaller model",
             )
-        if self._check is not None:
-            await self._check(manifest, plan.header)
+        if check is not None:
+            await check(manifest, plan.header)
 
     async def _take_over(self, manifest: Manifest) -> None:
         idle = await self._daemon_idle() if self._daemon_idle is not None else False

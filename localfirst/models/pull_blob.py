@@ -43,6 +43,7 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     any_host: bool = False
     digest: str = ""
     force: bool = False
+    fit_check: bool = True
     manifest: Manifest | None = None
 
 

@@ -14,7 +14,7 @@ is left out follow ollama/ollama `server/routes.go`, `server/download.go` (0.33)
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -56,7 +56,7 @@ def error_text(error: LocalFirstError) -> str:
     return error.message
 
 
-async def stream(job: PullJob) -> AsyncIterator[bytes]:
+async def stream(job: PullJob) -> AsyncGenerator[bytes, None]:
     """The whole sequence for one watcher of *job*; leaving it does not end the job."""
     before: Snapshot | None = None
     try:

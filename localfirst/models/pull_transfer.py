@@ -17,7 +17,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 
-from localfirst.errors import DigestMismatch, LocalFirstError, PullCancelled
+from localfirst.errors import DigestMismatch, LocalFirstError, PullCancelled, PullError
 from localfirst.models.manifest import Layer
 from localfirst.models.pull_errors import broken
 from localfirst.models.pull_partial import Partial
@@ -31,8 +31,9 @@ from localfirst.types import Clock
 SYNC_BYTES = 8 * 2**20
 SYNC_S = 2.0
 HASH_BYTES = 2**20
-# Between tries that brought nothing; after the last the transfer gives up.
-PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+# Between tries that brought nothing; after the last, some five minutes on, the transfer
+# gives up. Any byte that any connection brings begins the ladder anew.
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0, 60.0, 60.0)
 
 
 class Transfer:
@@ -112,7 +113,9 @@ class Transfer:
                 thread.start()
             for worker in self._workers:
                 worker.join()
-            if self._error is None and not self.stopped.is_set():
+            if not self.board.complete and not self.stopped.is_set():
+                self.fail(PullError("every connection left before the blob was whole"))
+            if not self.stopped.is_set():
                 hasher.join()
         finally:
             self._stop()

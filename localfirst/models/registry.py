@@ -180,12 +180,14 @@ class Registry:
         headers = {"accept": accept}
         if first is not None:
             headers["range"] = f"bytes={first}-{last}"
-        for pause in (*self._pauses_s, None):
+        for number, pause in enumerate((*self._pauses_s, None)):
             try:
                 return await self._follow(base, url, name, method, headers, limit)
             except LocalFirstError as error:
                 wait = getattr(error, "retry_after_s", None)
-                if pause is None or not is_passing(error) or (wait or 0) > 60:
+                # Offline is told at once: somebody may be waiting for this answer.
+                hopeless = number and first is None and _never_connected(error)
+                if pause is None or hopeless or not is_passing(error) or (wait or 0) > 60:
                     raise
                 await self._clock.sleep(pause if wait is None else wait)
         raise AssertionError("the last try returns or raises")
@@ -199,15 +201,15 @@ class Registry:
         headers: dict[str, str],
         limit: int,
     ) -> tuple[Mapping[str, str], bytes, Location]:
-        home = auth.origin(base)
         asked_token = False
         for _ in range(HOPS):
-            authorization = self._authorization(base) if auth.origin(url) == home else ""
+            at_home = auth.same_service(url, base)
+            authorization = self._authorization(base) if at_home else ""
             sent = {**headers, **({"authorization": authorization} if authorization else {})}
             status, answer, body = await self._once(method, url, sent, limit)
             if status in REDIRECTS and answer.get("location"):
                 url = self._next(url, answer["location"])
-            elif status == 401 and auth.origin(url) == home and not asked_token:
+            elif status == 401 and at_home and not asked_token:
                 asked_token = True
                 await self._authorize(base, answer.get("www-authenticate"), url, name)
             elif status in {200, 206}:
@@ -289,6 +291,11 @@ class Registry:
 
 def _url(base: str, name: ModelName, what: str) -> str:
     return f"{auth.without_user(base)}/v2/{name.namespace}/{name.model}/{what}"
+
+
+def _never_connected(error: LocalFirstError) -> bool:
+    """Whether nobody was reached at all: no network, no such name, a closed port."""
+    return type(error.__cause__).__name__ in {"ConnectError", "ConnectTimeout", "ProxyError"}
 
 
 def _token(body: bytes, host: str) -> str:

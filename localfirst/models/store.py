@@ -30,6 +30,7 @@ from localfirst.types import Json
 
 OURS = ".localfirst"
 SMALL_LIMIT_BYTES = 4 * 2**20
+STALE_S = 86_400.0
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
 # Where the installers put a store (ollama/ollama `scripts/install.sh`, and distributions').
@@ -229,6 +230,13 @@ class Store:
         if below:
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
         return ours
+
+    def sweep(self, now_unix: float) -> None:
+        """Remove temporary files that a killed process left more than a day ago."""
+        for path in (self.ours / "tmp").glob("*"):
+            with contextlib.suppress(OSError):
+                if now_unix - path.lstat().st_mtime > STALE_S:
+                    path.unlink()
 
     def put_blob(self, source: Path, digest: str) -> Path:
         """

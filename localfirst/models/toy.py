@@ -321,6 +321,7 @@ def tokenizer(vocab: int, template: str = CHAT_TEMPLATE) -> dict[str, toy_gguf.V
         "tokenizer.ggml.tokens": words,
         "tokenizer.ggml.scores": [0.0] * len(words),
         "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [5] * extra,
+        "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,

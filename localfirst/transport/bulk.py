@@ -15,8 +15,10 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
+from localfirst.errors import ConfigError
 from localfirst.transport.http import is_loopback
 
 BUFFER_BYTES = 256 * 2**10
@@ -24,10 +26,24 @@ BUFFER_BYTES = 256 * 2**10
 
 def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
     """The system's CAs and `SSL_CERT_FILE`/`SSL_CERT_DIR`'s; certifi's where a system has none."""
+    return _tls_context(environ.get("SSL_CERT_FILE", ""), environ.get("SSL_CERT_DIR", ""))
+
+
+@lru_cache(maxsize=4)
+def _tls_context(file: str, folder: str) -> ssl.SSLContext:
+    """Made once: reading a system's CAs takes 20 ms, and a pull opens many connections."""
     context = ssl.create_default_context()
-    file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if file or folder:
-        context.load_verify_locations(file or None, folder or None)
+        try:
+            context.load_verify_locations(file or None, folder or None)
+        except (OSError, ssl.SSLError) as error:
+            setting = "SSL_CERT_FILE" if file else "SSL_CERT_DIR"
+            raise ConfigError(
+                f"`{setting}` names `{file or folder}`, which holds no readable certificates",
+                setting=setting,
+                source="environment",
+                hint="give a PEM file with the CA's certificates, or unset it",
+            ) from error
     elif not context.get_ca_certs() and not context.cert_store_stats()["x509_ca"]:
         import certifi
 

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from localfirst.models import pull_partial, pulls
+from localfirst.models.manifest import Layer
 from localfirst.models.store import Store
 from tests.fakes import registry
 from tests.fakes.registry import FakeRegistry
@@ -107,6 +108,44 @@ def test_a_pull_that_is_killed_again_and_again_ends_in_a_correct_store(
         f"{max(lost):,} bytes, {sum(lost):,} in all ({CONNECTIONS} connections)"
     )
     assert max(lost) <= STRETCH_BYTES * CONNECTIONS
+
+
+def power_cut(store: Store, layer: Layer) -> int:
+    """What a power cut may leave at worst: of what was not flushed, nothing; its bytes kept."""
+    folder = pull_partial.folder_of(store, layer.digest)
+    if not (folder / "journal").exists():
+        return 0
+    safe, _ = pull_partial.read_journal(folder / "journal", layer, "another boot")
+    data = (folder / "data").read_bytes()
+    left = bytearray(len(data))
+    for start, end in safe:
+        left[start:end] = data[start:end]
+    (folder / "data").write_bytes(left)
+    lines = (folder / "journal").read_text().splitlines(keepends=True)
+    (folder / "journal").write_text("".join(x for x in lines if not x.startswith("B")) + "W 0 9")
+    return safe.total
+
+
+def test_power_cuts_cost_what_was_not_flushed_and_no_more(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    rng = random.Random(SEED + 1)
+    weights = rng.randbytes(40_000_000)
+    digest = fake.publish(model=weights)["model"]
+    layer = Layer(media_type="", digest=digest, size_bytes=len(weights))
+    fake.knobs(rate=RATE_BYTES_S)
+    store = Store(tmp_path / "models")
+    kept = [0]
+    for _ in range(3):
+        killed_after(child(store, fake.name()), rng.uniform(0.3, 0.6))
+        kept.append(power_cut(store, layer))
+    assert kept == sorted(kept)
+    fake.knobs(rate=0)
+    with child(store, fake.name()) as process:
+        said = list(lines(process))
+    assert said[-1] == {"end": "ok"}
+    assert max(x.get("completed", 0) for x in said[:5]) >= kept[-1]
+    assert store.model_file(fake.name()).read_bytes() == weights
 
 
 def test_a_kill_while_blobs_become_visible_leaves_nothing_half(

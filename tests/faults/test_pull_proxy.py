@@ -84,6 +84,13 @@ def test_a_certificate_that_nobody_vouches_for_is_a_tls_error(
     assert end == "registry-tls"
 
 
+def test_a_ca_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    end = pull(
+        Store(tmp_path), "registry.test/library/tiny", SSL_CERT_FILE=str(tmp_path / "absent.pem")
+    )
+    assert end == "config-invalid"
+
+
 @needs_openssl
 def test_a_wrong_password_is_a_proxy_error(
     tmp_path: Path, secure: FakeRegistry, certificate: str

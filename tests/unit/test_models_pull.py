@@ -109,6 +109,34 @@ def test_two_starts_are_one_job(tmp_path: Path, fake: FakeRegistry) -> None:
     assert pulling(tmp_path, scene)
 
 
+def test_two_models_that_share_a_blob_transfer_it_once(tmp_path: Path, fake: FakeRegistry) -> None:
+    fake.publish("library/twin", model=WEIGHTS, template=b"another")
+    fake.knobs(rate=5_000_000)
+
+    async def scene(puller: Puller) -> None:
+        jobs = [puller.start(fake.name()), puller.start(fake.name("library/twin"))]
+        await asyncio.gather(*(job.wait() for job in jobs))
+
+    pulling(tmp_path, scene)
+    probes = [entry for entry in fake.requests("cdn") if entry["range"] == "bytes=0-0"]
+    assert len(probes) == 1
+    store = Store(tmp_path / "models")
+    assert store.model_file(fake.name("library/twin")) == store.model_file(fake.name())
+
+
+def test_without_the_fit_check_the_disk_is_still_asked(tmp_path: Path, fake: FakeRegistry) -> None:
+    async def check(manifest: Manifest, header: bytes) -> None:
+        raise InsufficientResources("no", kind="ram", needed_bytes=2, available_bytes=1)
+
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name(), fit_check=False).wait()
+
+    pulling(tmp_path / "good", scene, check=check)
+    with pytest.raises(InsufficientResources) as caught:
+        pulling(tmp_path / "full", scene, settings=PullSettings(reserve_disk_bytes=2**60))
+    assert caught.value.kind == "disk"
+
+
 def test_the_check_sees_the_header_before_any_blob_is_asked_for_and_may_refuse(
     tmp_path: Path, fake: FakeRegistry
 ) -> None:
