@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from enum import StrEnum
+from typing import cast
 
 from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
 from localfirst.gateway import head as heads
@@ -73,10 +74,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet, or turn away when the house is full."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.client = _address(transport, "peername")
-        self.server = _address(transport, "sockname")
+        # uvloop's transports are no subclasses of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self.client = _address(self._transport, "peername")
+        self.server = _address(self._transport, "sockname")
         full = self._hub.full
         self._hub.connections.add(self)
         self._wait(Phase.HEAD, self._hub.limits.head_s)

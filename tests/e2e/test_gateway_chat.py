@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from localfirst.errors import CascadeExhausted, InvalidRequest, StreamInterrupted, UnknownModel
 from localfirst.events import Finished, Progress, Relayed, TextDelta
 from localfirst.types import Attempt, FailureClass
-from tests.fakes.gateway_host import Answer, hosted
+from tests.fakes.gateway_host import Answer, hosted, run
 from tests.fakes.scripted_runtime import HELLO, ScriptedRuntime
 
 CHAT = "/v1/chat/completions"
@@ -27,7 +26,7 @@ def chat(runtime: ScriptedRuntime, **fields: Any) -> Answer:
         async with hosted(runtime) as host:
             return await host.ask("POST", CHAT, body(**fields))
 
-    return asyncio.run(main())
+    return run(main())
 
 
 def test_an_answer_is_a_chat_completion_that_says_who_gave_it() -> None:
@@ -120,7 +119,7 @@ def test_a_wrong_field_is_named(sent: bytes, field: str) -> None:
         async with hosted(ScriptedRuntime()) as host:
             return await host.ask("POST", CHAT, sent)
 
-    answer = asyncio.run(main())
+    answer = run(main())
     assert answer.status == 400
     assert answer.json["error"]["param"] == field
 
@@ -139,7 +138,7 @@ def test_headers_make_a_request_stricter() -> None:
             odd = {"x-localfirst-privacy": "perhaps"}
             return [await host.ask("POST", CHAT, body(), given) for given in (strict, odd)]
 
-    good, bad = asyncio.run(main())
+    good, bad = run(main())
     assert (good.status, bad.status) == (200, 400)
     assert bad.json["error"]["param"] == "x-localfirst-privacy"
     assert runtime.calls[0].local_only and not runtime.calls[0].fallback

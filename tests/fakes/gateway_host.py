@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
 from localfirst.gateway.hub import Limits
 from localfirst.gateway.listener import listen
-from localfirst.gateway.server import Server
+from localfirst.gateway.server import Server, loop_factory
 
 PATIENCE_S = 5.0
 """How long a test waits for what must happen."""
+
+
+Result = TypeVar("Result")
+
+
+def run(main: Coroutine[Any, Any, Result]) -> Result:
+    """Run on the kind of loop that the gateway runs on."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(main)
 
 
 class Answer(msgspec.Struct):
