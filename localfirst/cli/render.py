@@ -161,6 +161,8 @@ class Ticker:
         if is_terminal(sys.stderr):
             self._draw(done, total, note)
             return
+        if not total and not note:
+            return
         self._last = self._text(done, total, note)
         if now - self._said_at >= self.EVERY_S:
             self._said_at = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -147,10 +148,8 @@ def turn(runner: asyncio.Runner, talk: Talk, line: str) -> bool:
 
 def read() -> str | None:
     """The next line, None at the end of input; Ctrl-C gives an empty one."""
-    try:
+    with contextlib.suppress(ImportError):
         import readline  # noqa: F401  gives `input` its editing and history
-    except ImportError:
-        pass
     try:
         return input(prompt())
     except EOFError:
