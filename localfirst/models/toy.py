@@ -25,7 +25,7 @@ from localfirst.models.gguf_types import BLOCK, TensorType
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}"
 )
 SPECIAL = ("<unk>", "<s>", "</s>")
 VOCAB = len(SPECIAL) + 256
@@ -321,6 +321,8 @@ def tokenizer(vocab: int, template: str = CHAT_TEMPLATE) -> dict[str, toy_gguf.V
         "tokenizer.ggml.tokens": words,
         "tokenizer.ggml.scores": [0.0] * len(words),
         "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [5] * extra,
+        # A space is three byte tokens here, which a grammar that replays the prompt's end
+        # (llama.cpp, structured output) does not know as a space: none may stand there.
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,

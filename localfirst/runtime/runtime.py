@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from localfirst.cascade import structured
 from localfirst.cascade.health import Cooldown, Health
 from localfirst.cascade.plan import Plan
 from localfirst.cascade.quota import Quota
@@ -21,8 +22,9 @@ from localfirst.ledger.db import Ledger
 from localfirst.machine import serverless
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.fit import Hardware
-from localfirst.models import names
+from localfirst.models import names, pull_ndjson
 from localfirst.models.pull import Puller
+from localfirst.models.pull_job import PullJob
 from localfirst.models.store import Store, default_root
 from localfirst.runtime import embedding, fitness, state
 from localfirst.runtime.budget import Budget
@@ -179,7 +181,9 @@ class Runtime:
 
     async def reply(self, call: Call, schema: Any = None) -> Reply:
         """The whole answer to *call*, validated against *schema* when one is given."""
-        del schema
+        call.local_only = call.local_only or self.settings.privacy is Privacy.LOCAL_ONLY
+        if schema is not None:
+            return await structured.reply(self.cascade, call, schema)
         answer = await self.open(call)
         return await answer.reply()
 
@@ -201,6 +205,14 @@ class Runtime:
         async for progress in job.watch():
             yield progress
         self.lookout.forget()
+
+    def pull_lines(self, job: PullJob) -> AsyncGenerator[bytes, None]:
+        """The NDJSON lines of Ollama's `/api/pull` for one watcher of *job*."""
+        return pull_ndjson.stream(job)
+
+    async def pull_last(self, job: PullJob) -> tuple[int, bytes]:
+        """Status and body of `/api/pull` with `"stream": false`."""
+        return await pull_ndjson.last(job)
 
     async def _reach(self, model: str) -> bool:
         """Whether the registry of *model* takes a connection within `REACH_S`."""

@@ -179,3 +179,17 @@ def test_nobody_to_ask_is_told_at_once_with_what_to_do(tmp_path: Path) -> None:
     assert caught.value.attempts == ()
     assert "GROQ_API_KEY" in str(caught.value)
     assert (caught.value.http_status, caught.value.exit_code) == (503, 3)
+
+
+def test_a_schema_is_met_by_a_model_that_only_makes_noise(stocked: Path) -> None:
+    """The engine's grammar forces the shape; the object is validated before it is returned."""
+    schema = {
+        "type": "object",
+        "properties": {"yes": {"type": "boolean"}, "n": {"enum": [1, 2, 3]}},
+        "required": ["yes", "n"],
+        "additionalProperties": False,
+    }
+    with localfirst.Client(settings_at(stocked)) as client:
+        reply = client.chat("hello", schema=schema, max_tokens=300)
+    assert isinstance(reply.parsed["yes"], bool)
+    assert reply.parsed["n"] in {1, 2, 3}
