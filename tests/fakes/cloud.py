@@ -257,9 +257,10 @@ class Cloud(Acts):
 
     def __init__(self) -> None:
         self.clear()
-        self.open = self.accepted = self.aborted = 0
+        self.open = self.accepted = 0
 
     def clear(self) -> None:
+        self.aborted = 0
         self.scripts: dict[str, list[Step]] = {}
         self.records: list[dict[str, Any]] = []
         self.models: dict[str, list[str]] = {}
@@ -328,7 +329,8 @@ class Cloud(Acts):
         leaving = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait({acting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not acting.done():
+            gone = not acting.done() or isinstance(acting.exception(), ConnectionError)
+            if gone:
                 self.aborted += 1
                 exchange.record["ended"] = "aborted"
                 return False
