@@ -259,8 +259,54 @@ def hybrid(
     return save(keys, tensors)
 
 
+def delta(
+    *, layers: int, wide: int, deep: int, count: int, kv: int, size: int, inner: int
+) -> Callable[[Path], int]:
+    """Three gated delta nets to one attention, as in Qwen 3.5 (qwen35)."""
+    vocab, arch, kind, state = 4096, "qwen35", TensorType.F16, 64
+    values, keys_ = inner // state, inner // state // 2
+    keys = common(arch, layers, wide, deep, vocab) | heads(arch, count, kv, size)
+    keys |= {
+        f"{arch}.ssm.conv_kernel": 4,
+        f"{arch}.ssm.state_size": state,
+        f"{arch}.ssm.group_count": keys_,
+        f"{arch}.ssm.time_step_rank": values,
+        f"{arch}.ssm.inner_size": inner,
+        f"{arch}.full_attention_interval": 4,
+        f"{arch}.rope.dimension_count": size // 4,
+        f"{arch}.rope.dimension_sections": [size // 16, size // 16, 0, 0],
+    }
+    mixed = inner + 2 * keys_ * state
+    tensors = ends(wide, vocab, kind)
+    for layer in range(layers):
+        at = f"blk.{layer}"
+        tensors += norms(at, wide, "attn_norm", "post_attention_norm") + mlp(at, wide, deep, kind)
+        if (layer + 1) % 4 == 0:
+            tensors += attention(at, wide, count, kv, size, kind)
+            tensors += norms(at, size, "attn_q_norm", "attn_k_norm")
+            # The query carries its gate.
+            tensors[:] = [
+                (name, (wide, 2 * count * size), kind)
+                if name == f"{at}.attn_q.weight"
+                else (name, shape, of)
+                for name, shape, of in tensors
+            ]
+        else:
+            tensors += norms(at, state, "ssm_norm")
+            tensors += [
+                (f"{at}.attn_qkv.weight", (wide, mixed), kind),
+                (f"{at}.attn_gate.weight", (wide, inner), kind),
+                (f"{at}.ssm_conv1d.weight", (4, mixed), F32),
+                (f"{at}.ssm_dt.bias", (values,), F32),
+                (f"{at}.ssm_a", (values,), F32),
+                (f"{at}.ssm_beta.weight", (wide, values), kind),
+                (f"{at}.ssm_alpha.weight", (wide, values), kind),
+                (f"{at}.ssm_out.weight", (inner, wide), kind),
+            ]
+    return save(keys, tensors)
+
+
 WIDE = {"embedding": 1024, "feed_forward": 2816, "heads": 16}
-# The mapped ones show weights that are held twice.
 FAMILY = (
     Member(
         "dense, every head its own key",
@@ -275,6 +321,12 @@ FAMILY = (
         "Q4_0, rewritten for the CPU",
         llama(**WIDE, layers=16, kv_heads=4, tensor_type="Q4_0"),
         4096,
+    ),
+    Member(
+        "the same, mapped: held twice",
+        llama(**WIDE, layers=16, kv_heads=4, tensor_type="Q4_0"),
+        4096,
+        mmap=True,
     ),
     Member(
         "Q4_K, rewritten for the CPU",
@@ -339,6 +391,11 @@ FAMILY = (
     Member(
         "recurrent and attention",
         hybrid(layers=8, wide=768, deep=2048, count=12, kv=4, size=64, inner=1536, state=16),
+        8192,
+    ),
+    Member(
+        "delta nets and attention",
+        delta(layers=8, wide=768, deep=2048, count=8, kv=2, size=128, inner=1536),
         8192,
     ),
 )

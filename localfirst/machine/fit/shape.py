@@ -149,7 +149,7 @@ def _work(header: GgufHeader) -> int:
         3 * max(header.numbers("feed_forward_length"), default=0),
         3 * header.number("expert_feed_forward_length") * used,
         embedding * used,
-        6 * header.number("ssm.inner_size") - 2 * embedding,
+        _state_work(header),
     ]
     rank = header.number("attention.kv_lora_rank")
     if rank:
@@ -159,6 +159,14 @@ def _work(header: GgufHeader) -> int:
         key = header.number("attention.key_length", _head_size(header))
         steps.append(key * (heads + 2 * max(header.numbers("attention.head_count_kv"), default=0)))
     return max(0, *steps)
+
+
+def _state_work(header: GgufHeader) -> int:
+    """Of a recurrent block: Mamba's scan, or the gated delta net of the Qwen family."""
+    inner = header.number("ssm.inner_size")
+    if header.number("ssm.group_count"):
+        return 4 * inner + inner // 8
+    return 6 * inner - 2 * header.number("embedding_length")
 
 
 def _vocab(header: GgufHeader) -> int:
