@@ -124,7 +124,14 @@ def find_program(environ: Mapping[str, str]) -> Path:
         places.append(Path(local) / "Programs" / "Ollama" / "ollama.exe")
     names = [Path(found)] if found else []
     names += places + [Path(folder) / "ollama" for folder in folders]
-    return usable(next((path for path in names if path.is_file()), None))
+    return usable(next((path for path in names if _is_file(path)), None))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder of PATH that this user may not look into
+        return False
 
 
 def usable(path: Path | None) -> Path:
@@ -151,12 +158,20 @@ def free_port() -> int:
 
 
 def daemon_environ(
-    environ: Mapping[str, str], *, port: int, marker: str, models_dir: str, offline: bool
+    environ: Mapping[str, str],
+    *,
+    port: int,
+    marker: str,
+    models_dir: str = "",
+    offline: bool = False,
+    keep_alive_s: float = 300.0,
 ) -> dict[str, str]:
     """What a daemon of ours sees: loopback only, this machine's store, no key, no origins."""
     extra = {"OLLAMA_HOST": f"127.0.0.1:{port}", MARKER: marker}
     if models_dir:
         extra["OLLAMA_MODELS"] = models_dir
+    if "OLLAMA_KEEP_ALIVE" not in environ:
+        extra["OLLAMA_KEEP_ALIVE"] = f"{keep_alive_s:.0f}s"
     if offline:
         extra["OLLAMA_NO_CLOUD"] = "1"
     seen = process.child_environ(environ, extra)

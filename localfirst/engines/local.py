@@ -26,7 +26,7 @@ from localfirst.engines.llamacpp import LlamaCppEngine, installed
 from localfirst.engines.llamacpp.about import Shelf
 from localfirst.engines.ollama import OllamaEngine, OllamaHosts
 from localfirst.engines.supervisor import ChildState, Supervisor
-from localfirst.errors import Breakage, EngineUnavailable, UpstreamBroken
+from localfirst.errors import Breakage, EngineUnavailable, LocalFirstError, UpstreamBroken
 from localfirst.events import Event, Progress
 from localfirst.machine.fit import Hardware
 from localfirst.models.store import Store
@@ -40,6 +40,9 @@ CHOICE_S = 10.0
 """How long a choice holds; an engine that is gone is noticed at once and chosen anew."""
 NONE = EngineStatus(
     kind="none", state="absent", ready=False, reason="the local engine is switched off"
+)
+LOOKING = EngineStatus(
+    kind="none", state="starting", ready=False, can_start=True, reason="still looking"
 )
 
 
@@ -72,6 +75,7 @@ class LocalEngine:
             environ=environ,
             models_dir=local.models_dir,
             offline=settings.privacy is Privacy.LOCAL_ONLY,
+            keep_alive_s=local.keep_alive_s,
             may_start=local.start,
             pace=pace,
         )
@@ -219,7 +223,9 @@ class LocalEngine:
             async with asyncio.timeout(STATUS_S):
                 self._status = await self._judge.judged(await self._look(max_age_s))
         except TimeoutError:
-            return self._status
+            return self._status if self._status is not NONE else LOOKING
+        except (OSError, LocalFirstError) as error:
+            return msgspec.structs.replace(NONE, reason=str(error))
         self._status_at = self._clock.monotonic()
         return self._status
 
@@ -243,7 +249,7 @@ class LocalEngine:
     async def _not_running(self, status: EngineStatus, kind: str, max_age_s: float) -> EngineStatus:
         startable, why = self._startable()
         if startable:
-            models = await asyncio.to_thread(self._shelf.listed, {}) if self._shelf else ()
+            models = await asyncio.to_thread(self._shelf.listed, self._clock) if self._shelf else ()
             state = self.supervisor.state
             word = "stopped" if state is ChildState.READY else str(state)
             reason = self.supervisor.reason or "installed; starts with the first request"

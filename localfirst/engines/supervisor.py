@@ -59,6 +59,7 @@ class Supervisor:
         environ: Mapping[str, str],
         models_dir: str = "",
         offline: bool = False,
+        keep_alive_s: float = 300.0,
         may_start: bool = True,
         binary: Path | None = None,
         pace: Pace = Pace(),  # noqa: B008
@@ -75,6 +76,7 @@ class Supervisor:
         self._environ = environ
         self._models_dir = models_dir
         self._offline = offline
+        self._keep_alive_s = keep_alive_s
         self.may_start = may_start and state_dir is not None
         self._binary = binary
         self._pace = pace
@@ -305,6 +307,7 @@ class Supervisor:
             marker=self._record.marker,
             models_dir=self._models_dir,
             offline=self._offline,
+            keep_alive_s=self._keep_alive_s,
         )
         self._life = Life(
             self.endpoint, upstream=self._upstream, clock=self._clock, pace=self._pace

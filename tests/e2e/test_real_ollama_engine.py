@@ -164,6 +164,23 @@ def test_a_text_model_has_no_embeddings(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_deleted_through_the_daemon(kind: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(kind, tmp_path) as made:
+            assert len((await made.engine.status()).models) == 1
+            await made.engine.delete("tiny")
+            assert (await made.engine.status()).models == ()
+            with pytest.raises(UpstreamRefused) as caught:
+                await made.engine.delete("tiny")
+            assert (caught.value.status, b"not found" in caught.value.body) == (404, True)
+            await made.served.child.stop()
+            with pytest.raises(UpstreamBroken):
+                await made.engine.delete("tiny")
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tools_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     async def test() -> None:
         async with bench(kind, tmp_path) as made:

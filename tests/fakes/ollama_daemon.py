@@ -55,7 +55,7 @@ class Daemon:
         try:
             while (asked := await read_request(reader)) is not None:
                 method, path, body = asked
-                if path.startswith("/api/") and method == "POST":
+                if path.startswith("/api/") and method in {"POST", "DELETE"}:
                     self.requests.append({"path": path, "body": body})
                 await self.answer(writer, method, path, body)
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -214,6 +214,14 @@ class Daemon:
         found["body"] = text.replace("256", str(self.loaded[name] or 2048))
         return found
 
+    async def delete(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+        name = short(body.get("model", ""))
+        if self.models.pop(name, None) is None:
+            recorded = recording("delete_missing")
+            await play(writer, recorded, {"'nope'": f"'{body.get('model')}'"})
+        else:
+            await play(writer, recording("delete_ok"), {})
+
     async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         name = short(body.get("model", ""))
         if name not in self.models:
@@ -259,6 +267,7 @@ HANDLERS = {
     "/api/chat": Daemon.chat,
     "/api/generate": Daemon.generate,
     "/api/embed": Daemon.embed,
+    "/api/delete": Daemon.delete,
 }
 
 

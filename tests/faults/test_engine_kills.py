@@ -21,7 +21,7 @@ from localfirst.engines.base import Engine, Limits
 from localfirst.engines.launch import free_port
 from localfirst.engines.llamacpp import LlamaCppEngine
 from localfirst.engines.local import LocalEngine
-from localfirst.errors import EngineUnavailable, UpstreamBroken, UpstreamRefused
+from localfirst.errors import Unavailable, UpstreamBroken, UpstreamRefused
 from localfirst.events import Event, Finished
 from localfirst.machine.fit import Hardware
 from localfirst.models import toy
@@ -35,7 +35,7 @@ from tests.fakes.engine_bench import NO_REAL, REAL, ask, finish_of, run, target,
 KILLS = int(os.environ.get("LOCALFIRST_KILLS", "8"))
 SEED = int(os.environ.get("LOCALFIRST_SEED", "20261121"))
 CLIENTS = 4
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
 
 
@@ -51,7 +51,9 @@ def children(mark: str) -> list[psutil.Process]:
     for child in psutil.Process().children(recursive=True):
         try:
             zombie = child.status() == psutil.STATUS_ZOMBIE
-            if zombie or mark in " ".join(child.cmdline()):
+            line = " ".join(child.cmdline())
+            # Ollama asks its inference program for the devices beside a running one.
+            if zombie or (mark in line and "--list-devices" not in line):
                 found.append(child)
         except psutil.NoSuchProcess:
             continue
@@ -65,7 +67,7 @@ async def client(engine: Engine, outcomes: Outcomes, over: asyncio.Event) -> Non
             async with asyncio.timeout(DEADLINE_S):
                 async for event in engine.answer(ask(max_tokens=150), target(), Limits()):
                     events.append(event)
-        except (UpstreamBroken, UpstreamRefused, EngineUnavailable) as error:
+        except (UpstreamBroken, UpstreamRefused, Unavailable) as error:
             assert not any(isinstance(event, Finished) for event in events)
             outcomes.errors.append(f"{type(error).__name__}: {error}")
             await asyncio.sleep(0.005)
@@ -114,7 +116,7 @@ def test_the_embedded_engine_survives_kills_at_random_moments(tmp_path: Path) ->
         assert children("localfirst.engines.llamacpp_child") == []
         await until(lambda: psutil.Process().num_fds() <= before, "every file given back")
         assert outcomes.answered > 0
-        unclear = [e for e in outcomes.errors if "engine_died" not in e and "503" not in e]
+        unclear = [e for e in outcomes.errors if "engine_died" not in e and "rests for" not in e]
         assert unclear == []
 
     run(test, seconds=30 + 2 * KILLS)

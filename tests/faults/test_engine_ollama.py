@@ -22,7 +22,7 @@ from localfirst.errors import (
     UpstreamRefused,
 )
 from localfirst.events import Opened, Progress, Relayed, TextDelta
-from localfirst.settings import LocalSettings, Settings
+from localfirst.settings import LocalSettings, Privacy, Settings
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Dialect, ImagePart, Message, Needs, TextPart, Tool
@@ -181,6 +181,23 @@ def test_callers_with_different_wishes_do_not_reload_the_model_in_turn() -> None
     run(test)
 
 
+def test_a_model_that_is_loaded_keeps_its_context_when_a_prompt_is_longer_than_usual() -> None:
+    async def test() -> None:
+        async with bench({"tiny": {"window": 65536, "context": 32768}}) as made:
+            await collect(made.engine, ask())
+            await made.engine.status(max_age_s=0)
+            fresh = OllamaEngine(
+                made.served.endpoint,
+                Settings(),
+                upstream=made.engine._upstream,
+                clock=made.clock,
+            )
+            await collect(fresh, call_of(ask().chat, needs=Needs(prompt_tokens=6000)))
+            assert (await made.asked())[-1]["options"]["num_ctx"] == 32768
+
+    run(test)
+
+
 # --- loading, dead, frozen -----------------------------------------------------------------------
 
 
@@ -334,6 +351,22 @@ def test_load_and_unload_show_in_the_status() -> None:
             assert [model.loaded for model in loaded.models] == [True]
             assert await made.engine.unload("TINY:latest") is True
             assert not (await made.engine.status(max_age_s=0)).models[0].loaded
+
+    run(test)
+
+
+def test_embeddings_of_a_cloud_model_are_refused_when_nothing_may_leave() -> None:
+    async def test() -> None:
+        async with bench({"far": {"remote": True, "embeds": True}}) as made:
+            engine = OllamaEngine(
+                made.served.endpoint,
+                Settings(privacy=Privacy.LOCAL_ONLY),
+                upstream=made.engine._upstream,
+                clock=made.clock,
+            )
+            with pytest.raises(PrivacyRefused):
+                await engine.embed("far", ["a"], {})
+            assert await made.asked("/api/embed") == []
 
     run(test)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from localfirst.engines.base import LocalModel
@@ -12,7 +10,7 @@ from localfirst.machine import fit
 from localfirst.models import gguf
 from localfirst.models.gguf import GgufHeader
 from localfirst.models.store import Store, StoredModel
-from localfirst.types import Json
+from localfirst.types import Clock, Json
 
 # Encoders: they embed and do not speak (ggml-org/llama.cpp src/llama-arch.cpp).
 ENCODERS = {
@@ -125,29 +123,41 @@ class Shelf:
             known = self._known[stored.digest] = read(self._store, stored)
         return known
 
-    def listed(self, verdicts: Mapping[str, str]) -> tuple[LocalModel, ...]:
-        """Every model whose file is whole, newest first; *verdicts* by name."""
+    def listed(self, clock: Clock, budget_s: float = 1.0) -> tuple[LocalModel, ...]:
+        """
+        Every model whose file is whole, newest first.
+
+        Headers that are new take time to read: what *budget_s* does not suffice for is
+        listed without its details, which come with a later call.
+        """
+        deadline = clock.monotonic() + budget_s
         found = []
         for stored in self._store.models():
-            try:
-                about = self._about(stored)
-            except (LocalFirstError, OSError):
-                continue
-            found.append(local_model(stored, about, verdicts.get(stored.name, "unknown")))
+            about: About | None = None
+            if stored.digest in self._known or clock.monotonic() < deadline:
+                try:
+                    about = self._about(stored)
+                except (LocalFirstError, OSError):
+                    continue
+            found.append(local_model(stored, about))
         return tuple(found)
 
 
-def local_model(stored: StoredModel, about: About, verdict: str) -> LocalModel:
+def local_model(stored: StoredModel, about: About | None) -> LocalModel:
     """A stored model as engines list it."""
-    return LocalModel(
+    plain = LocalModel(
         name=stored.name,
         digest=stored.digest,
         size_bytes=stored.size_bytes,
+        modified_unix=stored.modified_unix,
+    )
+    if about is None:
+        return plain
+    return msgspec.structs.replace(
+        plain,
         context_tokens=about.context_tokens,
         capabilities=about.capabilities,
         family=about.architecture,
         parameters=about.parameters,
         quantization=about.quantization,
-        modified_unix=stored.modified_unix,
-        fit=verdict,
     )

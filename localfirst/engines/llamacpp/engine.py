@@ -29,7 +29,6 @@ from localfirst.engines.wishes import said, seconds_of
 from localfirst.errors import (
     Breakage,
     EngineUnavailable,
-    LocalFirstError,
     UnknownModel,
     UpstreamBroken,
     UpstreamRefused,
@@ -206,7 +205,7 @@ class LlamaCppEngine:
             return EngineStatus(
                 kind="none", state="absent", ready=False, reason=f"no local engine: {INSTALL}"
             )
-        models = await asyncio.to_thread(self._shelf.listed, {})
+        models = await asyncio.to_thread(self._shelf.listed, self._clock)
         reason = "" if models else "no model is installed"
         return EngineStatus(
             kind="llamacpp",
@@ -242,9 +241,6 @@ class LlamaCppEngine:
         except UnknownModel as error:
             body = msgspec.json.encode({"error": f"model '{model}' not found"})
             raise UpstreamRefused(404, body) from error
-        except LocalFirstError as error:
-            why = {"error": {"code": 500, "message": error.message, "type": error.code}}
-            raise UpstreamRefused(500, msgspec.json.encode(why)) from error
 
     async def _look_again(self) -> None:
         """After a suspend: throw out children that no longer answer."""

@@ -19,7 +19,7 @@ import msgspec
 from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
 from localfirst.engines.llamacpp.runner import SIGKILL, Runner
 from localfirst.engines.queue import busy
-from localfirst.errors import UpstreamError, UpstreamRefused
+from localfirst.errors import InsufficientResources, LocalFirstError, Unavailable, UpstreamError
 from localfirst.machine import fit
 from localfirst.machine.fit import Fit, Hardware, ModelShape
 from localfirst.transport.childlog import RotatedFile
@@ -140,7 +140,7 @@ class Pool:
             self._runners[key] = runner
             try:
                 await runner.start(self._environ, load_s, self._log_file(key))
-            except UpstreamError:
+            except (UpstreamError, Unavailable):
                 self._note_failure(key, runner)
                 raise
             except BaseException:
@@ -153,9 +153,10 @@ class Pool:
         trouble = self._trouble.get(key)
         left = trouble.rest_until - self._clock.monotonic() if trouble else 0.0
         if trouble is not None and left > 0:
-            raise busy(
+            raise Unavailable(
                 f"`{key[0]}` failed {trouble.failures} times in a row and rests for {left:.0f} s",
-                left,
+                retry_after_s=left,
+                code="model-resting",
             )
 
     async def _retire(self, key: Key) -> None:
@@ -297,7 +298,7 @@ class Pool:
 
 async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> None:
     for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, UpstreamError):
+        with contextlib.suppress(asyncio.CancelledError, UpstreamError, LocalFirstError):
             waiting: Awaitable[object] = task
             await waiting
 
@@ -313,7 +314,11 @@ def _placed(plan: ChildPlan, found: Fit | None) -> ChildPlan:
     return msgspec.structs.replace(plan, gpu_layers=found.gpu_layers)
 
 
-def _no_memory(plan: ChildPlan, found: Fit) -> UpstreamRefused:
-    body = {"error": {"code": 507, "message": found.reason, "type": "insufficient_memory"}}
+def _no_memory(plan: ChildPlan, found: Fit) -> InsufficientResources:
     log.warning("%s does not fit: %s", plan.alias, found.reason)
-    return UpstreamRefused(507, msgspec.json.encode(body))
+    return InsufficientResources(
+        f"`{plan.alias}` does not fit: {found.reason}",
+        kind="vram" if found.placement is fit.Placement.GPU else "ram",
+        needed_bytes=found.needed_bytes,
+        available_bytes=found.available_bytes,
+    )

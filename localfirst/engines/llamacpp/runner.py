@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import msgspec
 
 from localfirst.engines.llamacpp.plan import ChildPlan
-from localfirst.errors import Breakage, UpstreamBroken, UpstreamError, UpstreamRefused
+from localfirst.errors import Breakage, Unavailable, UpstreamBroken, UpstreamError
 from localfirst.transport import process
 from localfirst.transport.childlog import RotatedFile
 from localfirst.types import Clock
@@ -67,7 +67,7 @@ class Runner:
         Start the child and wait until its model is loaded.
 
         Raises:
-            UpstreamRefused: llama.cpp refused the model; the body says why.
+            Unavailable: llama.cpp refused the model; says why.
             UpstreamBroken: it died, or was not ready after *load_s*.
         """
         extra = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -120,8 +120,11 @@ class Runner:
         said = msgspec.json.decode(bytes(self._said).partition(b"\n")[0])
         if "error" in said:
             reason = self._reason(child) or str(said["error"])
-            body = {"error": {"code": 500, "message": reason, "type": "load_failed"}}
-            raise UpstreamRefused(500, msgspec.json.encode(body))
+            raise Unavailable(
+                f"`{self.plan.alias}` cannot be loaded: {reason}",
+                hint=f"run `localfirst verify --repair {self.plan.alias}`",
+                code="model-load-failed",
+            )
         self.address = str(said["address"])
 
     def _reason(self, child: process.Child) -> str:

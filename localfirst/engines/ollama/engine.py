@@ -21,6 +21,7 @@ from localfirst.engines.ollama import guard
 from localfirst.engines.ollama.daemon import Daemon
 from localfirst.engines.ollama.exchange import Exchange
 from localfirst.engines.ollama.gpu import GpuWatch
+from localfirst.engines.ollama.library import delete
 from localfirst.engines.ollama.listing import full_name, is_remote, models
 from localfirst.engines.queue import Line
 from localfirst.engines.wishes import said
@@ -32,7 +33,7 @@ from localfirst.errors import (
     UpstreamRefused,
 )
 from localfirst.events import Event, Progress
-from localfirst.settings import Settings
+from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Clock, Dialect, Json, Target
 from localfirst.wire.ollama import requests
@@ -65,6 +66,7 @@ class OllamaEngine:
         self._clock = clock
         self._lines: dict[str, Line] = {}
         self._contexts: dict[str, int] = {}
+        self._loaded_contexts: dict[str, int] = {}
         self._known: dict[str, LocalModel] = {}
         self._gap = Gap(clock)
         self._gpus = GpuWatch(expects_gpu)
@@ -81,6 +83,7 @@ class OllamaEngine:
         name = target.model
         model = await self._model(name)
         self._refuse_what_cannot_be(call, name, model)
+        await self._settle_context(model)
         async with self._line(name).place() as place:
             async with aclosing(place.turn()) as turns:
                 async for queued in turns:
@@ -102,10 +105,31 @@ class OllamaEngine:
                     yield event
 
     def _refuse_what_cannot_be(self, call: Call, name: str, model: LocalModel) -> None:
-        if call.local_only and model.remote:
-            raise PrivacyRefused(f"`{name}` runs in Ollama's cloud, not on this machine")
+        self._refuse_remote(model, local_only=call.local_only)
         if word := guard.missing(model, call.needs):
             raise guard.refuse_capability(name, word)
+
+    def _refuse_remote(self, model: LocalModel, *, local_only: bool) -> None:
+        if model.remote and (local_only or self._settings.privacy is Privacy.LOCAL_ONLY):
+            raise PrivacyRefused(f"`{model.name}` runs in Ollama's cloud, not on this machine")
+
+    async def _settle_context(self, model: LocalModel) -> None:
+        """
+        Begin with the size the model has, or says it wants: another one would reload it.
+
+        What is loaded is known from `/api/ps`, the model's own `num_ctx` from `/api/show`.
+        """
+        if model.name in self._contexts or not model.digest or model.remote:
+            return
+        size = max(
+            self._settings.local.num_ctx, self._loaded_contexts.get(full_name(model.name), 0)
+        )
+        if not size:
+            try:
+                size = (await self.daemon.show(model.name)).num_ctx
+            except UpstreamError:
+                return
+        self._contexts[model.name] = size
 
     async def _exchange(
         self, call: Call, model: LocalModel, limits: Limits
@@ -175,6 +199,7 @@ class OllamaEngine:
         self, model: str, texts: list[str], options: dict[str, Json]
     ) -> list[list[float]]:
         """As `Engine.embed`; too long a text is an error, never cut."""
+        self._refuse_remote(await self._model(model), local_only=False)
         body = {"model": model, "input": texts, "truncate": False} | {
             name: value for name, value in options.items() if name in {"dimensions", "options"}
         }
@@ -203,6 +228,17 @@ class OllamaEngine:
         await self.daemon.unload(model)
         self.forget()
         return True
+
+    async def delete(self, model: str) -> None:
+        """
+        Have the daemon remove *model* from its store, which may not be ours to write.
+
+        Raises:
+            UpstreamRefused: it has no such model, or may not.
+            UpstreamBroken: it does not answer.
+        """
+        await delete(self.daemon.endpoint, model)
+        self.forget()
 
     async def aclose(self) -> None:
         """Nothing of ours is open: the upstream client is its owner's."""
@@ -246,7 +282,9 @@ class OllamaEngine:
         if isinstance(tags, BaseException):
             raise tags
         hangs = isinstance(loaded, BaseException)
-        listed = models(tags, [] if isinstance(loaded, BaseException) else loaded)
+        running = [] if isinstance(loaded, BaseException) else loaded
+        self._loaded_contexts = {full_name(entry.name): entry.context_length for entry in running}
+        listed = models(tags, running)
         on_cpu = self._gpus.look(listed)
         return EngineStatus(
             kind="ollama",

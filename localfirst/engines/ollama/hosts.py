@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -26,6 +27,7 @@ class OllamaHosts:
         self._engines = tuple(engines)
         self._clock = clock
         self._resting: dict[str, float] = {}
+        self._going: Counter[str] = Counter()
 
     async def answer(
         self, call: Call, target: Target, limits: Limits
@@ -39,6 +41,7 @@ class OllamaHosts:
         engines = await self._ranked(target.model)
         for engine in engines:
             opened = False
+            self._going[engine.daemon.endpoint] += 1
             try:
                 async with aclosing(engine.answer(call, target, limits)) as events:
                     async for event in events:
@@ -49,6 +52,8 @@ class OllamaHosts:
                 self._resting[engine.daemon.endpoint] = self._clock.monotonic() + REST_S
                 if opened or engine is engines[-1]:
                     raise
+            finally:
+                self._going[engine.daemon.endpoint] -= 1
 
     async def _ranked(self, model: str) -> list[OllamaEngine]:
         """
@@ -66,7 +71,8 @@ class OllamaHosts:
             found = _find(status, model)
             rests = self._resting.get(engine.daemon.endpoint, 0.0) > now
             loaded = found is not None and found.loaded
-            order = (rests, found is None, engine.load_now, not loaded, place)
+            going = self._going[engine.daemon.endpoint]
+            order = (rests, found is None, going, not loaded, place)
             ranked.append((order, engine))
         if not ranked:
             raise UpstreamBroken(Breakage.CONNECT_REFUSED, "none of the Ollama hosts answers")
