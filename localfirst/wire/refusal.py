@@ -1,4 +1,7 @@
-"""An error that came inside a successful answer, made into an `UpstreamRefused`."""
+"""
+`UpstreamRefused` made here: of an error inside a successful answer, and of a request that
+one backend has no words for although another may.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,16 @@ def in_band(payload: bytes, *, status: int = 200) -> UpstreamRefused:
     return UpstreamRefused(
         _named_status(payload) or status, payload[:BODY_LIMIT_BYTES], in_band=True
     )
+
+
+def unsupported(what: str) -> UpstreamRefused:
+    """
+    The refusal of a request that this backend cannot say, in the words of Ollama's own.
+
+    It speaks of the candidate, not of the request: the next one may be able to.
+    """
+    error = {"error": f"this backend does not support {what}"}
+    return UpstreamRefused(400, msgspec.json.encode(error))
 
 
 def is_error_object(payload: bytes) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from localfirst.errors import InvalidRequest
+from localfirst.cascade import classify
+from localfirst.errors import InvalidRequest, UpstreamRefused
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool, ToolCall
 from localfirst.wire.ollama import embeddings, requests
 from localfirst.wire.openai import embeddings as openai_embeddings
@@ -214,11 +215,12 @@ def test_efforts_are_put_in_the_daemons_words(think: Any, sent: Any) -> None:
     assert json.loads(requests.encode(request, "m"))["think"] == sent
 
 
-def test_an_image_by_url_is_refused_and_never_fetched() -> None:
+def test_an_image_by_url_is_left_to_a_backend_that_fetches() -> None:
     image = Message(role="user", content=(ImagePart(url="https://x/y.png"),))
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(UpstreamRefused) as caught:
         requests.encode(ChatRequest(messages=(image,)), "m")
-    assert caught.value.field == "messages[0].content"
+    failure = classify.failure("local", caught.value, model="m", now_unix=0)
+    assert classify.is_capability(failure)
 
 
 @pytest.mark.parametrize(

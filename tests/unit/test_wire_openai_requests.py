@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from localfirst.errors import InvalidRequest
+from localfirst.cascade import classify
+from localfirst.errors import InvalidRequest, UpstreamRefused
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool, ToolCall
+from localfirst.wire.anthropic import requests as anthropic
 from localfirst.wire.openai import requests
 from localfirst.wire.quirks import Quirks
 from tests.wire.support import dumps
@@ -389,10 +391,12 @@ def test_a_duplicate_that_slips_by_is_resolved_before_it_is_sent() -> None:
     assert requests.splice(raw, model="b").count(b'"user":') == 1
 
 
-def test_a_suffix_has_no_word_in_this_dialect() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        requests.encode(ChatRequest(prompt="a", suffix="b"), "m")
-    assert caught.value.field == "suffix"
+@pytest.mark.parametrize("encode", [requests.encode, anthropic.encode])
+def test_a_suffix_is_left_to_a_backend_that_can_insert(encode: Any) -> None:
+    with pytest.raises(UpstreamRefused) as caught:
+        encode(ChatRequest(prompt="a", suffix="b"), "m")
+    failure = classify.failure("groq", caught.value, model="m", now_unix=0)
+    assert classify.is_capability(failure)
 
 
 def test_a_bare_prompt_becomes_a_message() -> None:

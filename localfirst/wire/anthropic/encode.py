@@ -16,6 +16,7 @@ from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, To
 from localfirst.wire import peek, quirks
 from localfirst.wire.openai.shaping import schema_instruction
 from localfirst.wire.quirks import Quirks
+from localfirst.wire.refusal import unsupported
 
 DEFAULT_MAX_TOKENS = 4096
 
@@ -34,10 +35,11 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     The body of `POST …/messages` for *request* at *model*.
 
     Raises:
-        InvalidRequest: a `suffix`, or tool arguments of an earlier turn that are no object.
+        UpstreamRefused: a `suffix`, which this dialect has no word for.
+        InvalidRequest: tool arguments of an earlier turn that are no object.
     """
     if request.suffix is not None:
-        raise InvalidRequest("`suffix` needs a local model with fill-in-the-middle", field="suffix")
+        raise unsupported("insert, which a `suffix` asks for")
     fields: dict[str, Json] = {
         "model": model,
         "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,

@@ -17,6 +17,7 @@ from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, ImagePart, Json, Message, Tool, ToolCall
 from localfirst.wire import quirks
 from localfirst.wire.quirks import Quirks
+from localfirst.wire.refusal import unsupported
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -31,8 +32,8 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     The body for *model*; `path_of` says where it goes.
 
     Raises:
-        InvalidRequest: an image by URL, which a local engine never fetches, or tool
-            arguments of an earlier turn that are no JSON object.
+        UpstreamRefused: an image by URL, which a local engine never fetches.
+        InvalidRequest: tool arguments of an earlier turn that are no JSON object.
     """
     body: dict[str, Json] = {"model": model, "stream": request.stream}
     if request.prompt is None:
@@ -99,7 +100,7 @@ def _prompt(request: ChatRequest) -> dict[str, Json]:
     fields.update({name: request.extra[name] for name in _PASSED if name in request.extra})
     images = [image for message in request.messages for image in message.images]
     if images:
-        fields["images"] = [_image(image, "images") for image in images]
+        fields["images"] = list(map(_image, images))
     return fields
 
 
@@ -116,7 +117,7 @@ def _message(message: Message, index: int, tool_name: str) -> dict[str, Json]:
     fields: dict[str, Json] = {"role": message.role, "content": message.text}
     path = f"messages[{index}]"
     if message.images:
-        fields["images"] = [_image(image, f"{path}.content") for image in message.images]
+        fields["images"] = list(map(_image, message.images))
     if message.reasoning:
         fields["thinking"] = message.reasoning
     if message.tool_calls:
@@ -130,11 +131,9 @@ def _message(message: Message, index: int, tool_name: str) -> dict[str, Json]:
     return fields
 
 
-def _image(image: ImagePart, path: str) -> str:
+def _image(image: ImagePart) -> str:
     if image.url:
-        raise InvalidRequest(
-            f"`{path}` has an image by URL; a local model takes base64 data only", field=path
-        )
+        raise unsupported("images by URL, only base64 data")
     return image.data
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, Json, Message, Tool
 from localfirst.wire import peek, quirks
 from localfirst.wire.openai.content import parts_of
 from localfirst.wire.openai.shaping import shape
 from localfirst.wire.quirks import Quirks
+from localfirst.wire.refusal import unsupported
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -30,7 +30,7 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     The body of `POST …/chat/completions` for *request* at *model*.
 
     Raises:
-        InvalidRequest: for a `suffix`, which this endpoint has no word for.
+        UpstreamRefused: for a `suffix`, which this endpoint has no word for.
     """
     fields: dict[str, Json] = {"model": model, "messages": _messages(request, quirks)}
     if request.stream:
@@ -70,7 +70,7 @@ def splice(
 
 def _messages(request: ChatRequest, quirks: Quirks) -> list[Json]:
     if request.suffix is not None:
-        raise InvalidRequest("`suffix` needs a local model with fill-in-the-middle", field="suffix")
+        raise unsupported("insert, which a `suffix` asks for")
     messages = [_message(message, quirks) for message in request.messages]
     if request.prompt is not None:
         messages.append({"role": "user", "content": request.prompt})
