@@ -74,7 +74,8 @@ class Puller:
     model has none) before the first byte of a blob, and may raise `InsufficientResources`.
     *daemon* gives the URL of the Ollama that is to pull a model into a store of its own, or
     "" where this store is read by whoever will answer. *daemon_idle* says that no Ollama is
-    writing here, so that its interrupted downloads may be taken over at once.
+    writing here, so that its interrupted downloads may be taken over at once. *local_only*
+    refuses registries beyond this machine.
     """
 
     def __init__(
@@ -87,11 +88,18 @@ class Puller:
         check: Check | None = None,
         daemon: Callable[[ModelName], Awaitable[str]] | None = None,
         daemon_idle: Callable[[], Awaitable[bool]] | None = None,
+        local_only: bool = False,
         pauses_s: tuple[float, ...] = PAUSES_S,
     ) -> None:
         self.store = store
         self.settings = settings
-        self.registry = Registry(settings, environ=environ, clock=clock, pauses_s=pauses_s[:4])
+        self.registry = Registry(
+            settings,
+            environ=environ,
+            clock=clock,
+            pauses_s=pauses_s[:4],
+            local_only=local_only,
+        )
         self._clock = clock
         self._check = check
         self._daemon = daemon
@@ -338,6 +346,12 @@ class Puller:
                 reason,
                 hint="set `OLLAMA_MODELS` to a folder of yours, or let a running Ollama pull",
                 code="store-not-writable",
+            )
+        if not self.store.can_hold(want.ref):
+            raise PullError(
+                f"Windows cannot store a model of `{want.ref.host}`: its name has a colon",
+                hint="serve the registry at its scheme's own port",
+                code="store-cannot-hold",
             )
         if not self.store.missing(manifest):
             return

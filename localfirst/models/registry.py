@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from localfirst.errors import LocalFirstError, RegistryRefused
+from localfirst.errors import LocalFirstError, PrivacyRefused, RegistryRefused
 from localfirst.models import manifest as manifests
 from localfirst.models import registry_auth as auth
 from localfirst.models.manifest import Layer
@@ -55,6 +55,8 @@ class Registry:
     """
     Registries as *settings* allow them: `registries`, `mirrors`, and this machine's own.
 
+    With *local_only* nothing beyond this machine is asked (`PrivacyRefused`); blobs are
+    fetched only from where one was located, so that this one check guards them too.
     Every method raises `RegistryRefused` (with a code for each cause), `PullStalled`, or
     `PullError`; passing trouble is retried after *pauses_s* first.
     """
@@ -66,11 +68,13 @@ class Registry:
         environ: Mapping[str, str],
         clock: Clock,
         pauses_s: tuple[float, ...] = PAUSES_S,
+        local_only: bool = False,
     ) -> None:
         self._settings = settings
         self._environ = environ
         self._clock = clock
         self._pauses_s = pauses_s
+        self._local_only = local_only
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._tokens: dict[str, str] = {}
 
@@ -226,6 +230,9 @@ class Registry:
         """One request; the connection is dropped when the body is longer than wanted."""
         import httpx
 
+        host = urlsplit(url).hostname or ""
+        if self._local_only and not http.is_loopback(host):
+            raise PrivacyRefused(f"`{host}` is beyond this machine, and privacy is local-only")
         ranged = "range" in headers
         body = b""
         try:
@@ -237,7 +244,7 @@ class Registry:
                     if len(body) > bound:
                         break
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            raise broken(error, urlsplit(url).hostname or "") from error
+            raise broken(error, host) from error
         if good and len(body) > limit and not ranged:
             raise RegistryRefused(f"the answer is larger than {limit} bytes")
         if good and ranged and len(body) < limit:

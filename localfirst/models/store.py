@@ -211,6 +211,10 @@ class Store:
 
     # --- writing -----------------------------------------------------------------------
 
+    def can_hold(self, ref: ModelName) -> bool:
+        """Whether this system's file names can spell *ref*; Windows knows no colon in them."""
+        return os.name != "nt" or ":" not in ref.host
+
     def writable(self) -> str:
         """Empty when models can be added here, else the reason for people."""
         place = files.existing_parent(self.root)

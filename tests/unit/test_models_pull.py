@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,17 @@ from typing import Any, TypeVar
 
 import pytest
 
-from localfirst.errors import InsufficientResources, PullCancelled, RegistryRefused
+from localfirst.errors import (
+    InsufficientResources,
+    PrivacyRefused,
+    PullCancelled,
+    RegistryRefused,
+)
 from localfirst.events import Progress
 from localfirst.models.manifest import Manifest
-from localfirst.models.pull import Puller
+from localfirst.models.pull import Puller, PullPlan
 from localfirst.models.pull_job import JobState
+from localfirst.models.pull_worker import Limiter
 from localfirst.models.store import Store
 from localfirst.settings import PullSettings
 from localfirst.transport.clock import SystemClock
@@ -122,6 +129,101 @@ def test_two_models_that_share_a_blob_transfer_it_once(tmp_path: Path, fake: Fak
     assert len(probes) == 1
     store = Store(tmp_path / "models")
     assert store.model_file(fake.name("library/twin")) == store.model_file(fake.name())
+
+
+def test_a_watcher_that_leaves_does_not_stop_the_pull(tmp_path: Path, fake: FakeRegistry) -> None:
+    fake.knobs(rate=8_000_000)
+
+    async def scene(puller: Puller) -> JobState:
+        job = puller.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes:
+                break
+        assert not job.ended
+        await asyncio.gather(job.wait(), job.wait())
+        return job.state
+
+    assert pulling(tmp_path, scene) is JobState.DONE
+
+
+def test_a_plan_tells_what_a_pull_would_need_and_fetches_the_header_only(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    async def scene(puller: Puller) -> tuple[PullPlan, PullPlan, PullPlan]:
+        first = await puller.plan(fake.name())
+        fake.knobs(stall_after=500_000)
+        job = puller.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes > 900_000:
+                job.cancel()
+                break
+        with pytest.raises(PullCancelled):
+            await job.wait()
+        fake.knobs(reset=True)
+        second = await puller.plan(fake.name())
+        await puller.start(fake.name()).wait()
+        return first, second, await puller.plan(fake.name())
+
+    first, second, third = pulling(tmp_path, scene)
+    total = first.total_bytes
+    assert first.needed_bytes == total > len(WEIGHTS) and first.header == WEIGHTS[:262_144]
+    assert second.partial_bytes > 900_000
+    assert second.needed_bytes == total - second.partial_bytes
+    assert (third.needed_bytes, third.present_bytes, third.disk_fits) == (0, total, True)
+
+
+def test_local_only_asks_no_registry_beyond_this_machine(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name()).wait()
+        with pytest.raises(PrivacyRefused):
+            await puller.start("llama2:7b").wait()
+
+    pulling(tmp_path, scene, local_only=True)
+
+
+def test_a_pull_sweeps_up_after_a_killed_process(tmp_path: Path, fake: FakeRegistry) -> None:
+    temporary = Store(tmp_path / "models").prepare("tmp")
+    old, new = temporary / "old", temporary / "new"
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, 0))
+
+    async def scene(puller: Puller) -> None:
+        await puller.start(fake.name()).wait()
+
+    pulling(tmp_path, scene)
+    assert list(temporary.iterdir()) == [new]
+
+
+class Stopped:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def unix(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError("nothing sleeps here")
+
+
+def test_the_rate_limit_is_shared_by_all_connections() -> None:
+    clock = Stopped()
+    limiter = Limiter(1_000_000, clock)
+    assert limiter.take(100_000) == pytest.approx(0.1)
+    assert limiter.take(100_000) == pytest.approx(0.2)  # another connection, right after
+    clock.now += 0.2
+    assert limiter.take(50_000) == pytest.approx(0.05)
+    clock.now += 60
+    assert limiter.take(1_000_000) == pytest.approx(1.0)  # an idle minute is not saved up
+    assert limiter.buffer_bytes == 50_000
+    assert Limiter(0, clock).take(10**9) == 0
 
 
 def test_without_the_fit_check_the_disk_is_still_asked(tmp_path: Path, fake: FakeRegistry) -> None:
