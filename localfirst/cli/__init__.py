@@ -28,6 +28,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ps": ("ps", "list the models in memory"),
     "unload": ("unload", "take a model out of memory"),
     "rm": ("rm", "remove installed models"),
+    "verify": ("verify", "hash installed models again, and repair them"),
+    "pulls": ("pulls", "list unfinished downloads, or give one up"),
+    "lock": ("lock", "pin models to their exact bytes"),
+    "outdated": ("outdated", "tell which models have moved on in their registry"),
+    "bundle": ("bundle", "carry models into a room without a network"),
 }
 
 USAGE = 2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst.cli import render, session
+from localfirst.cli.progress import Ticker
 from localfirst.errors import InvalidRequest
 from localfirst.events import Progress, ReasoningDelta, Reply, TextDelta
 from localfirst.types import Json, Message
@@ -98,7 +99,7 @@ def options(given: argparse.Namespace) -> dict[str, Json]:
 async def answer(client: AsyncClient, stream: AsyncStream, *, quiet: bool = False) -> Reply:
     """Print one answer as it comes, then who gave it; *quiet* prints neither."""
     clock = (await client.opened()).clock
-    ticker = render.Ticker("waiting")
+    ticker = Ticker("waiting")
     printer = Printer(quiet)
     try:
         async for event in stream:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst.cli import render, session
+from localfirst.cli.progress import Ticker
 from localfirst.errors import ConfigError, InsufficientResources, LocalFirstError
 from localfirst.models import lock as locks
 from localfirst.types import Json
@@ -36,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("models", nargs="*", metavar="MODEL", help="such as `llama3.2:3b`")
     parser.add_argument("-f", "--file", metavar="LOCK", help="fetch exactly what a lock names")
+    parser.add_argument("--update", action="store_true", help="move the lock to today's tags")
     parser.add_argument("--dry-run", action="store_true", help="only tell what it would take")
     parser.add_argument("--connections", metavar="N", help="parallel ranges")
     parser.add_argument("--limit-rate", metavar="RATE", help="bytes a second, such as `2M`")
@@ -47,8 +49,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     """Pull each; goes on after a failure and ends with the first one's exit code."""
-    wanted = [Wanted(name) for name in given.models] + (locked(given.file) if given.file else [])
-    if not wanted:
+    pinned = locked(given.file) if given.file else []
+    if not (given.models or pinned):
         render.problem(
             "nothing to pull", hint="name a model, for example `llama3.2:1b`", code="usage"
         )
@@ -57,7 +59,9 @@ async def run(given: argparse.Namespace) -> int:
     code = 0
     async with session.client(given, flags) as client:
         runtime = await client.opened()
-        for want in wanted:
+        if given.update and given.file:
+            pinned = await moved(runtime, given.file, pinned, insecure=given.insecure)
+        for want in [Wanted(name) for name in given.models] + pinned:
             try:
                 await (dry_run if given.dry_run else fetch)(runtime, want, given)
             except LocalFirstError as error:
@@ -76,6 +80,24 @@ def locked(file: str) -> list[Wanted]:
             f"`{file}` cannot be read: {error}", setting=file, code="lock-invalid"
         ) from error
     return [Wanted(model.name, model.digest) for model in locks.read(text, source=file).models]
+
+
+async def moved(
+    runtime: Runtime, file: str, pinned: list[Wanted], *, insecure: bool
+) -> list[Wanted]:
+    """The lock written anew with what the registries have now."""
+    from localfirst.runtime import provision
+
+    lock = await provision.resolve(
+        [want.name for want in pinned],
+        store=runtime.store,
+        registry=runtime.puller.registry,
+        latest=True,
+        insecure=insecure,
+        any_host=True,
+    )
+    provision.write_file(Path(file), lock)
+    return [Wanted(model.name, model.digest) for model in lock.models]
 
 
 async def fetch(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> None:
@@ -102,7 +124,7 @@ async def fetch(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> No
 
 async def tell(job: PullJob, runtime: Runtime) -> None:
     """Progress for people, until the job ends."""
-    ticker = render.Ticker(job.name)
+    ticker = Ticker(job.name)
     try:
         async for snapshot in job.snapshots():
             ticker.show(

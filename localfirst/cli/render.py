@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO
 
 from localfirst import config
 from localfirst.types import Json
@@ -115,13 +115,19 @@ def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> st
     return "   ".join(padded).rstrip()
 
 
-def size(count: float) -> str:
+def size(amount: float) -> str:
     """Bytes as `ollama list` writes them: decimal, two or three digits."""
     for unit in ("B", "KB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if abs(amount) < 1000:
+            digits = 0 if unit == "B" or amount >= 10 else 1
+            return f"{amount:.{digits}f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def span(seconds: float) -> str:
@@ -139,68 +145,3 @@ def span(seconds: float) -> str:
 def ago(unix: float, now_unix: float) -> str:
     """How long since a moment; "–" when it is unknown."""
     return f"{span(max(0.0, now_unix - unix))} ago" if unix else "–"
-
-
-class Ticker:
-    """
-    How far something slow is, on stderr.
-
-    On a terminal a bar; elsewhere one line every five seconds, and one at the end.
-    """
-
-    EVERY_S = 5.0
-
-    def __init__(self, title: str) -> None:
-        self._title = plain(title)
-        self._bar: Any = None
-        self._said_at = float("-inf")
-        self._last = ""
-
-    def show(self, done: int, total: int, now: float, *, note: str = "") -> None:
-        """Tell the state at the monotonic moment *now*; *note* stands where bytes say nothing."""
-        if is_terminal(sys.stderr):
-            self._draw(done, total, note)
-            return
-        if not total and not note:
-            return
-        self._last = self._text(done, total, note)
-        if now - self._said_at >= self.EVERY_S:
-            self._said_at = now
-            say(self._last)
-            self._last = ""
-
-    def close(self) -> None:
-        """Leave the last state standing."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        elif self._last:
-            say(self._last)
-            self._last = ""
-
-    def _text(self, done: int, total: int, note: str) -> str:
-        if not total:
-            return f"{self._title}: {note or 'waiting'}"
-        percent = f"{100 * done / total:.0f} %"
-        return f"{self._title}: {percent} of {size(total)}" + (f", {note}" if note else "")
-
-    def _draw(self, done: int, total: int, note: str) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=total or None,
-                desc=self._title,
-                unit="B",
-                unit_scale=True,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                leave=True,
-                ascii=" ━" if (sys.stderr.encoding or "").lower().startswith("utf") else " #",
-                miniters=0,
-                mininterval=0.05,
-            )
-        if total and self._bar.total != total:
-            self._bar.total = total
-        self._bar.set_postfix_str(plain(note), refresh=False)
-        self._bar.update(done - self._bar.n)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from localfirst import config
 from localfirst.cli import render, selftest_registry
+from localfirst.cli.progress import Ticker
 from localfirst.cli.selftest_client import Answered, ask, healthy
 from localfirst.errors import EngineUnavailable, LocalFirstError, Unavailable
 from localfirst.models import toy
@@ -74,9 +75,9 @@ class Teller:
             render.as_json({"step": self._count, "done": what, "note": note, "took_s": took})
             return
         mark = render.paint("ok", render.GREEN)
-        print(f"{self._count:2} {mark}  {what}  {render.paint(render.span(took), render.DIM)}")
+        print(f"{self._count:2} {mark} {render.span(took):>7}  {what}")
         if note:
-            print(f"       {render.plain(note)}", flush=True)
+            print(f"{' ' * 15}{render.plain(note)}", flush=True)
 
     def failed(self, error: LocalFirstError | OSError) -> None:
         """The step after the last done one failed."""
@@ -134,7 +135,7 @@ async def pull(file: Path, name: str, teller: Teller) -> None:
     from localfirst.runtime import Runtime
 
     settings = config.load(environ={"LOCALFIRST_CONFIG": str(file)}).settings
-    ticker = render.Ticker("pulling the toy")
+    ticker = Ticker("pulling the toy")
     loop = asyncio.get_running_loop()
     async with Runtime(settings) as runtime:
         async for progress in runtime.pull(name):
