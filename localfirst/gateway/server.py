@@ -21,7 +21,7 @@ from localfirst.errors import LocalFirstError
 from localfirst.gateway.access import AccessLog
 from localfirst.gateway.app import Gateway, create
 from localfirst.gateway.hub import Hub, Limits
-from localfirst.gateway.listener import check_exposure, close_all, listen, url_of
+from localfirst.gateway.listener import BACKLOG, check_exposure, close_all, listen, url_of
 from localfirst.settings import GatewaySettings, Settings
 
 log = logging.getLogger("localfirst.gateway")
@@ -163,7 +163,8 @@ class Server:
         self.hub = hub
         self.gateway.connections = lambda: len(hub.connections)
         for one in sockets:
-            self._servers.append(await loop.create_server(hub.protocol, sock=one))
+            found = await loop.create_server(hub.protocol, sock=one, backlog=BACKLOG)
+            self._servers.append(found)
         self._flush()
 
     def stop(self) -> None:
