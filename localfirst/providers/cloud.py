@@ -204,7 +204,7 @@ class CloudBackend:
         """What refusals have taught so far, by model."""
         return self._learned.by_model
 
-    async def models(self) -> list[str]:
+    async def models(self, *, local_only: bool = False) -> list[str]:
         """
         The ids that the provider lists now; empty when it has no list.
 
@@ -213,20 +213,22 @@ class CloudBackend:
         """
         if not self.provider.spec.models_path:
             return []
-        body = await self._fetch(self.provider.base_url + self.provider.spec.models_path)
+        url = self.provider.base_url + self.provider.spec.models_path
+        body = await self._fetch(url, local_only)
         try:
             found = model_ids(msgspec.json.decode(body))
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise UpstreamNonsense("the model list is not JSON") from error
         return found
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, local_only: bool) -> bytes:
         response = await self._upstream.send(
             url,
             method="GET",
             headers=self._headers_for(""),
             first_byte_s=LIST_S,
             stall_s=LIST_S,
+            local_only=local_only,
         )
         if response.status >= 400:
             raise await self._refusal(response)

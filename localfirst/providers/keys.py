@@ -36,7 +36,7 @@ def looks_like_placeholder(value: str) -> bool:
     rest = _PREFIX.sub("", value)
     if len(rest) < SHORTEST:
         return True
-    return bool(_WORDS.search(value)) or len(set(rest.lower())) < 3
+    return bool(_WORDS.search(rest)) or len(set(rest.lower())) < 3
 
 
 def is_sendable(value: str) -> bool:
