@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from localfirst.models import names, pull_partial, toy
+from localfirst.models import daemon_route, names, pull_partial, toy
 from localfirst.models.bundle import Export
 from localfirst.models.bundle_read import Import
 from localfirst.models.pull import Puller
@@ -201,6 +201,18 @@ def test_a_store_of_anothers_is_filled_through_its_daemon(
 
             await pull(mine, fake.name(), daemon=through)
             assert theirs.get(fake.name()).digest and mine.models() == []
+
+    run(scene)
+
+
+def test_it_is_known_which_store_a_daemon_of_ours_reads(tmp_path: Path) -> None:
+    async def scene() -> None:
+        theirs, mine = Store(tmp_path / "store"), Store(tmp_path / "mine")
+        theirs.prepare()
+        async with ollama(tmp_path, theirs) as client:
+            url = str(client.base_url).rstrip("/")
+            assert await daemon_route.route(url, theirs) == ""
+            assert await daemon_route.route(url, mine) == url
 
     run(scene)
 

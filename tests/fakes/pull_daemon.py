@@ -1,7 +1,7 @@
 """
 An Ollama daemon that can only pull, as a program: it says what its script tells it to.
 
-    python tests/fakes/pull_daemon.py '{"tries": [[STEP…], …], "lists": ["tiny:latest"]}'
+    python tests/fakes/pull_daemon.py '{"tries": [[STEP…], …], "lists": {"tiny:latest": DIGEST}}'
 
 prints its port. The n-th `POST /api/pull` plays the n-th try (the last one again and
 again); a step is a line to send, `{"wait": true}` (silence until the client goes),
@@ -31,8 +31,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        listed = self.script.get("lists", {})
+        tags = [{"name": name, "digest": digest} for name, digest in listed.items()]
         answers = {
-            "/api/tags": {"models": [{"name": name} for name in self.script.get("lists", [])]},
+            "/api/tags": {"models": tags},
             "/fake": self.posted,
         }
         self.whole(200, json.dumps(answers[self.path]).encode())
@@ -91,9 +93,12 @@ class PullDaemon:
 
 
 @contextmanager
-def running(*tries: list[Any], lists: tuple[str, ...] = ()) -> Iterator[PullDaemon]:
+def running(
+    *tries: list[Any], lists: tuple[str, ...] = (), digests: tuple[str, ...] = ()
+) -> Iterator[PullDaemon]:
     """Run the program with a script for a while."""
-    argv = [sys.executable, "-I", __file__, json.dumps({"tries": tries, "lists": lists})]
+    listed = dict(zip(lists, digests or [""] * len(lists), strict=True))
+    argv = [sys.executable, "-I", __file__, json.dumps({"tries": tries, "lists": listed})]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdin is not None
         try:

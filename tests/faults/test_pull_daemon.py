@@ -16,7 +16,7 @@ from localfirst.errors import (
     PullCancelled,
     PullStalled,
 )
-from localfirst.models import names
+from localfirst.models import daemon_route, manifest, names
 from localfirst.models.daemon_pull import DaemonPull
 from localfirst.models.pull import Puller
 from localfirst.models.pull_job import JobState, PullJob
@@ -201,6 +201,53 @@ def test_a_puller_hands_a_model_to_the_daemon_that_will_serve_it(tmp_path: Path)
     assert job.state is JobState.DONE and job.completed_bytes == 100
     assert posted == [{"model": "tiny:latest", "insecure": False, "stream": True}]
     assert not (tmp_path / "models").exists()
+
+
+# --- whose turn it is ----------------------------------------------------------------------
+
+
+def store_with(folder: Path, name: str) -> tuple[Store, str]:
+    """A store that holds a model of that name, and its digest."""
+    layer = manifest.Layer(media_type="m", digest=DIGEST, size_bytes=1)
+    store = Store(folder)
+    store.put_manifest(names.parse(name), manifest.build(layer, (layer,)))
+    return store, store.get(name).digest
+
+
+def routed(store: Store, daemon: PullDaemon) -> bool:
+    """Whether the daemon is to pull."""
+    return asyncio.run(daemon_route.route(daemon.url, store)) == daemon.url
+
+
+def test_a_daemon_that_lists_what_lies_here_reads_this_store(tmp_path: Path) -> None:
+    store, digest = store_with(tmp_path, "tiny")
+    with running([], lists=("tiny:latest",), digests=(digest,)) as daemon:
+        assert not routed(store, daemon)
+
+
+def test_a_daemon_that_lists_other_models_reads_another_store(tmp_path: Path) -> None:
+    store, _ = store_with(tmp_path, "tiny")
+    with running([], lists=("tiny:latest",), digests=("0" * 64,)) as daemon:
+        assert routed(store, daemon)
+    with running([]) as daemon:
+        assert routed(store, daemon)
+    with running([], lists=("tiny:latest",), digests=("0" * 64,)) as daemon:
+        assert routed(Store(tmp_path / "empty"), daemon)
+
+
+def test_where_nothing_tells_the_daemon_pulls(tmp_path: Path) -> None:
+    with running([]) as daemon:  # both empty, and its process is no `ollama serve`
+        assert routed(Store(tmp_path / "empty"), daemon)
+
+
+def test_without_a_daemon_we_pull(tmp_path: Path) -> None:
+    assert asyncio.run(daemon_route.route("http://127.0.0.1:1", Store(tmp_path))) == ""
+
+
+def test_a_store_that_cannot_be_written_is_the_daemons(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with running([]) as daemon:
+        assert routed(Store(tmp_path / "file" / "models"), daemon)
 
 
 def test_cancelling_hangs_up(tmp_path: Path) -> None:
