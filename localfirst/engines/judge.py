@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 
 import msgspec
@@ -13,21 +12,16 @@ from localfirst.engines.llamacpp.about import Shelf
 from localfirst.errors import LocalFirstError
 from localfirst.machine import fit
 from localfirst.machine.fit import Hardware, ModelShape
-from localfirst.types import Clock
 
-MEASURE_EVERY_S = 10.0
 CONTEXT_TOKENS = 4096
 
 
 class Judge:
-    """Measures the machine now and then, and reads the models' files where it may."""
+    """Reads the models' files where it may; *hardware* gives the last measurement at once."""
 
-    def __init__(self, shelf: Shelf | None, hardware: Callable[[], Hardware], clock: Clock) -> None:
+    def __init__(self, shelf: Shelf | None, hardware: Callable[[], Hardware]) -> None:
         self._shelf = shelf
         self._measure = hardware
-        self._clock = clock
-        self._hardware: Hardware | None = None
-        self._measured_at = -math.inf
         self._on_gpu: set[str] = set()
 
     def expects_gpu(self, name: str) -> bool:
@@ -38,18 +32,11 @@ class Judge:
         """*status* with a verdict for every model."""
         if not status.models:
             return status
-        return await asyncio.to_thread(self._judged, status)
+        return await asyncio.to_thread(self._judged, status, self._measure())
 
-    def _judged(self, status: EngineStatus) -> EngineStatus:
-        hardware = self._now()
+    def _judged(self, status: EngineStatus, hardware: Hardware) -> EngineStatus:
         models = tuple(self._with_verdict(model, hardware) for model in status.models)
         return msgspec.structs.replace(status, models=models)
-
-    def _now(self) -> Hardware:
-        now = self._clock.monotonic()
-        if self._hardware is None or now - self._measured_at > MEASURE_EVERY_S:
-            self._hardware, self._measured_at = self._measure(), now
-        return self._hardware
 
     def _with_verdict(self, model: LocalModel, hardware: Hardware) -> LocalModel:
         if model.remote:

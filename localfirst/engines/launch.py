@@ -12,7 +12,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -107,9 +107,9 @@ def startable_at(endpoint: str) -> bool:
     return parts.scheme == "http" and is_loopback(parts.hostname or "")
 
 
-def find_program(environ: Mapping[str, str]) -> Path:
+def find_program(environ: Mapping[str, str], places: Sequence[str] = PLACES) -> Path:
     """
-    The `ollama` program, by absolute path.
+    The `ollama` program, by absolute path: in PATH, else where installers put it.
 
     Only absolute folders of PATH are searched: a program that lies in the current folder
     is never run.
@@ -119,11 +119,11 @@ def find_program(environ: Mapping[str, str]) -> Path:
     """
     folders = [f for f in environ.get("PATH", "").split(os.pathsep) if Path(f).is_absolute()]
     found = shutil.which("ollama", path=os.pathsep.join(folders)) if folders else None
-    places = [Path(place) for place in PLACES]
-    if local := environ.get("LOCALAPPDATA"):
-        places.append(Path(local) / "Programs" / "Ollama" / "ollama.exe")
     names = [Path(found)] if found else []
-    names += places + [Path(folder) / "ollama" for folder in folders]
+    names += [Path(place) for place in places]
+    if local := environ.get("LOCALAPPDATA"):
+        names.append(Path(local) / "Programs" / "Ollama" / "ollama.exe")
+    names += [Path(folder) / "ollama" for folder in folders]
     return usable(next((path for path in names if _is_file(path)), None))
 
 

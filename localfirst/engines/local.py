@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from localfirst.engines.supervisor import ChildState, Supervisor
 from localfirst.errors import Breakage, EngineUnavailable, LocalFirstError, UpstreamBroken
 from localfirst.events import Event, Progress
 from localfirst.machine.fit import Hardware
+from localfirst.machine.hardware import measure as this_machine
 from localfirst.models.store import Store
 from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
@@ -47,7 +49,12 @@ LOOKING = EngineStatus(
 
 
 class LocalEngine:
-    """An `Engine` that picks one; the pick may change while it lives, requests do not notice."""
+    """
+    An `Engine` that picks one; the pick may change while it lives, requests do not notice.
+
+    *hardware* gives the last measurement at once and is called on the loop; *measure* takes
+    one now, in a thread, before a model is loaded: this machine's when None.
+    """
 
     def __init__(
         self,
@@ -58,6 +65,8 @@ class LocalEngine:
         clock: Clock,
         environ: Mapping[str, str],
         hardware: Callable[[], Hardware],
+        measure: Callable[[], Hardware] | None = None,
+        places: Sequence[str] = launch.PLACES,
         pace: Pace = Pace(),  # noqa: B008
     ) -> None:
         self._settings = settings
@@ -66,7 +75,7 @@ class LocalEngine:
         self._environ = environ
         local = settings.local
         self._shelf = Shelf(store) if store is not None else None
-        self._judge = Judge(self._shelf, hardware, clock)
+        self._judge = Judge(self._shelf, hardware)
         self.supervisor = Supervisor(
             local.host,
             state_dir=Path(settings.state_dir) if settings.state_dir else None,
@@ -77,6 +86,7 @@ class LocalEngine:
             offline=settings.privacy is Privacy.LOCAL_ONLY,
             keep_alive_s=local.keep_alive_s,
             may_start=local.start,
+            places=places,
             pace=pace,
         )
         self._ollama = self._ollama_at(self.supervisor.endpoint)
@@ -89,7 +99,7 @@ class LocalEngine:
                 upstream=upstream,
                 clock=clock,
                 environ=environ,
-                hardware=hardware,
+                hardware=measure or partial(this_machine, store=store.root, environ=environ),
             )
         self._chosen: Engine | None = None
         self._chosen_until = -math.inf
@@ -269,7 +279,7 @@ class LocalEngine:
         if self.supervisor.state is ChildState.CRASH_LOOP:
             return False, self.supervisor.reason
         try:
-            launch.find_program(self._environ)
+            launch.find_program(self._environ, self.supervisor.places)
         except EngineUnavailable as error:
             return False, error.message
         return True, ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Supervisor:
     The one daemon of this machine, as far as localfirst is concerned.
 
     `state`, `endpoint`, `adopted`, `reason` and `starts` are written only by the run loop
-    and by `stop`, and read by anyone. `binary` overrides the search for the program.
+    and by `stop`, and read by anyone. `places` are looked at beside PATH for the program.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Supervisor:
         offline: bool = False,
         keep_alive_s: float = 300.0,
         may_start: bool = True,
-        binary: Path | None = None,
+        places: Sequence[str] = launch.PLACES,
         pace: Pace = Pace(),  # noqa: B008
     ) -> None:
         self.state = ChildState.STOPPED
@@ -78,7 +78,7 @@ class Supervisor:
         self._offline = offline
         self._keep_alive_s = keep_alive_s
         self.may_start = may_start and state_dir is not None
-        self._binary = binary
+        self.places = places
         self._pace = pace
         self._life: Life | None = None
         self._task: asyncio.Task[None] | None = None
@@ -297,9 +297,7 @@ class Supervisor:
 
     async def _one_life(self) -> str:
         """Start a child and see it through; returns why it is no more."""
-        program = (
-            launch.usable(self._binary) if self._binary else launch.find_program(self._environ)
-        )
+        program = launch.find_program(self._environ, self.places)
         self.endpoint = await self._free_endpoint()
         env = launch.daemon_environ(
             self._environ,

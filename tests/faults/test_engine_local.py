@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from localfirst.engines.launch import free_port
+from localfirst.engines.launch import find_program, free_port
 from localfirst.engines.life import Pace
 from localfirst.engines.local import LocalEngine
-from localfirst.errors import EngineUnavailable, UpstreamRefused
+from localfirst.errors import EngineUnavailable, UpstreamBroken, UpstreamRefused
 from localfirst.events import Progress
 from localfirst.machine.fit import Hardware
 from localfirst.models import toy
@@ -49,6 +49,8 @@ class Bench:
             clock=SystemClock(),
             environ={**os.environ, "PATH": str(self.bin), "HOME": str(folder)},
             hardware=lambda: self.hardware,
+            measure=lambda: self.hardware,
+            places=(),
             pace=IMPATIENT,
         )
 
@@ -205,6 +207,24 @@ def test_a_model_that_does_not_fit_is_listed_as_such(tmp_path: Path) -> None:
             assert [model.fit for model in (await made.engine.status()).models] == ["no"]
 
     run(test)
+
+
+def test_a_crash_in_the_middle_of_an_answer_is_told_and_the_next_one_comes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin, die_after_requests=1, first=1)
+            with pytest.raises(UpstreamBroken):
+                await collect(made.engine, ask())
+            assert text_of(await collect(made.engine, ask())) == "one two three"
+            assert made.starts == 2
+
+    run(test)
+
+
+def test_a_program_called_ollama_in_the_current_folder_is_not_run(tmp_path: Path) -> None:
+    for relative in ("", ".", "bin"):
+        with pytest.raises(EngineUnavailable, match="not installed"):
+            find_program({"PATH": relative}, ())
 
 
 def test_several_hosts_are_one_engine(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class Bench:
             upstream=self.upstream,
             clock=clock or SystemClock(),
             environ={**os.environ, "PATH": str(self.bin), "GROQ_API_KEY": "canary"},
+            places=(),
             may_start=may_start,
             pace=pace,
         )

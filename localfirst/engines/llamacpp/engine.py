@@ -54,7 +54,11 @@ def installed() -> bool:
 
 
 class LlamaCppEngine:
-    """An `Engine` on llama.cpp; nothing is started before the first request."""
+    """
+    An `Engine` on llama.cpp; nothing is started before the first request.
+
+    *hardware* measures the machine now; it may take its time and is called in a thread.
+    """
 
     def __init__(
         self,
