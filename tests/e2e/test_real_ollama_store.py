@@ -9,8 +9,12 @@ import asyncio
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from localfirst.models.verify import Verification
 from localfirst.settings import PullSettings
 from localfirst.transport.clock import SystemClock
 from tests.fakes import registry
-from tests.fakes.engine_bench import NO_REAL, REAL, real_daemon
+from tests.fakes.engine_bench import NO_REAL, REAL, ROOT, free_port, real_daemon
 from tests.fakes.registry import FakeRegistry
 
 pytestmark = [
@@ -203,6 +207,56 @@ def test_a_store_of_anothers_is_filled_through_its_daemon(
             assert theirs.get(fake.name()).digest and mine.models() == []
 
     run(scene)
+
+
+@contextmanager
+def gateway(folder: Path, fake: FakeRegistry) -> Iterator[str]:
+    """`localfirst serve` as a program, on a store of its own; yields where it listens."""
+    (folder / "config.toml").touch()
+    own = {
+        "LOCALFIRST_CONFIG": str(folder / "config.toml"),
+        "LOCALFIRST_STATE_DIR": str(folder / "state"),
+        "LOCALFIRST_PULL_REGISTRIES": fake.host,
+        "LOCALFIRST_GATEWAY_PORT": str(free_port()),
+        "OLLAMA_MODELS": str(folder / "store"),
+        "OLLAMA_HOST": "http://127.0.0.1:1",
+        "HOME": str(folder),
+        "PATH": os.environ["PATH"],
+    }
+    argv = [sys.executable, "-m", "localfirst", "serve"]
+    with subprocess.Popen(argv, env=own, cwd=ROOT, stdout=subprocess.DEVNULL) as child:
+        try:
+            wait_for(int(own["LOCALFIRST_GATEWAY_PORT"]))
+            yield f"http://127.0.0.1:{own['LOCALFIRST_GATEWAY_PORT']}"
+        finally:
+            child.terminate()
+
+
+def wait_for(port: int) -> None:
+    for _ in range(200):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError("the gateway did not come up")
+
+
+def test_ollamas_own_client_pulls_through_our_gateway(tmp_path: Path, fake: FakeRegistry) -> None:
+    fake.knobs(rate=20_000_000)
+    with gateway(tmp_path, fake) as url:
+        environ = {"OLLAMA_HOST": url, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+        def ollama_pull(name: str) -> subprocess.CompletedProcess[str]:
+            argv = [str(REAL), "pull", name]
+            return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60)
+
+        good = ollama_pull(fake.name("library/big"))
+        bad = ollama_pull(fake.name("library/nope"))
+    assert good.returncode == 0, good.stderr
+    said = good.stdout + good.stderr
+    assert "100%" in said and "verifying sha256 digest" in said and "success" in said
+    assert Store(tmp_path / "store").model_file(fake.name("library/big")).read_bytes() == BIG
+    assert bad.returncode == 1
+    assert "pull model manifest: file does not exist" in bad.stdout + bad.stderr
 
 
 def test_it_is_known_which_store_a_daemon_of_ours_reads(tmp_path: Path) -> None:
