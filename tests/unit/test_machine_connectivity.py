@@ -113,9 +113,13 @@ def test_a_burst_asks_the_table_once_and_a_change_is_seen_within_a_second() -> N
 
 
 def test_the_real_decision_takes_far_less_than_fifty_milliseconds() -> None:
-    start = time.perf_counter()
-    Connectivity(HandClock()).online()
-    assert time.perf_counter() - start < 0.05
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        Connectivity(HandClock()).online()
+        times.append(time.perf_counter() - start)
+    # The best of five: the machine that runs this test may be busy with others.
+    assert min(times) < 0.01
 
 
 def test_asking_the_table_sends_nothing() -> None:

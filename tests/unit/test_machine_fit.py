@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from localfirst.machine import fit
 from localfirst.machine.fit import Hardware, Layer, ModelShape, Verdict
@@ -250,6 +253,26 @@ def test_every_nth_layer_attends_where_an_interval_says_so() -> None:
     assert [bool(layer.key) for layer in shape.layers] == [False, False, True] * 2
 
 
+def test_layers_that_share_an_earlier_cache_have_none() -> None:
+    keys = BASE | {"attention.shared_kv_layers": 2}
+    shape = fit.shape_from_gguf(header("gemma3n", **keys), 10**9)
+    assert [bool(layer.key) for layer in shape.layers] == [True] * 4 + [False] * 2
+
+
+def test_windowed_layers_may_have_heads_of_another_size() -> None:
+    keys = BASE | {
+        "attention.sliding_window": 128,
+        "attention.sliding_window_pattern": (True, False),
+        "attention.key_length": 512,
+        "attention.value_length": 512,
+        "attention.key_length_swa": 256,
+        "attention.value_length_swa": 256,
+        "attention.head_count_kv": (8, 2, 8, 2, 8, 2),
+    }
+    shape = fit.shape_from_gguf(header("gemma4", **keys), 10**9)
+    assert [(layer.key, layer.window) for layer in shape.layers] == [(2048, 128), (1024, 0)] * 3
+
+
 def test_latent_attention_caches_one_compressed_key() -> None:
     keys = BASE | {
         "attention.kv_lora_rank": 512,
@@ -289,6 +312,66 @@ def test_headers_without_sense_never_raise(keys: dict[str, Any]) -> None:
     found = fit.predict(shape, machine, context_tokens=4096)
     assert found.needed_bytes >= 10**9
     assert math.isfinite(found.needed_bytes)
+
+
+KEYS = (
+    "block_count",
+    "embedding_length",
+    "context_length",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attention.kv_lora_rank",
+    "attention.key_length_mla",
+    "attention.shared_kv_layers",
+    "rope.dimension_count",
+    "expert_count",
+    "expert_used_count",
+    "ssm.conv_kernel",
+    "ssm.inner_size",
+    "ssm.state_size",
+    "ssm.group_count",
+    "full_attention_interval",
+    "shortconv.l_cache",
+    "vocab_size",
+)
+NUMBERS = st.integers(min_value=-(2**63), max_value=2**64 - 1) | st.integers(0, 64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arch=st.sampled_from(["llama", "gemma3", "qwen3next", "deepseek2", "mamba", "x"]),
+    keys=st.dictionaries(
+        st.sampled_from(KEYS), NUMBERS | st.lists(NUMBERS, max_size=8).map(tuple), max_size=12
+    ),
+)
+def test_no_numbers_of_a_stranger_make_a_large_model_small(arch: str, keys: dict[str, Any]) -> None:
+    shape = fit.shape_from_gguf(header(arch, **keys), 8 * GIB)
+    machine = Hardware(ram_total_bytes=16 * GIB, ram_available_bytes=8 * GIB)
+    found = fit.predict(shape, machine, context_tokens=4096)
+    assert found.verdict is not Verdict.FITS
+    assert found.needed_bytes >= 8 * GIB
+    assert found.kv_bytes >= 0
+    assert found.compute_bytes >= 0
+
+
+def test_thousands_of_layers_with_sizes_of_their_own_are_read_at_once() -> None:
+    keys = {
+        "block_count": 4096,
+        "embedding_length": 4096,
+        "attention.head_count": (32,) * 4096,
+        "attention.head_count_kv": (8, 0) * 2048,
+        "ssm.inner_size": 4096,
+        "ssm.state_size": 16,
+    }
+    start = time.process_time()
+    shape = fit.shape_from_gguf(header("x", **keys), 10**9)
+    assert time.process_time() - start < 1.0
+    assert len(shape.layers) == 4096
 
 
 def test_an_unknown_cache_type_is_named() -> None:
