@@ -25,6 +25,7 @@ from localfirst.errors import (
     LocalFirstError,
     PrivacyRefused,
     StreamInterrupted,
+    Unavailable,
 )
 from localfirst.events import Event
 from localfirst.types import Attempt, Call, Failure, Rung, Target
@@ -77,10 +78,18 @@ class Climb:
             self._ongoing.watch.abandon()
 
     def headers(self) -> list[tuple[str, str]]:
-        """The `x-localfirst-*` facts known so far."""
+        """
+        The `x-localfirst-*` facts known so far.
+
+        They are sent with the first content: an answer that has begun counts as the one
+        that was given, although its end is still to come.
+        """
         target = self.target if self.target.provider else None
+        attempts, current = self.attempts, self._ongoing
+        if current is not None and current.committed and not current.settled:
+            attempts = [*attempts, current.record("ok")]
         return report.headers(
-            self.attempts, request_id=self.call.request_id, target=target, egress=self.egress
+            attempts, request_id=self.call.request_id, target=target, egress=self.egress
         )
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -112,6 +121,8 @@ class Climb:
                     return
         except LocalFirstError as error:
             error.attempts = error.attempts or tuple(self.attempts)
+            if isinstance(error, Unavailable | DeadlineExceeded) and self.cascade.alarm is not None:
+                self.cascade.alarm.exhausted(self.attempts)
             await self._settle()
             raise
 
@@ -183,8 +194,8 @@ class Climb:
         """
         The waits of one attempt, its share of the deadline among them.
 
-        Content of a whole (not streamed) answer comes with its end, so it may take its
-        share even where that is longer than a first token may. A model of this machine is
+        Content of a whole (not streamed) answer comes with its end, so it may take more
+        than its share, but never what the others need at least. A model of this machine is
         bounded by its own limit, and by the deadline only when the caller set one.
         """
         waits, step = self.cascade.settings.timeouts, take.candidate.step
@@ -196,13 +207,15 @@ class Climb:
             first_s = max(first_s, share_s)
         elif not mine:
             first_s = min(first_s, share_s)
+        left_s = max(left_s - LEAST_SHARE_S * (take.share - 1), min(left_s, LEAST_SHARE_S))
         bounded = self._strict or not mine
         return Limits(
             connect_s=waits.connect_s,
             first_token_s=min(first_s, left_s) if bounded else first_s,
             stall_s=waits.stall_s,
             load_s=waits.load_s,
-            deadline=self._deadline if bounded else float("inf"),
+            # A stream that moves may outlast the deadline: it bounds the way to an answer.
+            deadline=self._deadline if bounded and not self.call.stream else float("inf"),
         )
 
     def _ask(self, attempt: Ongoing) -> AsyncGenerator[Event, None]:

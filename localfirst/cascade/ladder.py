@@ -173,7 +173,7 @@ class Ladder:
         elif target.rung is Rung.PULL:
             # A download retries by itself while it makes progress; once over, it is over.
             candidate.over = True
-        elif cls in TRANSIENT and candidate.failures < self._settings.attempts_per_provider:
+        elif self._worth_another(candidate, cls):
             candidate.again_at = now + self._backoff_s(candidate.failures)
         else:
             candidate.over = True
@@ -307,6 +307,12 @@ class Ladder:
                 if best is None or entry.until_unix < best[0]:
                     best = (entry.until_unix, candidate, target)
         return Take(best[1], best[2]) if best else None
+
+    def _worth_another(self, candidate: Candidate, cls: FailureClass) -> bool:
+        if cls not in TRANSIENT or candidate.failures >= self._settings.attempts_per_provider:
+            return False
+        # This machine's model was given minutes; nobody waits as long for it again.
+        return cls is not FailureClass.TIMEOUT or candidate.step.target.rung is Rung.CLOUD
 
     def _backoff_s(self, failures: int) -> float:
         """Half to the whole of the configured wait, so that a crowd does not return at once."""

@@ -152,12 +152,12 @@ def _no_model(view: ProviderView, wanted: Wanted) -> str:
 
 def _cloud_refusal(call: Call, world: World, view: ProviderView) -> str:
     """Why a provider is not asked at all, the reason that the user can least change first."""
-    leaves = not view.loopback
+    leaves = not view.own
     if leaves and (world.local_only or call.local_only):
         return "the request may not leave this machine (`local-only`)"
     if not view.enabled:
         return view.reason or "it is not configured"
-    if leaves and world.online is False:
+    if not view.loopback and world.online is False:
         return world.offline_reason
     if leaves and world.over_budget:
         return world.over_budget
@@ -177,7 +177,7 @@ def _cloud_step(
         alternate=alternate,
         window_tokens=window,
         timeout_s=view.timeout_s,
-        leaves_machine=not view.loopback,
+        leaves_machine=not view.own,
     )
     if window and tokens > window:
         return msgspec.structs.replace(
@@ -205,6 +205,6 @@ def _privacy_error(
     if wanted.kind is not Asked.PROVIDER or any(s.state is not StepState.SKIPPED for s in steps):
         return None
     view = world.providers.get(wanted.provider)
-    if view is None or view.loopback:
+    if view is None or view.own:
         return None
     return PrivacyRefused(f"`{wanted.provider}` is not on this machine, and `local-only` is set")

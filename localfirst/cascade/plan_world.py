@@ -93,6 +93,7 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 0
     strict_model: bool = False
     loopback: bool = False
+    own: bool = False
     timeout_s: float = 0.0
 
 

@@ -13,7 +13,7 @@ decision is `plan`'s, the way down is `climb`'s; this file wires them to what th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -64,6 +64,18 @@ class Recorder(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Who is told how it goes; `alarm.Alarm` is one. Nothing here may block."""
+
+    def attempted(self, attempt: Attempt) -> None:
+        """One attempt ended."""
+        ...
+
+    def exhausted(self, attempts: Sequence[Attempt], prompt: str = "") -> None:
+        """Nobody answered."""
+        ...
+
+
 class NoRecorder:
     """A recorder that remembers nothing."""
 
@@ -98,6 +110,7 @@ class Cascade:
         settings: limits, order of waits, strategies.
         health, quota: shared with whoever shows them; this is their only writer.
         recorder: the ledger, or None.
+        alarm: told of every attempt, and of every ladder that ended without an answer.
         budget: asked before a request leaves the machine; "" or why it may not be spent.
     """
 
@@ -111,6 +124,7 @@ class Cascade:
         health: Health | None = None,
         quota: Quota | None = None,
         recorder: Recorder | None = None,
+        alarm: Watcher | None = None,
         budget: Callable[[Target], str] | None = None,
     ) -> None:
         self.backends = backends
@@ -121,6 +135,7 @@ class Cascade:
         self._look = look
         self._recorder: Recorder = recorder or NoRecorder()
         self._budget = budget
+        self.alarm = alarm
         self._turn = 0
         self._plans: dict[tuple[object, ...], tuple[World, int, Plan]] = {}
         # Wall clocks jump; what is counted from here on does not, and the later one is
@@ -212,6 +227,8 @@ class Cascade:
             usage=attempt.usage,
             first_token_s=attempt.first_token_s,
         )
+        if self.alarm is not None:
+            self.alarm.attempted(record)
 
     def lost(
         self, call: Call, attempt: Ongoing, record: Attempt, failure: Failure
@@ -224,6 +241,8 @@ class Cascade:
             target=attempt.target,
             first_token_s=attempt.first_token_s,
         )
+        if self.alarm is not None:
+            self.alarm.attempted(record)
         return self._recorder.save_cooldown(entry) if entry is not None else None
 
     # --- inside -----------------------------------------------------------------------------

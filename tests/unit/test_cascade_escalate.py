@@ -1,0 +1,131 @@
+"""When people are told, what they are told, and when it is over by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from localfirst.cascade.alarm import Alarm
+from localfirst.cascade.escalate import Thresholds
+from localfirst.cascade.health import Health
+from localfirst.ledger import history
+from localfirst.ledger.db import Ledger
+from localfirst.settings import EscalationSettings, Secret
+from localfirst.transport.clock import SystemClock
+from localfirst.types import Attempt
+
+SETTINGS = EscalationSettings(same_error=3, failures=5, window_s=100.0)
+
+
+def failure(provider: str = "groq", outcome: str = "timeout", at: float = 1000.0) -> Attempt:
+    return Attempt(provider=provider, model="m", outcome=outcome, started_unix=at)
+
+
+def test_the_same_error_often_enough_is_told_once() -> None:
+    rules = Thresholds(SETTINGS)
+    found = [rules.failed(failure(at=1000.0 + n), 1000.0 + n) for n in range(5)]
+    assert [one.rule if one else None for one in found] == [
+        None, None, "same_error", None, "failures",
+    ]  # fmt: skip
+
+
+def test_many_different_failures_are_told() -> None:
+    rules = Thresholds(SETTINGS)
+    found = [rules.failed(failure(f"p{n}"), 1000.0) for n in range(5)]
+    assert found[:4] == [None] * 4
+    assert found[4] is not None and found[4].rule == "failures"
+
+
+def test_what_lies_outside_the_window_does_not_count() -> None:
+    rules = Thresholds(SETTINGS)
+    found = [rules.failed(failure(at=1000.0 + n * 60), 1000.0 + n * 60) for n in range(9)]
+    assert found == [None] * 9
+
+
+def test_an_exhausted_ladder_is_over_when_anybody_answers_again() -> None:
+    rules = Thresholds(SETTINGS)
+    decision = rules.exhausted([failure("groq"), failure("gemini")], 1000.0)
+    assert decision is not None and not rules.is_over(decision)
+    rules.succeeded("mistral", 1001.0)
+    assert not rules.is_over(decision)
+    rules.succeeded("gemini", 1001.0)
+    assert rules.is_over(decision)
+    assert rules.exhausted([failure("groq"), failure("gemini")], 1100.0) is None
+
+
+class Post:
+    def __init__(self, fails: bool = False) -> None:
+        self.sent: list[tuple[str, Mapping[str, Any]]] = []
+        self.fails = fails
+
+    async def __call__(self, url: str, body: Mapping[str, Any]) -> None:
+        self.sent.append((url, body))
+        if self.fails:
+            raise ConnectionError(url)
+
+
+def raise_the_alarm(folder: Path, settings: EscalationSettings, post: Post) -> list[Any]:
+    """Three like failures, then a success; the escalations before and after it."""
+
+    async def main() -> list[Any]:
+        clock = SystemClock()
+        ledger = Ledger(folder / "x.db", clock)
+        ledger.open()
+        alarm = Alarm(settings, folder=folder / "escalations", clock=clock, health=Health(),
+                      ledger=ledger, send=post, context=lambda: {"version": "1"})  # fmt: skip
+        for _ in range(3):
+            alarm.attempted(failure(at=clock.unix()))
+        await alarm.aclose()
+        before = await ledger.run(lambda db: history.escalations(db, only_open=True))
+        alarm.attempted(failure(outcome="ok"))
+        await alarm.aclose()
+        after = await ledger.run(lambda db: history.escalations(db))
+        await ledger.aclose()
+        return [before, after]
+
+    return asyncio.run(main())
+
+
+def test_an_escalation_is_written_told_and_closed_by_recovery(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(
+        SETTINGS, webhook="https://hooks.example/x", telegram=Secret("123:TOKEN@42", "T")
+    )
+    post = Post()
+    (opened,), (closed,) = raise_the_alarm(tmp_path, settings, post)
+    assert opened.resolved_unix is None
+    assert closed.resolved_unix is not None
+    (path,) = (tmp_path / "escalations").iterdir()
+    said = json.loads(path.read_text())
+    assert said["providers"] == ["groq"]
+    assert len(said["history"]) == 3
+    assert "prompt" not in said
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [url for url, _ in post.sent] == [
+        "https://hooks.example/x",
+        "https://api.telegram.org/bot123:TOKEN/sendMessage",
+    ]
+    assert post.sent[1][1]["chat_id"] == "42"
+    assert "TOKEN" not in path.read_text()
+
+
+def test_a_webhook_that_fails_shows_no_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, telegram=Secret("123:TOKEN@42", "T"))
+    with caplog.at_level(logging.DEBUG):
+        raise_the_alarm(tmp_path, settings, Post(fails=True))
+    assert "could not be told" in caplog.text
+    assert "TOKEN" not in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "escalations").write_text("in the way")
+    (opened,), _ = raise_the_alarm(tmp_path, SETTINGS, Post())
+    assert opened.file == ""
