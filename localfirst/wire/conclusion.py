@@ -11,9 +11,10 @@ import json
 
 import msgspec
 
-from localfirst.errors import UpstreamNonsense
+from localfirst.errors import Breakage, UpstreamBroken, UpstreamError, UpstreamNonsense
 from localfirst.events import Finished, FinishReason, ToolCallDelta, Usage
 from localfirst.types import Json
+from localfirst.wire.framing import SseEvent, begins_event
 
 _ANY = msgspec.json.Decoder()
 
@@ -99,7 +100,7 @@ class Conclusion:
                 raise UpstreamNonsense("a tool call without a name")
 
 
-def is_json(text: str) -> bool:
+def is_json(text: str | bytes) -> bool:
     """Whether *text* is one JSON value."""
     try:
         _ANY.decode(text)
@@ -115,3 +116,17 @@ def object_text(value: Json) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def whole_events(rest: list[SseEvent]) -> list[SseEvent]:
+    """Of what was pending at the end of the bytes, that which is not itself cut."""
+    return [
+        event for event in rest if not event.data or event.data == b"[DONE]" or is_json(event.data)
+    ]
+
+
+def unfinished(began: bool, rest: list[SseEvent], terminator: str) -> UpstreamError:
+    """The error of a stream of events that ended without its *terminator*."""
+    if began or (rest and begins_event(rest[-1].raw)):
+        return UpstreamBroken(Breakage.CUT, f"the stream ended without `{terminator}`")
+    return UpstreamNonsense("the answer is empty, or no event stream")

@@ -20,6 +20,7 @@ FRAME_LIMIT_BYTES = 8 * 2**20
 """The longest line or event that is accepted; a longer one is an attack or a defect."""
 
 _SHORT_BYTES = 512
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _BOM = b"\xef\xbb\xbf"
 
 # A blank line in any mix of line ends. Atomic, so that CRLF never counts as two line ends.
@@ -37,6 +38,12 @@ class SseEvent(msgspec.Struct, frozen=True, gc=False):
     event: str
     data: bytes
     raw: bytes
+
+
+def begins_event(raw: bytes) -> bool:
+    """Whether *raw* is the start of a server-sent event, however short, and not a page of text."""
+    start = raw.removeprefix(_BOM).lstrip()
+    return any(start.startswith(name) or name.startswith(start) for name in _FIELDS)
 
 
 class SseDecoder:

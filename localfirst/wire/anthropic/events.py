@@ -8,8 +8,6 @@ from __future__ import annotations
 import msgspec
 
 from localfirst.errors import (
-    Breakage,
-    UpstreamBroken,
     UpstreamError,
     UpstreamNonsense,
 )
@@ -22,7 +20,7 @@ from localfirst.events import (
     TextDelta,
 )
 from localfirst.wire.anthropic.frames import FRAME, MESSAGE, REASONS, Block, Counts, Delta, Frame
-from localfirst.wire.conclusion import Conclusion, object_text
+from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
 from localfirst.wire.framing import SseDecoder, SseEvent
 from localfirst.wire.refusal import in_band, is_error_object
 
@@ -71,16 +69,11 @@ class StreamReader:
             UpstreamBroken: cut before `message_stop`.
             UpstreamNonsense: nothing came at all, or not an event stream.
         """
-        rest = [frame for frame in self._frames.close() if _is_whole(frame.data)]
-        events = [] if self._over else self._take(rest)
+        rest = self._frames.close()
+        events = [] if self._over else self._take(whole_events(rest))
         if not self._over:
-            raise self.failure or self._cut()
+            raise self.failure or unfinished(self._began, rest, "message_stop")
         return events
-
-    def _cut(self) -> UpstreamError:
-        if not self._began:
-            return UpstreamNonsense("the answer is empty, or no event stream")
-        return UpstreamBroken(Breakage.CUT, "the stream ended without `message_stop`")
 
     def _take(self, frames: list[SseEvent]) -> list[Event]:
         if self.failure is not None:
@@ -110,6 +103,7 @@ class StreamReader:
     def _frame(self, frame: SseEvent) -> list[Event]:
         data = frame.data
         if not data:
+            self._began |= frame.raw.startswith(b":")
             return _comment(frame)
         self._began = True
         if frame.event == "error" or (b'"error"' in data and is_error_object(data)):
@@ -231,11 +225,3 @@ def _is_stop(pending: bytes) -> bool:
         return FRAME.decode(pending.partition(b"data:")[2]).type == "message_stop"
     except (msgspec.DecodeError, UnicodeError):
         return False
-
-
-def _is_whole(data: bytes) -> bool:
-    try:
-        msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
-    return True

@@ -28,7 +28,7 @@ from localfirst.events import (
     Usage,
 )
 from localfirst.types import Json
-from localfirst.wire.conclusion import Conclusion, object_text
+from localfirst.wire.conclusion import Conclusion, is_json, object_text
 from localfirst.wire.framing import NdjsonDecoder
 from localfirst.wire.refusal import in_band, is_error_object
 
@@ -113,7 +113,7 @@ class StreamReader:
             UpstreamNonsense: nothing came at all.
         """
         rest = self._lines.close()
-        events = [] if self._over else self._take([line for line in rest if _is_whole(line)])
+        events = [] if self._over else self._take(list(filter(is_json, rest)))
         if not self._over:
             raise self.failure or self._cut(rest)
         return events
@@ -188,14 +188,6 @@ def _read(data: bytes) -> _Line:
     if line.error not in (_ABSENT, Raw(b"null"), Raw(b'""')):
         raise in_band(data)
     return line
-
-
-def _is_whole(data: bytes) -> bool:
-    try:
-        msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
-    return True
 
 
 def _said(line: _Line, so_far: Conclusion) -> list[Event]:

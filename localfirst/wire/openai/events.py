@@ -10,13 +10,11 @@ from __future__ import annotations
 import msgspec
 
 from localfirst.errors import (
-    Breakage,
-    UpstreamBroken,
     UpstreamError,
     UpstreamNonsense,
 )
 from localfirst.events import Event, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
-from localfirst.wire.conclusion import Conclusion
+from localfirst.wire.conclusion import Conclusion, unfinished, whole_events
 from localfirst.wire.framing import SseDecoder, SseEvent
 from localfirst.wire.openai.chunks import (
     ABSENT,
@@ -82,16 +80,15 @@ class StreamReader:
             UpstreamBroken: cut before the terminator.
             UpstreamNonsense: nothing came at all, or not an event stream.
         """
-        events = [] if self._over else self._take(self._frames.close())
+        rest = self._frames.close()
+        events = [] if self._over else self._take(whole_events(rest))
         if self._over:
             return events
         if self.failure is not None:
             raise self.failure
         if not self._done_required and self._so_far.reason is not None:
             return [*events, *self._end(b"", False)]
-        if not self._began:
-            raise UpstreamNonsense("the answer is empty, or no event stream")
-        raise UpstreamBroken(Breakage.CUT, "the stream ended without `[DONE]`")
+        raise unfinished(self._began, rest, "[DONE]")
 
     def _take(self, frames: list[SseEvent]) -> list[Event]:
         if self.failure is not None:
@@ -163,8 +160,10 @@ class StreamReader:
             raise in_band(text)
         if text.startswith((b"<", b"{")):
             raise UpstreamNonsense("the answer is no event stream")
-        if self._relay and text.startswith(b":"):
-            batch.raw.append(frame.raw)
+        if text.startswith(b":"):
+            self._began = True
+            if self._relay:
+                batch.raw.append(frame.raw)
 
     def _chunk(self, chunk: Chunk, batch: _Batch) -> bool:
         """Take one chunk in; whether it said anything."""
