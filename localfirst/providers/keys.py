@@ -17,7 +17,8 @@ HIDDEN_FROM = 6
 # Short words stand alone, long ones anywhere: no random key spells a long word by chance.
 _WORDS = re.compile(
     r"(?<![a-z0-9])(your|todo|tu|my)(?=[-_ ](api|key|secret|token|clave))|your(api)?key|tu_?clave|"
-    r"example|placeholder|change[-_ ]?me|insert|replace|paste|dummy|sample|api[-_ ]?key|"
+    r"(?<![a-z0-9])(dummy|paste)(?![a-z0-9])|"
+    r"example|placeholder|change[-_ ]?me|insert|replace|sample|api[-_ ]?key|"
     r"x{5,}|\*{3}|\.{3}|…|[<>{}\s]|\$\(|^(none|null|undefined|test)$",
     re.IGNORECASE,
 )
