@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "say what this machine can do and what is in the way"),
     "config": ("config", "show every setting and where it comes from"),
     "providers": ("providers", "list the clouds and the state of their keys"),
+    "recommend": ("recommend", "name the best models that this machine can run"),
     "pull": ("pull", "download models into Ollama's store"),
     "list": ("list", "list the installed models"),
     "show": ("show", "show one installed model"),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
+from typing import TYPE_CHECKING
 
 from localfirst.cli import render, session
-from localfirst.cli.findings import Finding, Severity, examine
+
+if TYPE_CHECKING:
+    from localfirst.runtime.checkup import Finding, Report
 
 COLOURS = {
-    Severity.OK: render.GREEN,
-    Severity.NOTE: render.CYAN,
-    Severity.WARNING: render.YELLOW,
-    Severity.PROBLEM: render.RED,
+    "ok": render.GREEN,
+    "info": render.CYAN,
+    "warn": render.YELLOW,
+    "error": render.RED,
 }
+INDENT = 7
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,35 +30,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     """Examine; exit code 3 when nobody could answer a request now."""
+    from localfirst.runtime import checkup
+
     if given.offline:
         from localfirst.cli import offline
 
-        return await offline.run(given)
-    async with session.client(given) as client:
-        report = await examine(client)
-    if given.json:
-        render.as_json(report.document)
+        report = await offline.prove(given)
     else:
-        show(report.findings)
-        print()
-        print(conclusion(report.answers))
-    return 0 if report.answers else 3
+        async with session.client(given) as client:
+            report = await checkup.examine(await client.opened())
+    if given.json:
+        render.as_json(checkup.as_json(report))
+    else:
+        show(report)
+    return report.exit_code
 
 
-def show(findings: list[Finding]) -> None:
-    """One line a finding, and what to do below it."""
-    width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
-        word = render.paint(f"{finding.severity:<7}", COLOURS[finding.severity])
-        print(f"{word}  {finding.subject:<{width}}  {render.plain(finding.evidence)}")
-        if finding.fix:
-            print(f"{' ' * (width + 11)}{render.plain(finding.fix)}")
+def show(report: Report) -> None:
+    """One line a finding; below it what was seen and what to do."""
+    width = render.columns()
+    for finding in report.findings:
+        for line in lines(finding, width):
+            print(line)
 
 
-def conclusion(answers: str) -> str:
-    """What it all comes to."""
-    if not answers:
-        return render.paint("nobody could answer a request now", render.RED)
-    if answers.startswith("pull/"):
-        return f"a request now would first download `{answers.removeprefix('pull/')}`"
-    return f"a request now would be answered by {render.paint(answers, render.BOLD)}"
+def lines(finding: Finding, width: int) -> list[str]:
+    """A finding as it is printed."""
+    word = render.paint(f"{finding.severity:<{INDENT - 2}}", COLOURS[str(finding.severity)])
+    title, evidence = render.plain(finding.title), render.plain(finding.evidence)
+    if evidence and INDENT + len(f"{title}: {evidence}") <= width:
+        title, evidence = f"{title}: {evidence}", ""
+    told = [f"{word}  {title}"]
+    told += wrapped(evidence, width)
+    if finding.fix:
+        first, *rest = wrapped(f"-> {render.plain(finding.fix)}", width)
+        told += [render.paint(line, render.CYAN) for line in (first, *rest)]
+    return told
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """*text* under the findings' titles, in lines that fit."""
+    indent = " " * INDENT
+    return textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

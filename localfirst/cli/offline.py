@@ -15,31 +15,34 @@ import ipaddress
 import sys
 from typing import TYPE_CHECKING, Any
 
-from localfirst.cli import progress, render, session
-from localfirst.errors import EngineUnavailable, LocalFirstError, VerificationFailed
-from localfirst.types import Json
+from localfirst.cli import progress, session
+from localfirst.errors import LocalFirstError
 
 if TYPE_CHECKING:
     from localfirst.client import AsyncClient
     from localfirst.runtime import Runtime
+    from localfirst.runtime.checkup import Proof, Report
 
 CUT = {"offline": True, "privacy": "local-only"}
 EVENTS = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0}
 """Audit events of Python's sockets, and where each has its address."""
 
 
-async def run(given: argparse.Namespace) -> int:
-    """Prove it; exit code 0 when a token came, 3 when it could not, 5 for damaged bytes."""
+async def prove(given: argparse.Namespace) -> Report:
+    """Cut this process off, verify the model that would answer, and have it answer."""
+    from localfirst.runtime import checkup
+
     cut_off()
-    proof = Proof(as_json=given.json)
-    try:
-        async with session.client(given, CUT) as client:
-            await prove(client, proof)
-    except LocalFirstError as error:
-        proof.end(error)
-        return error.exit_code
-    proof.end(None)
-    return 0
+    proof, damaged = None, False
+    async with session.client(given, CUT) as client:
+        runtime = await client.opened()
+        name = await chosen(client)
+        if name:
+            damaged = not await whole(runtime, name)
+            proof = await token(client, name)
+        return await checkup.examine(
+            runtime, offline=True, proof=proof, damaged=(name,) if damaged else ()
+        )
 
 
 def cut_off() -> None:
@@ -65,80 +68,32 @@ def own(address: object) -> bool:
         return False
 
 
-class Proof:
-    """Tells each link of the chain when it holds."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._links: list[dict[str, Json]] = []
-
-    def holds(self, link: str, evidence: str) -> None:
-        """One link holds."""
-        now = self._loop.time()
-        took, self._last = now - self._last, now
-        self._links.append({"link": link, "evidence": evidence, "took_s": took})
-        if not self._as_json:
-            mark = render.paint("ok", render.GREEN)
-            print(f"{mark} {render.span(took):>7}  {link:<8}  {render.plain(evidence)}", flush=True)
-
-    def end(self, error: LocalFirstError | None) -> None:
-        """The chain held, or the link after the last one broke."""
-        if self._as_json:
-            broken = error and {"code": error.code, "message": error.message, "hint": error.hint}
-            render.as_json({"offline": error is None, "proof": self._links, "error": broken})
-        elif error is None:
-            print(f"\n{render.paint('this machine answers without a network', render.GREEN)}")
-        if error is not None:
-            render.problem(
-                f"without a network this machine cannot answer: {error.message}",
-                hint=error.hint,
-                code=error.code,
-            )
-
-
-async def prove(client: AsyncClient, proof: Proof) -> None:
-    """Every link in order; raises at the first that breaks."""
-    runtime = await client.opened()
-    proof.holds("network", "cut off for this process")
-    status = await runtime.engine.status(max_age_s=0)
-    if not (status.ready or status.can_start):
-        raise EngineUnavailable(status.reason or "no local engine is installed")
-    proof.holds("engine", f"{status.kind} {status.version}".strip() + f", {status.state}")
-    name = await chosen(client)
-    proof.holds("model", f"{name} is installed and fits")
-    await verify(runtime, name, proof)
-    reply = await client.chat("Say yes.", model=name, max_tokens=1, fallback=False)
-    tokens = reply.usage.completion_tokens
-    proof.holds("answer", f"{reply.route} generated {tokens or 1} token")
-
-
 async def chosen(client: AsyncClient) -> str:
-    """The model that a request would get."""
+    """The model that a request would get, "" when none can answer."""
     plan = await client.explain("local", local_only=True)
-    for step in plan.ready:
-        if str(step.target.rung) == "local":
-            return step.target.model
-    reasons = "; ".join(step.reason for step in plan.steps) or "none is installed"
-    raise EngineUnavailable(
-        f"no model can answer: {reasons}",
-        hint="while there is a network, `localfirst pull llama3.2:1b`",
-        code="no-local-model",
-    )
+    return next((step.target.model for step in plan.ready if step.target.provider == "local"), "")
 
 
-async def verify(runtime: Runtime, name: str, proof: Proof) -> None:
-    """Hash the model's every byte, when its store can be read from here."""
+async def whole(runtime: Runtime, name: str) -> bool:
+    """Hash the model's every byte; a store that cannot be read from here is not judged."""
     from localfirst.runtime import provision
 
     if runtime.store.find(name) is None:
-        proof.holds("bytes", "not verified: the engine keeps its models elsewhere")
-        return
+        return True
     check = provision.Verification(runtime.store, [name])
     await progress.watch(check, f"verifying {name}")
-    if check.result is None or not check.result.ok:
-        raise VerificationFailed(
-            f"`{name}` is damaged", hint=f"run `localfirst verify --repair {name}`"
-        )
-    proof.holds("bytes", f"{render.size(check.total_bytes)} match their digests")
+    return check.result is not None and check.result.ok
+
+
+async def token(client: AsyncClient, name: str) -> Proof:
+    """One real token of *name*, or why it did not come."""
+    from localfirst.runtime.checkup import Proof
+
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        reply = await client.chat("Say yes.", model=name, max_tokens=1, fallback=False)
+    except LocalFirstError as error:
+        return Proof(model=name, error=error.message.replace("\n", "; "))
+    tokens = reply.usage.completion_tokens or 1
+    return Proof(model=name, tokens=tokens, duration_s=loop.time() - began)

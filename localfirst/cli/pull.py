@@ -77,7 +77,10 @@ def locked(file: str) -> list[Wanted]:
             text = stream.read(LOCK_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"`{file}` cannot be read: {error}", setting=file, code="lock-invalid"
+            f"`{file}` cannot be read: {error}",
+            setting=file,
+            hint="`localfirst lock` writes one",
+            code="lock-invalid",
         ) from error
     return [Wanted(model.name, model.digest) for model in locks.read(text, source=file).models]
 
@@ -140,6 +143,8 @@ async def tell(job: PullJob, runtime: Runtime) -> None:
 def note_of(snapshot: Snapshot) -> str:
     """What the bytes do not say."""
     state = str(snapshot.state)
+    if state in {"queued", "done", "failed", "cancelled"}:
+        return ""
     if state != "pulling":
         return state
     rate = f"{render.size(snapshot.rate_bytes_s)}/s" if snapshot.rate_bytes_s else ""
@@ -175,7 +180,8 @@ def failed(want: Wanted, error: LocalFirstError, *, as_json: bool) -> None:
     if as_json:
         told = {"code": error.code, "message": error.message, "hint": error.hint}
         render.as_json({"model": want.name, "state": "failed", "error": told})
-    render.problem(f"`{want.name}`: {error.message}", hint=error.hint, code=error.code)
+    named = error.message if want.name in error.message else f"`{want.name}`: {error.message}"
+    render.problem(named, hint=error.hint, code=error.code)
 
 
 # --- before the first byte ---------------------------------------------------------------

@@ -87,7 +87,7 @@ def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence
         max(len(line[column]) for line in [list(head), *cells]) for column in range(len(head))
     ]
     if is_terminal(sys.stdout):
-        _narrow(widths, shutil.get_terminal_size().columns)
+        _narrow(widths, columns())
     print(paint(_line(head, widths, right), BOLD))
     for row in cells:
         print(
@@ -95,6 +95,11 @@ def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence
                 [_cut(cell, width) for cell, width in zip(row, widths, strict=True)], widths, right
             )
         )
+
+
+def columns() -> int:
+    """The terminal's width; 100 where there is none."""
+    return shutil.get_terminal_size((100, 40)).columns
 
 
 def _narrow(widths: list[int], columns: int) -> None:

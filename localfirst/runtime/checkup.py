@@ -1,0 +1,113 @@
+"""The doctor's facts gathered from an open runtime, and models recommended for its machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localfirst.engines import launch
+from localfirst.errors import EngineUnavailable
+from localfirst.machine import doctor, recommend
+from localfirst.machine.doctor import Engine, Facts, Finding, Key, Proof, Report, StoreFacts
+from localfirst.machine.recommend import Recommendation
+from localfirst.models import pulls
+
+if TYPE_CHECKING:
+    from localfirst.runtime.runtime import Runtime
+
+__all__ = ["Finding", "Proof", "Recommendation", "Report", "as_json", "examine", "recommended"]
+
+as_json = doctor.as_json
+
+
+async def examine(
+    runtime: Runtime,
+    *,
+    offline: bool = False,
+    proof: Proof | None = None,
+    damaged: tuple[str, ...] = (),
+) -> Report:
+    """
+    Every finding about this machine; opens connections to clouds' hosts and sends nothing.
+
+    With *offline* the report is about a life without a network: *proof* is an answer made
+    without one, *damaged* the models whose bytes do not match their digests.
+    """
+    status = await runtime.engine.status(max_age_s=0)
+    online = False if offline else await runtime.connectivity.probe()
+    hardware, settings = runtime.hardware(), runtime.settings
+    facts = Facts(
+        hardware=hardware,
+        settings=settings,
+        serverless=runtime.serverless,
+        engine=Engine.of(status),
+        embedded=find_spec("xllamacpp") is not None,
+        ollama_installed=_ollama_installed(runtime),
+        keys=tuple(_key(one) for one in runtime.providers.values()),
+        online=online,
+        online_reason=runtime.connectivity.reason(),
+        store=await asyncio.to_thread(_store, runtime, damaged),
+        last_resort=recommend.last_resort(
+            hardware,
+            settings.local.last_resort,
+            reserve_disk_bytes=settings.pull.reserve_disk_bytes,
+        ),
+        state_unwritable=_unwritable(Path(settings.state_dir)),
+        proof=proof,
+    )
+    return doctor.examine(facts, offline=offline)
+
+
+async def recommended(
+    runtime: Runtime, *, needs: tuple[str, ...] = ("completion",), everything: bool = False
+) -> tuple[str, list[Recommendation]]:
+    """The catalogue's date, and its models ranked for this machine."""
+    status = await runtime.engine.status(max_age_s=0)
+    known = recommend.catalogue()
+    ranked = recommend.rank(
+        runtime.hardware(),
+        known,
+        needs=needs,
+        installed={model.name for model in status.models},
+        reserve_disk_bytes=runtime.settings.pull.reserve_disk_bytes,
+        everything=everything,
+    )
+    return known.dated, ranked
+
+
+def _ollama_installed(runtime: Runtime) -> bool:
+    try:
+        launch.find_program(runtime.environ)
+    except EngineUnavailable:
+        return False
+    return True
+
+
+def _key(provider: Any) -> Key:
+    return Key(
+        provider=provider.id,
+        state=str(provider.state),
+        reason=provider.reason,
+        variables=provider.spec.key_vars,
+    )
+
+
+def _store(runtime: Runtime, damaged: tuple[str, ...]) -> StoreFacts:
+    store = runtime.store
+    return StoreFacts(
+        root=str(store.root),
+        unwritable=store.writable(),
+        models=len(store.models()),
+        damaged=(*damaged, *(str(path) for path, _ in store.damaged())),
+        partial_bytes=sum(item.completed_bytes for item in pulls.pending(store)),
+    )
+
+
+def _unwritable(folder: Path) -> str:
+    """Why the state folder, or the nearest one that exists above it, takes nothing."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return "" if os.access(folder, os.W_OK) else f"`{folder}` cannot be written"
