@@ -9,6 +9,7 @@ duplicate keys are looked for here too, the costly way only where a cheap test h
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from localfirst.errors import InvalidRequest
 from localfirst.types import Needs
 from localfirst.wire import strict_json
-from localfirst.wire.fields import REFUSED, refuse
+from localfirst.wire.fields import MAX_IMAGES, REFUSED, refuse, wrong
 
 BYTES_PER_TOKEN = 4
 """Rough size of a token in UTF-8 JSON; only candidates with too small a window depend on it."""
@@ -79,6 +80,22 @@ def is_empty(raw: msgspec.Raw) -> bool:
     if memoryview(raw).nbytes > 8:  # long values are not copied to find out
         return False
     return bytes(raw) in {b"", b"null", b"[]", b"{}", b'""', b"[ ]", b"{ }"}
+
+
+def has_images(body: bytes, marker: bytes, contents: Iterable[object]) -> bool:
+    """
+    Whether any part of the messages' *contents* holds *marker*.
+
+    Raises:
+        InvalidRequest: more of them than anybody means to send.
+    """
+    if marker not in body:
+        return False
+    lists = (content for content in contents if isinstance(content, list))
+    count = sum(marker in bytes(part) for parts in lists for part in parts)
+    if count > MAX_IMAGES:
+        raise wrong("messages", f"with at most {MAX_IMAGES} images, not {count}")
+    return count > 0
 
 
 def prompt_tokens(body: bytes, *, images: bool) -> int:

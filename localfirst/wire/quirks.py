@@ -27,6 +27,8 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     - message_drop: fields of each message that are left out (`name`, `reasoning_content`).
     - schema_drop: JSON-schema keywords that tool parameters and schemas must not carry.
     - reasoning_field: where reasoning of earlier assistant turns is sent back; "" = nowhere.
+    - call_fields: added to earlier tool calls that lack them, for a provider that wants its own
+      mark on calls which another one made.
     - tool_id_chars: tool call ids must be exactly this many letters and digits; 0 = any.
     - json_schema: False where only `json_object` exists; the schema is then put in words.
     - stream_usage: whether `stream_options.include_usage` is understood.
@@ -44,6 +46,7 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     message_drop: frozenset[str] = frozenset()
     schema_drop: frozenset[str] = frozenset()
     reasoning_field: str = ""
+    call_fields: dict[str, Json] = {}
     tool_id_chars: int = 0
     json_schema: bool = True
     stream_usage: bool = True
@@ -53,7 +56,11 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     def reaches_inside(self) -> bool:
         """Whether messages or tools must be opened; otherwise they are forwarded unread."""
         return bool(
-            self.message_drop or self.schema_drop or self.tool_id_chars or self.reasoning_field
+            self.message_drop
+            or self.schema_drop
+            or self.tool_id_chars
+            or self.reasoning_field
+            or self.call_fields
         )
 
 

@@ -273,3 +273,27 @@ def test_counting_needs_no_limit_and_sees_everything() -> None:
     assert estimate.prompt_tokens(ChatRequest(tools=(tool,))) > 100
     image = Message(role="user", content=(ImagePart(data="A" * 1_000_000),))
     assert 1000 < estimate.prompt_tokens(ChatRequest(messages=(image,))) < 2000
+
+
+def test_thinking_waits_while_calls_of_another_model_are_answered() -> None:
+    def asked(signature: str, *after: Message) -> bool:
+        call = ToolCall(id="c", name="f", arguments="{}")
+        turns = (
+            Message(role="user", content="a"),
+            Message(role="assistant", tool_calls=(call,), reasoning_signature=signature),
+            Message(role="tool", tool_call_id="c", content="1"),
+            *after,
+        )
+        return "thinking" in encode(ChatRequest(messages=turns, think=True))
+
+    assert not asked("")
+    assert asked("sig")
+    assert asked("", Message(role="user", content="and?"))
+
+
+def test_a_thousand_images_are_refused() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": PIXEL}
+    blocks = [{"type": "image", "source": source}] * 1000
+    for read in (requests.peek, requests.decode):
+        with pytest.raises(InvalidRequest, match="images"):
+            read(body(messages=[{"role": "user", "content": blocks}]))

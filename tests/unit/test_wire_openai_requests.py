@@ -417,3 +417,31 @@ def test_reasoning_goes_back_only_where_it_is_wanted() -> None:
     )
     assert "reasoning_content" not in plain["messages"][0]
     assert echoed["messages"][0]["reasoning_content"] == "r"
+
+
+def test_a_thousand_images_are_refused() -> None:
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+    many = body(messages=[{"role": "user", "content": [image] * 100}] * 10)
+    for read in (requests.peek, requests.decode):
+        with pytest.raises(InvalidRequest, match="images"):
+            read(many)
+    few = body(messages=[{"role": "user", "content": [image] * 100}])
+    assert requests.peek(few).needs.vision
+    assert len(requests.decode(few).messages[0].images) == 100
+
+
+def test_calls_of_another_model_get_the_mark_that_a_provider_wants() -> None:
+    mark = {"extra_content": {"google": {"thought_signature": "none"}}}
+    own = {"extra_content": {"google": {"thought_signature": "its own"}}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    given = body(
+        messages=[
+            {"role": "assistant", "content": None, "tool_calls": [call, {**call, **own}]},
+            {"role": "tool", "tool_call_id": "c", "content": "1"},
+        ]
+    )
+    calls = splice(given, quirks=Quirks(call_fields=mark))["messages"][0]["tool_calls"]
+    assert calls == [{**call, **mark}, {**call, **own}]
+    request = requests.decode(given)
+    sent = json.loads(requests.encode(request, "m", quirks=Quirks(call_fields=mark)))
+    assert sent["messages"][0]["tool_calls"][0] == {**call, **mark}

@@ -21,7 +21,7 @@ from localfirst.wire.fields import (
     refuse,
     wrong,
 )
-from localfirst.wire.openai.content import check_base64, image_from_url
+from localfirst.wire.openai.content import check_base64, check_images, image_from_url
 from localfirst.wire.options import keep_alive_of, options_of
 
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -64,6 +64,7 @@ def _request(fields: Fields) -> ChatRequest:
         messages += _turn(item)
     if not any(message.role != "system" for message in messages):
         raise wrong("messages", "a non-empty list")
+    check_images(messages)
     choice = fields.object("tool_choice")
     disabled = choice.flag("disable_parallel_tool_use") if choice else None
     return ChatRequest(

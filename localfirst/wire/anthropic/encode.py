@@ -211,7 +211,24 @@ def _sampling(request: ChatRequest) -> dict[str, Json]:
     }
 
 
+def _proofless(messages: tuple[Message, ...]) -> bool:
+    """
+    Whether the conversation ends in tool results for calls whose thinking is not proven.
+
+    While thinking, the API wants the signed thinking block back before such calls; calls
+    that another model made have none.
+    """
+    for message in reversed(messages):
+        if message.role == "assistant":
+            return bool(message.tool_calls) and not message.reasoning_signature
+        if message.role == "user":
+            return False
+    return False
+
+
 def _thinking(request: ChatRequest, max_tokens: int) -> dict[str, Json]:
+    if request.think and _proofless(request.messages):
+        return {}
     if request.thinking_budget_tokens:
         # A budget must leave room for the answer, and sampling is fixed while thinking.
         if max_tokens <= MIN_THINKING_TOKENS:

@@ -60,7 +60,8 @@ def peek(body: bytes) -> Peek:
     head = peeking.head(body, _HEAD, _ROUTED)
     if head.max_tokens is None:
         raise InvalidRequest("`max_tokens` is required", field="max_tokens")
-    vision = b'"image"' in body and any(map(_has_image, head.messages))
+    contents = (message.content for message in head.messages)
+    vision = peeking.has_images(body, b'"image"', contents)
     return Peek(
         head.model or "auto",
         bool(head.stream),
@@ -73,8 +74,3 @@ def peek(body: bytes) -> Peek:
             max_tokens=head.max_tokens,
         ),
     )
-
-
-def _has_image(message: _Message) -> bool:
-    blocks = message.content
-    return isinstance(blocks, list) and any(b'"image"' in bytes(block) for block in blocks)

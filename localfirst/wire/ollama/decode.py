@@ -23,7 +23,7 @@ from localfirst.wire.fields import (
     refuse,
     wrong,
 )
-from localfirst.wire.openai.content import check_base64
+from localfirst.wire.openai.content import check_base64, check_images
 from localfirst.wire.options import keep_alive_of, options_of, seconds_of
 
 THINK_WORDS = ("high", "medium", "low", "max")
@@ -61,6 +61,7 @@ def decode(body: bytes) -> ChatRequest:
     """
     fields = _object(body)
     messages = tuple(_message(item) for item in fields.objects("messages", MAX_MESSAGES))
+    check_images(messages)
     return ChatRequest(
         messages=_with_call_ids(messages),
         tools=tuple(_tool(item) for item in fields.objects("tools", MAX_TOOLS)),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Sequence
 
 from localfirst.types import ImagePart, Json, Message, Part, TextPart
-from localfirst.wire.fields import MAX_PARTS, Fields, wrong
+from localfirst.wire.fields import MAX_IMAGES, MAX_PARTS, Fields, wrong
 
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]*/?[\w.+-]*)(?:;[\w=.+-]+)*;base64,", re.ASCII)
 _TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
@@ -63,6 +64,13 @@ def image_from_url(url: str, path: str, detail: str = "") -> ImagePart:
     if url.startswith(("https://", "http://")):
         return ImagePart(url=url, detail=detail)
     raise wrong(path, "a base64 `data:` URI or an http(s) URL")
+
+
+def check_images(messages: Sequence[Message]) -> None:
+    """Raises `InvalidRequest` when a request carries more images than anybody means to send."""
+    count = sum(len(message.images) for message in messages)
+    if count > MAX_IMAGES:
+        raise wrong("messages", f"with at most {MAX_IMAGES} images, not {count}")
 
 
 def check_base64(data: str, path: str) -> None:

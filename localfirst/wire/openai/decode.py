@@ -20,7 +20,7 @@ from localfirst.wire.fields import (
     refuse,
     wrong,
 )
-from localfirst.wire.openai.content import content_of
+from localfirst.wire.openai.content import check_images, content_of
 from localfirst.wire.options import keep_alive_of, options_of
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
@@ -53,6 +53,7 @@ def decode(body: bytes) -> ChatRequest:
     messages = tuple(_message(item) for item in fields.objects("messages", MAX_MESSAGES))
     if not messages:
         raise wrong("messages", "a non-empty list")
+    check_images(messages)
     return ChatRequest(
         model=fields.text("model") or "auto",
         messages=messages,

@@ -61,7 +61,8 @@ def peek(body: bytes) -> Peek:
         InvalidRequest: not JSON, or a field that is missing, of a wrong type or out of range.
     """
     head = peeking.head(body, _HEAD, _ROUTED)
-    vision = b'"image_url"' in body and any(map(_has_image, head.messages))
+    contents = (message.content for message in head.messages)
+    vision = peeking.has_images(body, b'"image_url"', contents)
     return Peek(
         head.model or "auto",
         bool(head.stream),
@@ -74,11 +75,6 @@ def peek(body: bytes) -> Peek:
             max_tokens=head.max_completion_tokens or head.max_tokens or 0,
         ),
     )
-
-
-def _has_image(message: _Message) -> bool:
-    parts = message.content
-    return isinstance(parts, list) and any(b'"image_url"' in bytes(part) for part in parts)
 
 
 class _Usage(msgspec.Struct):

@@ -83,7 +83,7 @@ def _fill(fields: dict[str, Json], quirks: Quirks) -> None:
 
 
 def _inside(fields: dict[str, Json], quirks: Quirks) -> None:
-    if quirks.message_drop or quirks.tool_id_chars or quirks.reasoning_field:
+    if quirks.message_drop or quirks.reasoning_field or quirks.tool_id_chars or quirks.call_fields:
         messages = opened(fields.get("messages"))
         if isinstance(messages, list):
             fields["messages"] = [_message(message, quirks) for message in messages]
@@ -101,6 +101,8 @@ def _message(message: Json, quirks: Quirks) -> Json:
         kept.setdefault(quirks.reasoning_field, "")
     if quirks.tool_id_chars:
         _rename_calls(kept, quirks.tool_id_chars)
+    if quirks.call_fields and isinstance(calls := kept.get("tool_calls"), list):
+        kept["tool_calls"] = [{**quirks.call_fields, **call} for call in calls]
     return kept
 
 

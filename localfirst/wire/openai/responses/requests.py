@@ -18,7 +18,7 @@ from localfirst.wire.fields import (
     refuse,
     wrong,
 )
-from localfirst.wire.openai.content import content_of
+from localfirst.wire.openai.content import check_images, content_of
 from localfirst.wire.openai.decode import EFFORTS, arguments_of, choice_of, name_of
 from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.peek import Peek, prompt_tokens
@@ -49,6 +49,7 @@ def decode(body: bytes) -> ChatRequest:
     refuse(set(fields.values))
     _check_stateless(fields)
     messages = _instructions(fields) + _input(fields)
+    check_images(messages)
     top = fields.integer("top_logprobs", 0, 20)
     return ChatRequest(
         model=fields.text("model") or "auto",
