@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from localfirst import __version__
 from localfirst.errors import EngineUnavailable, UnknownModel, UpstreamError
 from localfirst.gateway.request import Request
@@ -41,7 +43,7 @@ def _writer(asked: Asked, *, generate: bool = False) -> Writer:
 def _reply(said: Said, asked: Asked, *, generate: bool = False) -> bytes:
     now_unix = asked.unix()
     return answers.reply(
-        said.reply,
+        msgspec.structs.replace(said.reply, model=_name(asked)),
         created=now_unix,
         generate=generate,
         elapsed_s=now_unix - asked.created,

@@ -12,15 +12,18 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from localfirst.errors import InvalidRequest, LocalFirstError, StreamInterrupted
-from localfirst.events import Finished, Relayed, TextDelta
+from localfirst.events import Finished, Progress, Relayed, TextDelta
 from localfirst.gateway.refusal import JSON_TYPE, SAFE
 from localfirst.gateway.request import Request
-from localfirst.gateway.surfaces.surface import Asked, Said, Surface
-from localfirst.types import Call, Json
+from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
+from localfirst.types import Call, Json, Rung
 
 if TYPE_CHECKING:
     from localfirst.cascade.run import Answer
     from localfirst.gateway.app import Gateway
+
+HELD_S = 10.0
+"""A client is told nothing for so long; proxies and impatient readers cut at 30 s and more."""
 
 _PRIVACY = {b"local-only": True, b"allow-cloud": False}
 _FALLBACK = {b"off": False, b"on": True}
@@ -40,10 +43,10 @@ async def run(gateway: Gateway, request: Request, surface: Surface, call: Call) 
     asked = Asked(request=request, call=call, model=call.model, created=unix(), unix=unix)
     answer = await runtime.open(call)
     try:
-        asked.model = answer.target.model
         if call.stream:
             await _stream(answer, asked, surface)
         else:
+            asked.model = answer.target.model
             await _whole(answer, asked, surface)
     finally:
         await answer.aclose()
@@ -86,24 +89,48 @@ def _word(words: dict[bytes, bool], value: bytes, name: str) -> bool:
 
 
 async def _stream(answer: Answer, asked: Asked, surface: Surface) -> None:
+    """
+    Write an answer as it comes.
+
+    A model that loads is waited for in silence, so that status and headers can still tell
+    who really answered; a download, and a load that takes long, is shown as it goes on.
+    """
     request = asked.request
-    await request.start(200, [surface.stream_type, *SAFE, *request.learn(answer)])
-    writer = surface.writer(asked)
+    writer: Writer | None = None
     try:
         async for event in answer:
+            if writer is None:
+                if type(event) is Progress and _may_hold(answer, asked):
+                    continue
+                writer = await _begin(answer, asked, surface)
             data = event.data if type(event) is Relayed else writer.write(event)
             if data:
                 await request.write(data)
     except LocalFirstError as error:
+        if writer is None:
+            raise
         request.outcome = error.code
         await request.write(writer.error(error))
     except asyncio.CancelledError:
         # The client is gone and nothing is written; or the gateway stops, and says so.
         request.outcome = "cancelled"
-        await request.write(writer.error(StreamInterrupted("the gateway is stopping")))
+        if writer is not None:
+            await request.write(writer.error(StreamInterrupted("the gateway is stopping")))
         raise
     else:
         await request.end()
+
+
+def _may_hold(answer: Answer, asked: Asked) -> bool:
+    return answer.target.rung is not Rung.PULL and asked.unix() - asked.created < HELD_S
+
+
+async def _begin(answer: Answer, asked: Asked, surface: Surface) -> Writer:
+    """Send the head, which is true from here on, and give the writer of the rest."""
+    request = asked.request
+    asked.model = answer.target.model
+    await request.start(200, [surface.stream_type, *SAFE, *request.learn(answer)])
+    return surface.writer(asked)
 
 
 async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
