@@ -1,0 +1,174 @@
+"""Requests of the completions and the responses surface."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from localfirst.errors import InvalidRequest
+from localfirst.events import Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
+from localfirst.types import ChatRequest, Json, Message, Tool, ToolCall
+from localfirst.wire.openai import completions
+from localfirst.wire.openai.responses import answers, requests
+from tests.wire.support import dumps, payloads
+
+
+def completion(**fields: Json) -> ChatRequest:
+    return completions.decode(dumps({"model": "m", "prompt": "p", **fields}))
+
+
+def response(**fields: Json) -> ChatRequest:
+    return requests.decode(dumps({"model": "m", "input": "hi", **fields}))
+
+
+def test_a_completion_is_a_prompt() -> None:
+    request = completion(suffix="s", max_tokens=5, stop="x", logprobs=3, stream=True)
+    assert (request.prompt, request.suffix, request.max_tokens) == ("p", "s", 5)
+    assert (request.stop, request.logprobs, request.top_logprobs) == (("x",), True, 3)
+    assert completion(prompt=["only"]).prompt == "only"
+    assert not request.messages
+    look = completions.peek(dumps({"prompt": "p" * 400, "stream": True, "max_tokens": 5}))
+    assert (look.model, look.stream, look.needs.max_tokens) == ("auto", True, 5)
+    assert look.needs.prompt_tokens >= 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"echo": True}, "echo"),
+        ({"n": 2}, "n"),
+        ({"best_of": 3}, "best_of"),
+        ({"logprobs": 99}, "logprobs"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"proxy": "x"}, "proxy"),
+    ],
+)
+def test_a_wrong_field_of_a_completion_is_named(fields: dict[str, Json], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**fields)
+    assert caught.value.field == field
+
+
+def test_items_of_a_response_become_turns() -> None:
+    items = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": []},
+        {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+         "content": [{"type": "output_text", "text": "well", "annotations": []}]},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": '{"x":1}'},
+        {"type": "function_call", "call_id": "b", "name": "g", "arguments": ""},
+        {"type": "function_call_output", "call_id": "a", "output": "1"},
+        {"type": "function_call_output", "call_id": "b",
+         "output": [{"type": "input_text", "text": "2"}]},
+    ]  # fmt: skip
+    request = response(input=items, instructions="rules")
+    assert [m.role for m in request.messages] == [
+        "system", "system", "user", "assistant", "tool", "tool",
+    ]  # fmt: skip
+    assert request.messages[3].text == "well"
+    assert request.messages[3].tool_calls == (
+        ToolCall(id="a", name="f", arguments='{"x":1}'),
+        ToolCall(id="b", name="g", arguments="{}"),
+    )
+    assert [m.text for m in request.messages[4:]] == ["1", "2"]
+
+
+def test_a_response_asks_for_all_that_a_chat_can() -> None:
+    request = response(
+        tools=[{"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}],
+        tool_choice={"type": "function", "name": "f"},
+        parallel_tool_calls=False,
+        reasoning={"effort": "high", "summary": "auto"},
+        text={"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        max_output_tokens=9,
+        top_logprobs=2,
+        store=False,
+        include=["reasoning.encrypted_content"],
+    )
+    assert request.tools == (Tool(name="f", parameters={"type": "object"}, strict=True),)
+    assert (request.tool_choice, request.parallel_tool_calls) == ("f", False)
+    assert (request.think, request.schema, request.schema_name) == ("high", {"type": "object"}, "n")
+    assert (request.max_tokens, request.top_logprobs) == (9, 2)
+    assert response(text={"format": {"type": "json_object"}}).json_mode
+    assert response(reasoning={"effort": "none"}).think is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"input": None}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 5}, "input"),
+        ({"input": ["x"]}, "input[0]"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"content": "x"}]}, "input[0].role"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "function_call", "arguments": "{}"}]}, "input[0].name"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "c"}, "conversation"),
+        ({"background": True}, "background"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"extra_headers": {}}, "extra_headers"),
+    ],
+)
+def test_a_wrong_field_of_a_response_is_named(fields: dict[str, Json], field: str) -> None:
+    for read in (requests.decode, requests.peek):
+        with pytest.raises(InvalidRequest) as caught:
+            read(dumps({"model": "m", "input": "hi", **fields}))
+        assert caught.value.field == field
+
+
+def test_a_failed_response_says_so_and_completes_nothing() -> None:
+    from localfirst.errors import StreamInterrupted
+
+    writer = answers.StreamWriter(model="m", request_id="req_1", created=1)
+    stream = writer.write(TextDelta("a")) + writer.error(StreamInterrupted("cut"))
+    kinds = [payload["type"] for payload in payloads(stream)]
+    assert kinds[-2:] == ["response.failed", "error"]
+    assert "response.completed" not in kinds and "response.output_text.done" not in kinds
+    last = payloads(stream)[-1]
+    assert (last["message"], last["error"]["code"]) == ("cut", "stream-interrupted")
+
+
+def test_interleaved_calls_of_a_response_keep_their_places() -> None:
+    writer = answers.StreamWriter(model="m", request_id="req_1", created=1)
+    events: list[Any] = [
+        ReasoningDelta("hm"),
+        ToolCallDelta(0, "a", "f", ""),
+        ToolCallDelta(1, "b", "g", '{"y":'),
+        ToolCallDelta(0, "", "", '{"x":1}'),
+        ToolCallDelta(1, "", "", "2}"),
+        Finished(FinishReason.TOOL_CALLS),
+    ]
+    final = payloads(b"".join(map(writer.write, events)))[-1]["response"]
+    assert [item["type"] for item in final["output"]] == ["reasoning", *["function_call"] * 2]
+    assert [json.loads(item["arguments"]) for item in final["output"][1:]] == [{"x": 1}, {"y": 2}]
+    assert [item["call_id"] for item in final["output"][1:]] == ["a", "b"]
+
+
+def test_what_was_asked_is_echoed() -> None:
+    request = ChatRequest(
+        messages=(Message(role="system", content="s"),),
+        tools=(Tool(name="f"),),
+        tool_choice="f",
+        schema={"type": "object"},
+        max_tokens=5,
+        think="low",
+    )
+    writer = answers.StreamWriter(model="m", request_id="req_1", created=1, request=request)
+    given = payloads(writer.write(TextDelta("a")))[0]["response"]
+    assert (given["instructions"], given["max_output_tokens"]) == ("s", 5)
+    assert given["tool_choice"] == {"type": "function", "name": "f"}
+    assert given["text"]["format"]["schema"] == {"type": "object"}
+    assert given["reasoning"] == {"effort": "low"}
+    assert given["tools"][0]["name"] == "f"
