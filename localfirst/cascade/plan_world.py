@@ -74,9 +74,9 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     none is needed. `default_models` stand in, the best first. `known_models` may be empty
     (unknown); `context_tokens` is the default model's window, `windows` those of others.
     `capabilities` in the words of `Needs` ("tools", "vision", "schema", "thinking"), empty
-    = unknown. `strict_model` never stands in for a model it does not have. `loopback` says
-    that asking it leaves this machine not; `rung` "local" makes it count as this machine's
-    own. `timeout_s` replaces the wait for the first token.
+    = unknown. `strict_model` never stands in for a model it does not have. `loopback`:
+    no network is needed to reach it; `own`: it counts as this machine, so that privacy and
+    budget do not speak of it. `timeout_s` replaces the wait for the first token.
     """
 
     id: str

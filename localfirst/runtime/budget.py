@@ -27,12 +27,12 @@ class Budget:
     """Counts cloud requests since midnight UTC; hands every record on to the ledger."""
 
     def __init__(
-        self, settings: BudgetSettings, ledger: Ledger, clock: Clock, *, near: Collection[str]
+        self, settings: BudgetSettings, ledger: Ledger, clock: Clock, *, own: Collection[str]
     ) -> None:
         self._settings = settings
         self._ledger = ledger
         self._clock = clock
-        self._near = frozenset(near) | {"local", "pull"}
+        self._own = frozenset(own) | {"local", "pull"}
         self._day = 0.0
         self._requests = 0
         self._usd = 0.0
@@ -65,7 +65,7 @@ class Budget:
 
     def refusal(self, target: Target) -> str:
         """Why *target* may not be asked now, or ""; counts the request when it may."""
-        if target.provider in self._near:
+        if target.provider in self._own:
             return ""
         no = self.spent()
         if not no and self.limited:

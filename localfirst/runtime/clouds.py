@@ -42,7 +42,8 @@ class Clouds:
             if provider.ready and not provider.loopback and (host := host_of(provider))
         )
 
-        # Providers that are this machine's own never cool for long.
+        self.own = frozenset(p.id for p in self.providers.values() if is_own(p))
+        # What answers on this machine never cools for long.
         self.near = frozenset(
             {"local", *(p.id for p in self.providers.values() if p.rung is Rung.LOCAL)}
         )
@@ -62,6 +63,16 @@ def host_of(provider: Provider) -> str:
     return f"{parts.hostname}:{port}" if parts.hostname else ""
 
 
+def is_own(provider: Provider) -> bool:
+    """
+    Whether asking it counts as asking this machine.
+
+    A server on loopback that the user named is; a cloud's name on a loopback address may
+    well be a proxy to that cloud, and is believed only when `rung = "local"` says so.
+    """
+    return provider.rung is Rung.LOCAL or (provider.custom and provider.loopback)
+
+
 def view_of(provider: Provider) -> ProviderView:
     """A provider as a plan sees it: labels of keys, never the keys."""
     return ProviderView(
@@ -78,6 +89,7 @@ def view_of(provider: Provider) -> ProviderView:
         capabilities=provider.capabilities,
         concurrency=provider.concurrency,
         loopback=provider.loopback,
+        own=is_own(provider),
         timeout_s=provider.timeout_s,
     )
 

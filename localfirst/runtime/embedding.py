@@ -55,7 +55,10 @@ async def embed(
     provider, _, rest = model.partition("/")
     cloud = runtime.clouds.providers.get(provider)
     if cloud is not None and rest:
-        if not cloud.loopback and runtime.settings.privacy is Privacy.LOCAL_ONLY:
+        if (
+            not runtime.clouds.views[provider].own
+            and runtime.settings.privacy is Privacy.LOCAL_ONLY
+        ):
             raise PrivacyRefused(f"`{provider}` is not on this machine, and `local-only` is set")
         backend = runtime.clouds.embedders.get(provider)
         if backend is None:

@@ -96,7 +96,7 @@ class Runtime:
             check=fitness.gate(self.gauge.now, context_tokens=settings.local.num_ctx),
         )
         self.ledger = Ledger(Path(settings.state_dir) / "localfirst.db", clock)
-        self.budget = Budget(settings.budget, self.ledger, clock, near=self.clouds.near)
+        self.budget = Budget(settings.budget, self.ledger, clock, own=self.clouds.own)
         self.lookout = Lookout(
             settings,
             engine=self.engine,

@@ -137,8 +137,11 @@ def test_local_only_refuses_clouds_remote_models_and_downloads() -> None:
     assert ready("gpt-oss:120b-cloud", {"local_only": True}, local=local) == []
     assert ready("gpt-oss:120b-cloud", local=local)[0] == "local/gpt-oss:120b-cloud"
     assert isinstance(plan(make_call("groq/x", local_only=True), world()).error, PrivacyRefused)
-    box = {"box": view("box", loopback=True)}
+    box = {"box": view("box", loopback=True, own=True)}
     assert ready(order=("box",), providers=box, local_only=True) == ["box/box-model"]
+    proxy = {"box": view("box", loopback=True)}
+    assert ready(order=("box",), providers=proxy, local_only=True) == []
+    assert ready(order=("box",), providers=proxy, online=False) == ["box/box-model"]
 
 
 def test_offline_skips_clouds_and_downloads_at_once() -> None:
