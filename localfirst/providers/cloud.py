@@ -100,10 +100,11 @@ class CloudBackend:
         Send one generation request and yield its events.
 
         Raises:
-            UpstreamRefused: an error status, or an error inside the answer.
+            UpstreamRefused: an error status, an error inside the answer, or (unsent) a
+                request that this dialect has no words for.
             UpstreamBroken: the connection failed, or was cut.
             UpstreamNonsense: an answer that is none.
-            InvalidRequest: the request cannot be said in this dialect.
+            InvalidRequest: the request is wrong in itself.
             PrivacyRefused: `call.local_only`, and the address is not this machine.
         """
         quirks, encoded, response = await self._ask(call, target, limits)

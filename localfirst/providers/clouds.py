@@ -75,6 +75,11 @@ _GEMINI = ProviderSpec(
         drop=OPENAI_ONLY | SAMPLERS | LOGPROBS | {"frequency_penalty", "seed", "reasoning"},
         message_drop=THOUGHTS,
         schema_drop=frozenset({"$schema", "additionalProperties", "const", "propertyNames"}),
+        # Calls that another model made carry no signature, and without one Gemini 3 refuses
+        # them; this value is Google's own word for such calls (docs: "Thought signatures").
+        call_fields={
+            "extra_content": {"google": {"thought_signature": "skip_thought_signature_validator"}}
+        },
     ),
     embedding="gemini-embedding-001",
     free_tier="flash models, a few requests a minute and about 20 a day; prompts train Google",
