@@ -61,6 +61,7 @@ class Connectivity:
         clock: monotonic time, and the sleeps of `watch`.
         environ: read for proxies only; through a proxy the way out is the way to it.
         offline: the setting; True ends all questions.
+        local_only: the privacy rule; nobody outside is ever tried, whoever asks.
         hosts: `host` or `host:port` that `watch` may try, usually the configured clouds'.
         route: the routing table.
     """
@@ -71,14 +72,16 @@ class Connectivity:
         *,
         environ: Mapping[str, str] | None = None,
         offline: bool = False,
+        local_only: bool = False,
         hosts: Sequence[str] = (),
         route: Route = route_to,
     ) -> None:
         self._clock = clock
         self._offline = offline
-        self._hosts = tuple(hosts)
+        self._local_only = local_only
+        self._hosts = () if local_only else tuple(hosts)
         self._route = route
-        self._proxy = _proxy_host(environ or {})
+        self._proxy = "" if local_only else _proxy_host(environ or {})
         self._looked = float("-inf")
         self._source: str | None = ""
         self._failed: set[str] = set()
@@ -148,7 +151,7 @@ class Connectivity:
         Sends nothing over it. Through a proxy the proxy is tried instead.
         """
         targets = [self._proxy] if self._proxy else list(hosts or self._hosts)
-        if self._offline or not targets:
+        if self._offline or self._local_only or not targets:
             return self.online() is True
         if await _any_answers(targets, timeout_s):
             self.note_success()

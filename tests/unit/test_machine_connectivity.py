@@ -276,6 +276,26 @@ def test_a_probe_that_is_taken_ends_an_outage_and_sends_nothing() -> None:
     run(body)
 
 
+def test_a_machine_that_keeps_to_itself_tries_nobody() -> None:
+    async def body() -> None:
+        heard = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.set()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            net = Connectivity(HandClock(), local_only=True, hosts=[host], route=Table())
+            assert await net.probe([host])
+            two_failures(net)
+            assert not await net.probe([host])
+        assert not heard.is_set()
+
+    run(body)
+
+
 def test_a_refusal_is_an_answer() -> None:
     async def body() -> None:
         net = Connectivity(HandClock(), route=Table())
