@@ -19,6 +19,16 @@ from localfirst.transport.clock import SystemClock
 from localfirst.transport.http import tls_context
 from localfirst.transport.upstream import UpstreamClient
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.event_loops import RUNNERS, run
+
+LOOP = "asyncio"
+
+
+@pytest.fixture(params=RUNNERS, autouse=True)
+def loop_kind(request: pytest.FixtureRequest) -> None:
+    """Every test here runs on both loops."""
+    global LOOP
+    LOOP = request.param
 
 
 def openssl(folder: Path, *arguments: str) -> None:
@@ -79,7 +89,7 @@ def with_client(work: Callable[[UpstreamClient], Awaitable[Any]], **more: Any) -
         finally:
             await upstream.aclose()
 
-    return asyncio.run(main())
+    return run(LOOP, main)
 
 
 def ask(url: str, **more: Any) -> Any:
@@ -146,7 +156,7 @@ def test_plain_http_where_tls_is_expected_is_a_tls_failure(authority: Path) -> N
         server.close()
         return caught.value.breakage
 
-    assert asyncio.run(main()) is Breakage.TLS
+    assert run(LOOP, main) is Breakage.TLS
 
 
 def test_a_tls_stream_that_is_cut_is_cut(clouds: dict[str, FakeCloud], authority: Path) -> None:
@@ -231,7 +241,7 @@ def through(
             await upstream.aclose()
             return answer, heads, failure
 
-    return asyncio.run(main())  # type: ignore[no-any-return]
+    return run(LOOP, main)
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +330,6 @@ def test_a_proxy_that_stays_silent_runs_into_the_connect_limit() -> None:
             await upstream.aclose()
         return caught.value
 
-    error = asyncio.run(main())
+    error = run(LOOP, main)
     assert error.breakage is Breakage.CONNECT_TIMEOUT
     assert "through 127.0.0.1" in error.detail

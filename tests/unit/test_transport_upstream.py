@@ -17,6 +17,16 @@ from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import IDLE_S, UpstreamClient, request_head
 from localfirst.transport.upstream_open import alternating, broken, resolve
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.event_loops import RUNNERS, run
+
+LOOP = "asyncio"
+
+
+@pytest.fixture(params=RUNNERS, autouse=True)
+def loop_kind(request: pytest.FixtureRequest) -> None:
+    """Every test here runs on both loops."""
+    global LOOP
+    LOOP = request.param
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,7 @@ def with_client(
         finally:
             await upstream.aclose()
 
-    return asyncio.run(main())
+    return run(LOOP, main)
 
 
 def raw(data: bytes, then: str = "close") -> dict[str, Any]:
@@ -403,7 +413,7 @@ def test_a_peer_that_does_not_read_times_out_while_writing() -> None:
             peer.close()
             await upstream.aclose()
 
-    asyncio.run(main())
+    run(LOOP, main)
 
 
 def test_a_slow_but_steady_stream_never_times_out(cloud: FakeCloud) -> None:
@@ -460,7 +470,7 @@ def test_localhost_is_found_on_whichever_family_listens() -> None:
 
 
 def test_localhost_is_resolved_without_a_resolver() -> None:
-    found = asyncio.run(resolve("localhost", 80))
+    found = run(LOOP, lambda: resolve("localhost", 80))
     assert [address[1] for address in found] == [("127.0.0.1", 80), ("::1", 80)]
 
 
