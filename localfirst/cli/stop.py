@@ -1,0 +1,51 @@
+"""`localfirst stop`: end the gateway that listens here, and with it what it started."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any
+
+from localfirst.cli import render, session
+
+GRACE_S = 5.0
+"""Beyond the gateway's own `drain_s`, in which running answers may finish."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--port", metavar="N", help="of the gateway to stop")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Ask it to end and wait; exit code 3 when none runs here."""
+    import psutil
+
+    gateway = session.loaded(given, {"gateway.port": given.port}).settings.gateway
+    found = [one for one in psutil.process_iter() if serves(one, gateway.port)]
+    if not found:
+        render.say(f"no gateway of yours listens on port {gateway.port}")
+        return 3
+    for one in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.terminate()
+    _, left = psutil.wait_procs(found, timeout=gateway.drain_s + GRACE_S)
+    if left:
+        render.problem("the gateway did not end", hint=f"see process {left[0].pid}")
+        return 1
+    render.say(f"stopped the gateway on port {gateway.port}")
+    return 0
+
+
+def serves(process: Any, port: int) -> bool:
+    """Whether a process is a `localfirst serve` that listens on *port*."""
+    import psutil
+
+    try:
+        words = process.cmdline()
+        if "serve" not in words or not any("localfirst" in word for word in words):
+            return False
+        listening = process.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return False
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening)
