@@ -1,0 +1,160 @@
+"""A schema in, a valid object out: read, repaired, corrected once, or asked of the next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from localfirst.cascade import contract, structured
+from localfirst.cascade.contract import ContractBroken
+from localfirst.errors import CascadeExhausted, InvalidRequest
+from localfirst.types import ChatRequest, Message
+from tests.fakes.scripted_backend import House, ScriptedBackend, make_call, refuses, says
+from tests.fakes.virtual_time import run
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+GOOD = {"name": "Ada", "age": 36}
+
+READABLE = [
+    '{"name": "Ada", "age": 36}',
+    '```json\n{"name": "Ada", "age": 36}\n```',
+    'Here you are:\n```\n{"name": "Ada", "age": 36}\n```\nAnything else?',
+    '<think>{"name": "no"}</think>{"name": "Ada", "age": 36}',
+    'hm {"x": 1} </think>\n{"name": "Ada", "age": 36}',
+    '{"name": "Ada", "age": 36,}',
+    "{'name': 'Ada', 'age': 36}",
+    '{name: "Ada", age: 36}',
+    '{"name": "Ada", "age": 36',
+    'Sure! {"name": "Ada", "age": 36}',
+    '\ufeff{"name": "Ada", "age": 36}',
+]
+
+
+@pytest.mark.parametrize("text", READABLE)
+def test_an_object_is_read_however_a_model_wraps_it(text: str) -> None:
+    assert contract.fulfilled(text, SCHEMA) == GOOD
+
+
+@pytest.mark.parametrize(
+    "text", ["", "I cannot do that.", "<think>hm</think>", '{"name": "Ada"}', "[]", '"text"', "42"]
+)
+def test_what_is_no_valid_object_is_refused(text: str) -> None:
+    with pytest.raises(ContractBroken):
+        contract.fulfilled(text, SCHEMA)
+
+
+def test_the_problem_names_its_place() -> None:
+    with pytest.raises(ContractBroken) as caught:
+        contract.fulfilled('{"name": "Ada", "age": "old"}', SCHEMA)
+    assert caught.value.place == "age"
+    assert "'old' is not of type 'integer'" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"type": "objekt"}, 7, {"properties": []}])
+def test_a_schema_that_is_none_is_refused_before_anybody_is_asked(wrong: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        contract.schema_of(wrong)
+    assert caught.value.field == "schema"
+
+
+def test_a_model_without_native_support_is_asked_in_words() -> None:
+    request = ChatRequest(
+        messages=(Message(role="system", content="Be kind."), Message(role="user", content="Who?")),
+        schema=SCHEMA,
+    )
+    first, second = contract.instructed(request).messages
+    assert first.role == "system" and first.text.startswith("Be kind.")
+    assert json.dumps(SCHEMA, separators=(",", ":")) in first.text
+    assert second.text == "Who?"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_valid_or_refused(text: str) -> None:
+    try:
+        found = contract.fulfilled(text, SCHEMA)
+    except ContractBroken:
+        return
+    assert set(found) == {"name", "age"}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+def test_a_pydantic_model_gets_an_instance() -> None:
+    async def main() -> None:
+        house = House({"groq": ScriptedBackend(says(json.dumps(GOOD)))})
+        reply = await structured.reply(house.cascade, make_call(), Person)
+        assert reply.parsed == Person(name="Ada", age=36)
+
+    run(main())
+
+
+def test_a_wrong_answer_is_corrected_by_the_same_model_once() -> None:
+    async def main() -> None:
+        groq = ScriptedBackend(says('{"name": "Ada"}'), says(json.dumps(GOOD)))
+        house = House({"groq": groq, "gemini": ScriptedBackend()})
+        reply = await structured.reply(house.cascade, make_call(), SCHEMA)
+        assert reply.parsed == GOOD
+        assert [one.outcome for one in reply.attempts] == ["invalid_response", "ok"]
+        last = groq.calls[-1].chat.messages
+        assert last[-2].text == '{"name": "Ada"}'
+        assert "'age' is a required property" in last[-1].text
+
+    run(main())
+
+
+def test_who_stays_wrong_gives_way_to_the_next() -> None:
+    async def main() -> None:
+        house = House(
+            {"groq": ScriptedBackend(says("no")), "gemini": ScriptedBackend(says(json.dumps(GOOD)))}
+        )
+        reply = await structured.reply(house.cascade, make_call(), SCHEMA)
+        assert reply.route == "gemini/gemini-model"
+        trail = [(one.provider, one.outcome) for one in reply.attempts]
+        assert trail == [
+            ("groq", "invalid_response"), ("groq", "invalid_response"), ("gemini", "ok"),
+        ]  # fmt: skip
+
+    run(main())
+
+
+def test_nobody_valid_is_exhaustion_without_the_answers_words() -> None:
+    async def main() -> None:
+        secret = "the patient is ill"
+        house = House(
+            {"groq": ScriptedBackend(says(json.dumps({"name": secret, "age": secret}))),
+             "gemini": ScriptedBackend(refuses(500))}
+        )  # fmt: skip
+        with pytest.raises(CascadeExhausted) as caught:
+            await structured.reply(house.cascade, make_call(), SCHEMA)
+        assert secret not in caught.value.message
+        outcomes = [one.outcome for one in caught.value.attempts]
+        assert outcomes[:2] == ["invalid_response"] * 2
+        assert outcomes[2:] == ["unavailable"] * 2
+
+    run(main())
+
+
+def test_nothing_is_left_running() -> None:
+    async def main() -> None:
+        house = House({"groq": ScriptedBackend(says("no"))})
+        with pytest.raises(CascadeExhausted):
+            await structured.reply(house.cascade, make_call(), SCHEMA)
+        assert house.unanswered == 0
+        assert len(asyncio.all_tasks()) == 1
+
+    run(main())
