@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
 
 import msgspec
 
-from localfirst.errors import DigestMismatch, VerificationFailed
+from localfirst.errors import DigestMismatch, PullCancelled, VerificationFailed
 from localfirst.models import pull_partial
 from localfirst.models.manifest import Layer, Manifest
 from localfirst.models.names import ModelName
@@ -33,6 +34,7 @@ LOG = logging.getLogger(__name__)
 SMALL_BYTES = 2**20
 FOLLOW_S = 0.25
 LOCATE_S = 300.0
+LOCATE_POLL_S = 0.2
 
 
 class Want(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +124,7 @@ class Blobs:
             asked = self.registry.locate(
                 want.ref, layer, insecure=want.insecure, any_host=want.any_host
             )
-            return asyncio.run_coroutine_threadsafe(asked, loop).result(LOCATE_S)
+            return _awaited(asyncio.run_coroutine_threadsafe(asked, loop), transfer.stopped)
 
         def moved() -> None:
             job.set_completed(layer.digest, transfer.completed_bytes)
@@ -148,6 +150,18 @@ class Blobs:
             partial.remove()
         finally:
             partial.close()
+
+
+def _awaited(future: Future[Location], stopped: Event) -> Location:
+    """What the loop finds out, for a thread that must not outwait its transfer."""
+    for _ in range(int(LOCATE_S / LOCATE_POLL_S)):
+        wait((future,), LOCATE_POLL_S)
+        if future.done():
+            return future.result()
+        if stopped.is_set():
+            break
+    future.cancel()
+    raise PullCancelled("the download was stopped before its blob was found")
 
 
 async def _in_thread(transfer: Transfer, pool: ThreadPoolExecutor) -> None:

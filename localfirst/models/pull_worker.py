@@ -121,7 +121,8 @@ class Worker(threading.Thread):
         return None
 
     def _work(self, claim: Claim) -> None:
-        before = claim.position
+        """Fetch a stretch; in trouble give it back first and then wait."""
+        before, pause = claim.position, 0.0
         self._claimed = claim
         self._transfer.free_the_robbed()
         try:
@@ -131,28 +132,28 @@ class Worker(threading.Thread):
         except RangeIgnored:
             self._transfer.serial = True
         except LocalFirstError as error:
-            self._trouble(error, claim.position > before)
+            pause = self._trouble(error, claim.position > before)
         except (OSError, http.client.HTTPException, ValueError) as error:
             host = urlsplit(self._location.url).hostname if self._location else ""
-            self._trouble(broken(error, host or "registry"), claim.position > before)
+            pause = self._trouble(broken(error, host or "registry"), claim.position > before)
         finally:
             with self._transfer.lock:
                 self._transfer.board.release(claim)
                 self._transfer.moved.notify_all()
             if self._reader is not None and not self._reader.drained:
                 self._close()
+        self._transfer.stopped.wait(pause)
 
-    def _trouble(self, error: LocalFirstError, brought: bool) -> None:
-        """Decide whether to try again, and wait; or end the transfer."""
+    def _trouble(self, error: LocalFirstError, brought: bool) -> float:
+        """Decide after how many seconds to try again; or end the transfer."""
         transfer = self._transfer
         self._close()
-        if self._claimed is not None and self._claimed.lost:
-            return
-        if transfer.stopped.is_set() or transfer.board.complete:
-            return
+        robbed = self._claimed is not None and self._claimed.lost
+        if robbed or transfer.stopped.is_set() or transfer.board.complete:
+            return 0.0
         if not isinstance(error, PullError) or _is_final(error):
             transfer.fail(error)
-            return
+            return 0.0
         if brought or transfer.fetched_bytes != self._mark:
             self._strikes = 0
         self._mark = transfer.fetched_bytes
@@ -162,11 +163,11 @@ class Worker(threading.Thread):
         final = len(transfer.pauses_s) if is_passing(error) else 2
         if self._strikes >= final:
             transfer.fail(error)
-            return
+            return 0.0
         pause = 0.0 if brought else transfer.pauses_s[min(self._strikes, final - 1)]
         self._strikes += 1
         wait = getattr(error, "retry_after_s", None)
-        transfer.stopped.wait(wait if wait is not None else pause * random.uniform(0.75, 1.0))
+        return wait if wait is not None else pause * random.uniform(0.75, 1.0)
 
     def _fetch(self, claim: Claim) -> None:
         """Ask for a stretch and write what comes."""

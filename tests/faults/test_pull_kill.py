@@ -130,13 +130,13 @@ def test_power_cuts_cost_what_was_not_flushed_and_no_more(
     tmp_path: Path, fake: FakeRegistry
 ) -> None:
     rng = random.Random(SEED + 1)
-    weights = rng.randbytes(40_000_000)
+    weights = rng.randbytes(30_000_000)
     digest = fake.publish(model=weights)["model"]
     layer = Layer(media_type="", digest=digest, size_bytes=len(weights))
     fake.knobs(rate=RATE_BYTES_S)
     store = Store(tmp_path / "models")
     kept = [0]
-    for _ in range(3):
+    for _ in range(2):
         killed_after(child(store, fake.name()), rng.uniform(0.3, 0.6))
         kept.append(power_cut(store, layer))
     assert kept == sorted(kept)
@@ -155,7 +155,7 @@ def test_a_kill_while_blobs_become_visible_leaves_nothing_half(
     rng = random.Random(SEED)
     weights = rng.randbytes(3_000_000)
     fake.publish(model=weights, template=b"t", params=b"{}")
-    for number in range(KILLS):
+    for number in range(KILLS // 2):
         store = Store(tmp_path / f"models{number}")
         process = child(store, fake.name())
         with process:

@@ -299,6 +299,24 @@ def test_a_cancelled_pull_keeps_its_bytes_and_the_next_goes_on(
     assert first["range"] != "bytes=0-4999999"
 
 
+def test_a_pull_that_waits_for_its_registry_is_cancelled_at_once(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    async def scene(puller: Puller) -> float:
+        job = puller.start(fake.name())
+        async for snapshot in job.snapshots():
+            if snapshot.state is JobState.PULLING:
+                fake.knobs(latency_s=20)
+                job.cancel()
+                break
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(PullCancelled):
+            await job.wait()
+        return asyncio.get_running_loop().time() - began
+
+    assert pulling(tmp_path, scene) < 5
+
+
 def test_a_paused_pull_keeps_its_watchers_and_goes_on(tmp_path: Path, fake: FakeRegistry) -> None:
     fake.knobs(stall_after=500_000)
 
