@@ -12,7 +12,6 @@ from typing import Protocol
 
 import msgspec
 
-from localfirst.engines.base import Limits
 from localfirst.errors import UpstreamBroken, UpstreamError, UpstreamNonsense, UpstreamRefused
 from localfirst.events import Event, Finished, Opened, Relayed
 from localfirst.providers import keys
@@ -30,6 +29,17 @@ LESSONS_MOST = 2
 """Retries of one attempt without a field that the cloud named; each must teach something."""
 
 Headers = Sequence[tuple[str, str]]
+
+
+class Waits(Protocol):
+    """The waits that a socket watches, in seconds; `engines.base.Limits` has them."""
+
+    @property
+    def connect_s(self) -> float: ...  # noqa: D102
+    @property
+    def first_token_s(self) -> float: ...  # noqa: D102
+    @property
+    def stall_s(self) -> float: ...  # noqa: D102
 
 
 class Reader(Protocol):
@@ -94,7 +104,7 @@ class CloudBackend:
     # --- one generation --------------------------------------------------------------------
 
     async def answer(
-        self, call: Call, target: Target, limits: Limits
+        self, call: Call, target: Target, limits: Waits
     ) -> AsyncGenerator[Event, None]:
         """
         Send one generation request and yield its events.
@@ -134,7 +144,7 @@ class CloudBackend:
             await response.aclose()
 
     async def _ask(
-        self, call: Call, target: Target, limits: Limits
+        self, call: Call, target: Target, limits: Waits
     ) -> tuple[Quirks, Encoded, UpstreamResponse]:
         """An answer with a success status, after at most `LESSONS_MOST` smaller requests."""
         base = self._base_quirks(call, target.model)
@@ -158,7 +168,7 @@ class CloudBackend:
         return quirks
 
     async def _send(
-        self, call: Call, target: Target, limits: Limits, body: bytes
+        self, call: Call, target: Target, limits: Waits, body: bytes
     ) -> UpstreamResponse:
         return await self._upstream.send(
             self.provider.base_url + self.path,

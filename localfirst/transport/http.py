@@ -11,12 +11,9 @@ from __future__ import annotations
 import ipaddress
 import logging
 import ssl
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from localfirst.errors import ConfigError
 
 if TYPE_CHECKING:
     import httpx
@@ -32,27 +29,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
-    """
-    A verifying context with the system's authorities, or those of `SSL_CERT_FILE`/`_DIR`.
-
-    Raises:
-        ConfigError: the variable names a file that holds no certificates.
-    """
-    file, folder = environ.get("SSL_CERT_FILE", ""), environ.get("SSL_CERT_DIR", "")
-    try:
-        context = ssl.create_default_context(cafile=file or None, capath=folder or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"`SSL_CERT_FILE` cannot be read: {error.strerror or error}",
-            setting="SSL_CERT_FILE",
-            source="env",
-            hint="point it at a PEM file of certificate authorities, or unset it",
-        ) from None
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def client(

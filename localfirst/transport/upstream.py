@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
+from localfirst.transport.bulk import tls_context
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream_connection import Connection
 from localfirst.transport.upstream_open import Origin, open_connection
@@ -167,37 +168,53 @@ class UpstreamClient:
             raise PrivacyRefused(f"`{origin.host}` is not this machine")
         head = request_head(method, target, host, headers, len(body))
         connection = self._kept(origin)
-        reused = connection is not None
-        while True:
-            if connection is None:
-                connection = await self._open(origin, connect_s, local_only)
-            self._busy.add(connection)
+        if connection is not None:
             began = self._clock.monotonic()
             try:
-                await connection.exchange(
-                    head,
-                    body,
-                    first_byte_s=first_byte_s,
-                    stall_s=stall_s,
-                    head_only=method == "HEAD",
-                )
-            except BaseException as error:
-                self._drop(connection)
-                if reused and _stale(error, self._clock.monotonic() - began):
-                    connection, reused = None, False
-                    continue
-                raise
-            return self._answered(UpstreamResponse(connection, self, origin), connection)
-
-    def _answered(self, response: UpstreamResponse, connection: Connection) -> UpstreamResponse:
+                await self._exchange(connection, method, head, body, first_byte_s, stall_s)
+            except UpstreamBroken as error:
+                if not _stale(error, self._clock.monotonic() - began):
+                    raise
+                connection = None
+        if connection is None:
+            connection = await self._open(origin, connect_s, local_only)
+            await self._exchange(connection, method, head, body, first_byte_s, stall_s)
+        response = UpstreamResponse(connection, self, origin)
         if 300 <= response.status < 400:
-            self._drop(connection)
-            where = urlsplit(response.header("location")[:2048]).hostname or "itself"
-            raise UpstreamBroken(
-                Breakage.REDIRECT,
-                f"answered {response.status} towards `{where[:80]}`, which is not followed",
-            )
+            raise self._redirected(response, connection)
         return response
+
+    async def _exchange(
+        self,
+        connection: Connection,
+        method: str,
+        head: bytes,
+        body: bytes,
+        first_byte_s: float,
+        stall_s: float,
+    ) -> None:
+        """One exchange on one socket, which is gone when it fails or is cancelled."""
+        self._busy.add(connection)
+        try:
+            await connection.exchange(
+                head,
+                body,
+                first_byte_s=first_byte_s,
+                stall_s=stall_s,
+                head_only=method == "HEAD",
+            )
+        except BaseException:
+            self._drop(connection)
+            raise
+
+    def _redirected(self, response: UpstreamResponse, connection: Connection) -> UpstreamBroken:
+        self._drop(connection)
+        try:
+            where = urlsplit(response.header("location")[:2048]).hostname or "itself"
+        except ValueError:
+            where = "nowhere"
+        said = f"answered {response.status} towards `{where[:80]}`, which is not followed"
+        return UpstreamBroken(Breakage.REDIRECT, said)
 
     def _route(self, url: str) -> tuple[Origin, str, str]:
         """Origin, request target and Host header of *url*; remembered."""
@@ -229,7 +246,7 @@ class UpstreamClient:
     async def _open(self, origin: Origin, connect_s: float, local_only: bool) -> Connection:
         context = None
         if origin.scheme == "https":
-            context = self._ssl = self._ssl or ssl.create_default_context()
+            context = self._ssl = self._ssl or tls_context({})
         try:
             async with asyncio.timeout(connect_s):
                 return await open_connection(origin, context, local_only=local_only)
@@ -300,11 +317,9 @@ class UpstreamClient:
         await asyncio.sleep(0)
 
 
-def _stale(error: BaseException, seconds: float) -> bool:
+def _stale(error: UpstreamBroken, seconds: float) -> bool:
     """Whether a kept socket had been closed by its server before it saw the request."""
-    return (
-        isinstance(error, UpstreamBroken) and error.breakage is Breakage.RESET and seconds < STALE_S
-    )
+    return error.breakage is Breakage.RESET and seconds < STALE_S
 
 
 def request_head(method: str, target: str, host: str, headers: Headers, length_bytes: int) -> bytes:

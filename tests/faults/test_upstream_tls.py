@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from localfirst.errors import Breakage, ConfigError, UpstreamBroken
+from localfirst.transport.bulk import tls_context
 from localfirst.transport.clock import SystemClock
-from localfirst.transport.http import tls_context
 from localfirst.transport.upstream import UpstreamClient
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
 from tests.fakes.event_loops import RUNNERS, run
