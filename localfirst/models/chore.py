@@ -59,12 +59,16 @@ class Chore(ABC, Generic[T]):
             while not working.done():
                 await moved.wait()
                 moved.clear()
-                yield self.progress
+                if not working.done():
+                    yield self.progress
+            working.result()
+            yield self.progress
         finally:
             self._stop.set()
             await asyncio.wait({working})
+            if not working.cancelled():
+                working.exception()  # seen: whoever gave the work up does not ask
             self._say = lambda: None
-        working.result()
 
     @property
     def progress(self) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import random
 import tarfile
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,35 @@ def test_a_corrupt_blob_is_not_exported_and_no_file_is_left(source: Store, tmp_p
     with pytest.raises(VerificationFailed, match="corrupt"):
         Export(source, ALL, tmp_path / "models.lfb").run()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_an_export_that_is_given_up_leaves_no_file(source: Store, tmp_path: Path) -> None:
+    add(source, "large", model=random.Random(1).randbytes(40_000_000))
+
+    async def scene() -> Export:
+        export = Export(source, ("large",), tmp_path / "models.lfb")
+        async with aclosing(export.watch()) as seen:
+            async for progress in seen:
+                if progress.completed_bytes:
+                    break
+        return export
+
+    export = asyncio.run(scene())
+    assert export.result is None
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_progress_of_an_import_grows_to_the_whole(source: Store, tmp_path: Path) -> None:
+    path = Export(source, ALL, tmp_path / "models.lfb").run()
+
+    async def scene() -> list[int]:
+        work = Import(Store(tmp_path / "target"), path)
+        seen = [progress.completed_bytes async for progress in work.watch()]
+        assert work.result is not None and seen[-1] == work.total_bytes
+        return seen
+
+    seen = asyncio.run(scene())
+    assert seen == sorted(seen)
 
 
 def test_an_unknown_model_is_not_exported(source: Store, tmp_path: Path) -> None:
