@@ -264,8 +264,7 @@ class UpstreamClient:
             return
         self._busy.discard(connection)
         idle = self._idle.setdefault(origin, [])
-        whole = connection.body_done and connection.keep_alive and not connection.closed
-        if whole and connection.failure is None and len(idle) < self._keep:
+        if connection.reusable and len(idle) < self._keep:
             connection.settle(self._clock.monotonic())
             idle.append(connection)
             self._plan_sweep()

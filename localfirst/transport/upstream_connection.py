@@ -38,6 +38,10 @@ def _lower(name: bytes) -> str:
     return text
 
 
+def _size(headers: list[tuple[str, str]]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
+
+
 class Connection(asyncio.Protocol):
     """One socket and the answer that is being read from it; the loop's thread only."""
 
@@ -157,11 +161,23 @@ class Connection(asyncio.Protocol):
         self.status = status
         self.head_done = True
         self.keep_alive = self._parser.should_keep_alive() and not self.head_only
-        for name, value in self.headers:
-            if name == "content-encoding" and value.strip().lower() not in {"", "identity"}:
-                self.fail(Breakage.ENCODING, f"`{value[:20]}` came although identity was asked for")
+        # Only a read that is larger than the bound can hold so much and the body's start.
+        if self._dry_bytes > HEADER_BYTES and _size(self.headers) > HEADER_BYTES:
+            self.fail(Breakage.TOO_LARGE, "headers over 64 KiB")
         if self.head_only:
             self.body_done = True
+        else:
+            self._check_encoding()
+
+    def _check_encoding(self) -> None:
+        for name, value in self.headers:
+            if name != "content-encoding" or value.strip().lower() in {"", "identity"}:
+                continue
+            if self.status >= 400:
+                # The status says enough; what the body says stays unread.
+                self.head_only, self.body_done, self.keep_alive = True, True, False
+            else:
+                self.fail(Breakage.ENCODING, f"`{value[:20]}` came although identity was asked for")
 
     def on_body(self, body: bytes) -> None:
         """Queue a piece, and stop reading when too much waits."""
@@ -182,6 +198,18 @@ class Connection(asyncio.Protocol):
         """The body's end, by its own framing."""
         if self.head_done:
             self.body_done = True
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow: both sides have said all they had to say."""
+        return (
+            self.body_done
+            and self.keep_alive
+            and not self.closed
+            and self.failure is None
+            and self.transport is not None
+            and self.transport.get_write_buffer_size() == 0
+        )
 
     # --- one exchange ----------------------------------------------------------------------
 

@@ -86,6 +86,7 @@ async def run(
             seen.append(event)
     except UpstreamError as error:
         caught = error
+    assert KEY not in f"{caught!r} {caught} {vars(caught) if caught else ''}"
     busy, _ = upstream.open_sockets
     assert busy == 0 or isinstance(seen[-1], Finished | Relayed)
     await upstream.aclose()

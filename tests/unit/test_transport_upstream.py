@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import os
+import random
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -287,6 +289,106 @@ def test_an_answer_that_is_no_clean_http_is_a_protocol_error(
         return caught.value.breakage
 
     assert with_client(work) is Breakage.PROTOCOL
+
+
+def test_long_headers_are_refused_even_when_the_body_comes_with_them(cloud: FakeCloud) -> None:
+    lines = b"".join(b"x-%d: %s\r\n" % (n, b"a" * 1000) for n in range(100))
+    cloud.script(raw(b"HTTP/1.1 200 OK\r\n" + lines + b"content-length: 2\r\n\r\n{}", "keep"))
+
+    async def work(upstream: UpstreamClient) -> Breakage:
+        with pytest.raises(UpstreamBroken) as caught:
+            await (await upstream.send(url_of(cloud), body=b"{}")).read()
+        return caught.value.breakage
+
+    assert with_client(work) is Breakage.TOO_LARGE
+
+
+def test_an_error_status_outlives_an_encoding_that_was_not_asked_for(cloud: FakeCloud) -> None:
+    head = (
+        b"HTTP/1.1 429 Slow\r\nretry-after: 3\r\ncontent-encoding: br\r\ncontent-length: 4\r\n\r\n"
+    )
+    cloud.script(raw(head + b"\1\2\3\4", "keep"))
+
+    async def work(upstream: UpstreamClient) -> tuple[int, str, bytes, tuple[int, int]]:
+        response = await upstream.send(url_of(cloud), body=b"{}")
+        body = await response.read()
+        return response.status, response.header("retry-after"), body, upstream.open_sockets
+
+    assert with_client(work) == (429, "3", b"", (0, 0))
+
+
+def test_an_answer_before_the_request_is_out_is_heard_and_its_socket_not_kept() -> None:
+    async def main() -> tuple[int, bytes, tuple[int, int]]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}")
+            await gone.wait()
+            writer.close()
+
+        gone = asyncio.Event()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream = UpstreamClient(SystemClock())
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        response = await upstream.send(url, body=b"a" * 64 * 2**20)
+        answer = response.status, await response.read(), upstream.open_sockets
+        gone.set()
+        await upstream.aclose()
+        server.close()
+        return answer
+
+    assert run(LOOP, main) == (413, b"{}", (0, 0))
+
+
+WHOLE_ANSWERS = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    b'10\r\ndata: {"a": 1}\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\nx-trailer: 1\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\ncontent-length: 7\r\nx-a: b\r\n\r\n{"a":1}',
+)
+
+
+def test_spoilt_answers_end_in_bytes_or_in_a_broken_upstream_and_nothing_else() -> None:
+    dice = random.Random(int(os.environ.get("LOCALFIRST_SEED", "20261121")))
+
+    def spoilt() -> bytes:
+        data = bytearray(dice.choice(WHOLE_ANSWERS))
+        for _ in range(dice.randrange(1, 6)):
+            where = dice.randrange(len(data))
+            act = dice.randrange(3)
+            if act == 0:
+                data[where] = dice.randrange(256)
+            elif act == 1:
+                del data[where : where + dice.randrange(1, 9)]
+            else:
+                data[where:where] = bytes(
+                    dice.choices(b"\r\n\0: 0aF;,\xff", k=dice.randrange(1, 9))
+                )
+            data = data or bytearray(b"x")
+        return bytes(data)
+
+    async def main() -> int:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(spoilt())
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        upstream = UpstreamClient(SystemClock())
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        whole = 0
+        for _ in range(400):
+            try:
+                response = await upstream.send(url, first_byte_s=5, stall_s=5)
+                await response.read()
+                whole += 1
+            except UpstreamBroken:
+                pass
+            assert upstream.open_sockets[0] == 0
+        await upstream.aclose()
+        server.close()
+        return whole
+
+    assert 0 < run(LOOP, main) < 400
 
 
 def test_endless_trailers_are_bounded(cloud: FakeCloud) -> None:
