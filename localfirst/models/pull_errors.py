@@ -42,6 +42,8 @@ _HINTS = {
     "model-not-in-registry": "check the spelling and the tag on the registry's site",
     "registry-rate-limited": "wait, then pull again; fewer `--connections` help",
     "registry-unavailable": "the registry has trouble; pull again later, nothing is lost",
+    "store-file-limit": "FAT32 ends at 4 GiB, and `ulimit -f` may limit too: "
+    "move the store to another filesystem with `OLLAMA_MODELS`",
     "store-not-writable": "pull into a store of your own with `OLLAMA_MODELS`, "
     "or let a running Ollama pull",
 }
@@ -143,16 +145,22 @@ def _of_files(error: OSError) -> LocalFirstError | None:
             hint="free some space (`localfirst pulls`, `localfirst rm`), then pull again",
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS} and error.filename:
-        made = PullError(
-            f"the store cannot be written{where}: {error.strerror}",
-            code="store-not-writable",
-            hint=_HINTS["store-not-writable"],
+        return _store_error(
+            f"the store cannot be written{where}: {error.strerror}", "store-not-writable"
         )
-        made.retryable = False
-        return made
-    if error.errno in {errno.EIO, errno.EFBIG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}:
+    if error.errno == errno.EFBIG:
+        return _store_error(
+            f"the store's filesystem cannot hold a file this large{where}", "store-file-limit"
+        )
+    if error.errno in {errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}:
         return PullError(f"the store failed{where}: {error.strerror}", code="store-failed")
     return None
+
+
+def _store_error(message: str, code: str) -> PullError:
+    made = PullError(message, code=code, hint=_HINTS[code])
+    made.retryable = False
+    return made
 
 
 def _kind(error: BaseException) -> str:

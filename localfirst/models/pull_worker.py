@@ -289,6 +289,7 @@ def _is_final(error: PullError) -> bool:
         "registry-tls",
         "registry-size",
         "store-not-writable",
+        "store-file-limit",
         "store-failed",
         "pull-cancelled",
         "registry-redirect-refused",

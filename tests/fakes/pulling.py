@@ -30,6 +30,10 @@ def say(**words: object) -> None:
 
 
 async def main(options: argparse.Namespace) -> int:
+    if options.file_limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.file_limit, options.file_limit))
     settings = PullSettings(
         connections=options.connections, reserve_disk_bytes=options.reserve, stall_s=5.0
     )
@@ -62,4 +66,5 @@ if __name__ == "__main__":
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--reserve", type=int, default=0)
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--file-limit", type=int, default=0, help="largest file in bytes")
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -212,6 +212,16 @@ def test_a_follower_takes_over_when_the_one_that_transfers_is_killed(
     assert store.model_file(fake.name()).read_bytes() == weights
 
 
+def test_a_filesystem_that_ends_at_a_size_is_named_as_such(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    fake.publish(model=random.Random(4).randbytes(5_000_000))
+    store = Store(tmp_path / "models")
+    said = finish(child(store, fake.name(), "--file-limit", "3000000"))
+    assert said["end"] == "store-file-limit" and "FAT32" in said["hint"]
+    assert finish(child(store, fake.name())) == {"end": "ok"}
+
+
 def on_tiny_disk(folder: Path, size: str, argv: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run *argv* where *folder* is a filesystem of *size*, in a namespace of its own."""
     shell = f'mount -t tmpfs -o size={size} none "$0" && cp -a "$1"/. "$0" ; shift; "$@"; code=$?'

@@ -7,6 +7,7 @@ import hashlib
 import random
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,38 @@ def test_silence_for_ever_is_a_stall(scene: Scene, fake: FakeRegistry) -> None:
     fake.knobs(stall_after=0)
     with pytest.raises(PullStalled):
         scene.pull(fake.name(), stall_s=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files by /proc")
+def test_pulls_that_fail_leave_no_thread_and_no_open_file(scene: Scene, fake: FakeRegistry) -> None:
+    def leavings() -> tuple[int, set[str]]:
+        threads = {t.name for t in threading.enumerate() if t.name.startswith("pull")}
+        return len(list(Path("/proc/self/fd").iterdir())), threads
+
+    troubles: list[dict[str, Any]] = [
+        {"cut_after": 0},
+        {"stall_after": 1000},
+        {"cdn_status": 404},
+        {"corrupt_at": 5},
+        {"wrong_start": 1},
+        {"ignore_range": True, "cut_after": 100},
+    ]
+    before = leavings()
+    for trouble in troubles:
+        fake.knobs(reset=True, **trouble)
+        with pytest.raises(PullError):
+            scene.pull(fake.name(), stall_s=0.1)
+    after = leavings()
+    assert after[0] <= before[0]
+    wait_for_end(after[1])
+
+
+def wait_for_end(names: set[str]) -> None:
+    """The pool's idle threads end by themselves, soon after their loop."""
+    for thread in threading.enumerate():
+        if thread.name in names:
+            thread.join(5)
+            assert not thread.is_alive(), thread.name
 
 
 def test_an_expired_url_is_resolved_again(scene: Scene, fake: FakeRegistry) -> None:
