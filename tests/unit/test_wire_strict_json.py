@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localfirst.errors import InvalidRequest
@@ -133,12 +133,14 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_every_document_that_python_writes_is_read_back(value: object) -> None:
     assert strict_json.loads(json.dumps(value).encode()) == value
     assert strict_json.loads(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_no_bytes_raise_anything_but_invalid_request(body: bytes) -> None:
     for read in (strict_json.loads, *LOOKS, *SURFACES):
