@@ -23,7 +23,7 @@ from localfirst.engines.llamacpp import LlamaCppEngine
 from localfirst.engines.local import LocalEngine
 from localfirst.errors import Unavailable, UpstreamBroken, UpstreamRefused
 from localfirst.events import Event, Finished
-from localfirst.machine.fit import Hardware
+from localfirst.machine.fit import Cpu, Hardware
 from localfirst.models import toy
 from localfirst.models.store import Store
 from localfirst.settings import LocalSettings, Settings
@@ -36,7 +36,7 @@ KILLS = int(os.environ.get("LOCALFIRST_KILLS", "8"))
 SEED = int(os.environ.get("LOCALFIRST_SEED", "20261121"))
 CLIENTS = 4
 DEADLINE_S = 30.0
-ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
+ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30, cpu=Cpu(cores=2))
 
 
 class Outcomes:

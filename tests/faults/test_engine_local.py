@@ -17,7 +17,7 @@ from localfirst.engines.life import Pace
 from localfirst.engines.local import LocalEngine
 from localfirst.errors import EngineUnavailable, UpstreamBroken, UpstreamRefused
 from localfirst.events import Progress
-from localfirst.machine.fit import Hardware
+from localfirst.machine.fit import Cpu, Hardware
 from localfirst.models import toy
 from localfirst.models.store import Store
 from localfirst.settings import LocalSettings, Settings
@@ -27,7 +27,7 @@ from tests.fakes import ollama_binary
 from tests.fakes.engine_bench import ask, collect, fake_daemon, finish_of, run, text_of, until
 
 IMPATIENT = Pace(backoff_s=0.02, budget=2)
-ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
+ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30, cpu=Cpu(cores=2))
 
 
 class Bench:

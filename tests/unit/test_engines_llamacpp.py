@@ -24,7 +24,7 @@ from localfirst.errors import (
     UpstreamRefused,
 )
 from localfirst.events import Opened, Progress, Relayed, TextDelta
-from localfirst.machine.fit import Hardware
+from localfirst.machine.fit import Cpu, Hardware
 from localfirst.models import manifest, names, toy
 from localfirst.models.store import Store
 from localfirst.settings import LocalSettings, Settings
@@ -43,7 +43,7 @@ from tests.fakes.engine_bench import (
     until,
 )
 
-ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30)
+ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30, cpu=Cpu(cores=2))
 
 
 class Bench:
@@ -430,7 +430,7 @@ def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
         "import asyncio, sys\n"
         "from pathlib import Path\n"
         "from localfirst.engines.llamacpp import LlamaCppEngine\n"
-        "from localfirst.machine.fit import Hardware\n"
+        "from localfirst.machine.fit import Cpu, Hardware\n"
         "from localfirst.models.store import Store\n"
         "from localfirst.settings import Settings\n"
         "from localfirst.transport import process\n"

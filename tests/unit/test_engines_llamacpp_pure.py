@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from localfirst.engines.llamacpp.plan import context_for, with_model_defaults
+from localfirst.engines.llamacpp.plan import context_for, threads_for, with_model_defaults
 from localfirst.engines.llamacpp.templates import FAMILIES, family_of, jinja_for
+from localfirst.machine.fit import Cpu
 from localfirst.models import toy
 from localfirst.transport import process
 from localfirst.types import ChatRequest, Message
@@ -133,6 +134,21 @@ def context(**given: int) -> int:
 )
 def test_the_context_to_load_with(given: dict[str, int], size: int) -> None:
     assert context(**given) == size
+
+
+@pytest.mark.parametrize(
+    ("cpu", "weights_bytes", "threads"),
+    [
+        (Cpu(), 4 * 10**9, 0),
+        (Cpu(cores=2, threads=4), 4 * 10**9, 2),
+        (Cpu(cores=8, threads=16), 4 * 10**9, 7),
+        (Cpu(cores=64, threads=128, quota=2.0), 4 * 10**9, 2),
+        (Cpu(cores=64, quota=0.5), 4 * 10**9, 1),
+        (Cpu(cores=8), 469_440, 1),
+    ],
+)
+def test_threads_are_what_can_run_at_once(cpu: Cpu, weights_bytes: int, threads: int) -> None:
+    assert threads_for(cpu, weights_bytes) == threads
 
 
 USER = Message(role="user", content="hi")

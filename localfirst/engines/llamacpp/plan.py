@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import msgspec
 
+from localfirst.machine.fit import Cpu
 from localfirst.types import ChatRequest, Json, Message
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """Ollama's own default without a large GPU (ollama/ollama docs/faq.mdx)."""
 
 MIN_CONTEXT_TOKENS = 512
+
+
+SMALL_BYTES = 64 * 2**20
+"""Below this a second thread costs more in waiting for the other than it computes."""
 
 
 class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +66,22 @@ def context_for(
         if limit > 0:
             wanted = min(wanted, limit)
     return max(wanted, min(MIN_CONTEXT_TOKENS, window or MIN_CONTEXT_TOKENS))
+
+
+def threads_for(cpu: Cpu, weights_bytes: int) -> int:
+    """
+    Threads to compute with, 0 for llama.cpp's own choice.
+
+    llama.cpp counts the machine's cores, not a container's share of them, and its threads
+    wait for each other by spinning: one more than can run at once makes all of them slow.
+    From four cores on, one is left for everything else.
+    """
+    if not (cpu.cores or cpu.threads or cpu.quota):
+        return 0
+    if 0 < weights_bytes < SMALL_BYTES:
+        return 1
+    usable = int(cpu.usable)
+    return usable - 1 if usable >= 4 else usable
 
 
 def with_model_defaults(request: ChatRequest, params: dict[str, Json], system: str) -> ChatRequest:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
+from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan, threads_for
 from localfirst.engines.llamacpp.runner import SIGKILL, Runner
 from localfirst.engines.queue import busy
 from localfirst.errors import InsufficientResources, LocalFirstError, Unavailable, UpstreamError
@@ -177,6 +177,7 @@ class Pool:
         first, then a shorter context; or refuse. True when the result is tight.
         """
         plan = await self._slots(plan, shape)
+        plan = await self._threads(plan, shape)
         while True:
             found = await self._predict(plan, shape)
             if found is None or found.verdict is not fit.Verdict.NO:
@@ -202,6 +203,10 @@ class Pool:
             if found is not None and found.verdict is fit.Verdict.FITS:
                 return fewer
         return msgspec.structs.replace(plan, parallel=1)
+
+    async def _threads(self, plan: ChildPlan, shape: ModelShape) -> ChildPlan:
+        cpu = (await asyncio.to_thread(self._hardware)).cpu
+        return msgspec.structs.replace(plan, threads=threads_for(cpu, shape.weights_bytes))
 
     async def _predict(self, plan: ChildPlan, shape: ModelShape) -> Fit | None:
         if not shape.known:
