@@ -147,9 +147,9 @@ class Request:
 
     async def fail(self, error: LocalFirstError, *, close: bool = False) -> None:
         """Write an error in the surface's shape; nothing when an answer has begun."""
-        self.outcome = error.code
         if self.status:
             return
+        self.outcome = error.code
         body = self.error_body(error, request_id=self.id)
         headers = [*error_headers(error), *attempt_headers(error, self.id)]
         if close:

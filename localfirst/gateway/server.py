@@ -90,11 +90,18 @@ class Job:
         self._access = access
         self._reload = reload
         self._make = make
+        self._ended = False
 
     def run(self, *, told: bool = False) -> int:
         """Serve on a fresh event loop until a signal; returns the exit code."""
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(self._main(told))
+        try:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                return runner.run(self._main(told))
+        except KeyboardInterrupt:
+            if self._ended:
+                # An interrupt was still on its way when the loop gave its handlers back.
+                return 0
+            raise
 
     async def _main(self, told: bool) -> int:
         runtime = self._make(self._settings)
@@ -113,6 +120,7 @@ class Job:
                 await server.aclose(self._settings.gateway.drain_s)
         finally:
             await server.gateway.runtime.aclose()
+        self._ended = True
         return 0
 
     async def _again(self, server: Server) -> None:

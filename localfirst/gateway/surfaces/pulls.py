@@ -57,7 +57,7 @@ async def change(gateway: Gateway, request: Request) -> None:
     action = fields.choice("action", ACTIONS) or "start"
     name = pullable(fields, gateway.runtime.settings.pull)
     if action == "start":
-        job = gateway.runtime.puller.start(name)
+        job: Download = gateway.runtime.puller.start(name)
     else:
         job = _running(gateway, name)
         getattr(job, action)()

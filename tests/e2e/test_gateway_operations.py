@@ -1,0 +1,157 @@
+"""Start, signals, workers, log: the gateway as a process that somebody operates."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from localfirst.errors import Unavailable
+from localfirst.gateway.listener import close_all, listen
+from localfirst.gateway.server import serve
+from localfirst.settings import GatewaySettings, Settings
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE_S = 10.0
+CHAT = "/v1/chat/completions"
+
+
+class Running:
+    """A gateway process: its URL, its lines, its log."""
+
+    def __init__(self, child: subprocess.Popen[str], keys: Path) -> None:
+        self.child = child
+        self.keys = keys
+        self.first = self.line()
+        self.url = self.first.split(" ")[3] if self.first else ""
+
+    def line(self) -> str:
+        assert self.child.stdout
+        return self.child.stdout.readline().strip()
+
+    def signal(self, number: int) -> None:
+        self.child.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        _, log = self.child.communicate(timeout=PATIENCE_S)
+        return self.child.returncode, log
+
+
+@contextmanager
+def gateway(folder: Path, *, workers: int = 1, drain_s: float = 5.0) -> Iterator[Running]:
+    keys = folder / "keys"
+    keys.write_text("")
+    argv = [sys.executable, "-m", "tests.fakes.gateway_process", str(workers), str(drain_s)]
+    child = subprocess.Popen(
+        [*argv, str(keys)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield Running(child, keys)
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+
+
+def ask(url: str, model: str = "auto", *, stream: bool = False, **headers: str) -> httpx.Response:
+    messages = [{"role": "user", "content": "secret-prompt"}]
+    body = {"model": model, "messages": messages, "stream": stream}
+    return httpx.post(f"{url}{CHAT}?beta=secret-query", json=body, headers=headers, timeout=10)
+
+
+def test_it_starts_answers_logs_and_ends_in_order(tmp_path: Path) -> None:
+    with gateway(tmp_path) as running:
+        assert running.first.startswith("localfirst listens on http://127.0.0.1:")
+        assert httpx.get(running.url + "/localfirst/health").json() == {"status": "ok"}
+        assert ask(running.url).status_code == 200
+        running.signal(signal.SIGTERM)
+        code, log = running.end()
+    assert code == 0
+    (line,) = [line for line in log.splitlines() if "openai.chat" in line]
+    assert " POST openai.chat llama3.2:3b local/local 200 ok " in line
+    assert "secret" not in log
+
+
+def test_a_running_stream_may_finish_or_ends_with_an_error(tmp_path: Path) -> None:
+    with gateway(tmp_path, drain_s=0.2) as running:
+        body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", running.url + CHAT, json=body, timeout=10) as answer:
+            pieces = answer.iter_raw()
+            got = [next(pieces)]
+            running.signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                got.extend(pieces)
+        code, _ = running.end()
+    assert code == 0
+    seen = b"".join(got)
+    assert b'"code":"stream-interrupted"' in seen and b"[DONE]" not in seen
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with gateway(tmp_path, drain_s=60) as running:
+        body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", running.url + CHAT, json=body, timeout=10) as answer:
+            next(answer.iter_raw())
+            began = time.monotonic()
+            running.signal(signal.SIGINT)
+            assert running.line().startswith("stopping")
+            running.signal(signal.SIGINT)
+            code, log = running.end()
+    assert code == 0, log
+    assert time.monotonic() - began < 5
+
+
+def test_hangup_reads_the_configuration_again_and_a_broken_one_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    with gateway(tmp_path) as running:
+        assert ask(running.url).status_code == 200
+        running.keys.write_text("opensesame")
+        running.signal(signal.SIGHUP)
+        assert running.line() == "the configuration was read again"
+        assert ask(running.url).status_code == 401
+        running.keys.write_text("broken")
+        running.signal(signal.SIGHUP)
+        assert running.line().startswith("the configuration was not taken over: ")
+        assert ask(running.url, authorization="Bearer opensesame").status_code == 200
+        running.signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
+def test_workers_share_the_port_are_replaced_and_end_together(tmp_path: Path) -> None:
+    with gateway(tmp_path, workers=2) as running:
+        assert running.first.endswith(" with 2 workers")
+        parent = psutil.Process(running.child.pid)
+        assert all(ask(running.url).status_code == 200 for _ in range(8))
+        first, second = parent.children()
+        os.kill(first.pid, signal.SIGKILL)
+        assert running.line().startswith("a worker ended with")
+        assert ask(running.url).status_code == 200
+        members = parent.children()
+        assert len(members) == 2 and second in members
+        running.signal(signal.SIGTERM)
+        code, _ = running.end()
+        assert code == 0
+        assert not any(member.is_running() for member in members)
+
+
+def test_a_taken_port_is_named_with_what_to_do() -> None:
+    taken = listen(GatewaySettings(port=0))
+    try:
+        port = taken[0].getsockname()[1]
+        with pytest.raises(Unavailable) as caught:
+            serve(Settings(gateway=GatewaySettings(port=port)))
+        assert caught.value.code == "port-in-use"
+        assert str(port) in caught.value.message
+    finally:
+        close_all(taken)

@@ -1,0 +1,57 @@
+"""The unit files: what systemd and launchd will read."""
+
+from __future__ import annotations
+
+import plistlib
+from pathlib import Path
+
+import pytest
+
+from localfirst.errors import ConfigError
+from localfirst.gateway import service
+
+ARGV = ("/opt/my apps/python", "-m", "localfirst", "serve", "--port", "100%")
+HOME = Path("/home/user")
+
+
+def test_systemd_gets_a_user_unit_that_restarts_and_reloads() -> None:
+    found = service.unit("linux", HOME, ARGV, environ={"LOCALFIRST_CONFIG": "/a b/c.toml"})
+    assert found.path == HOME / ".config/systemd/user/localfirst.service"
+    lines = found.text.splitlines()
+    assert 'ExecStart="/opt/my apps/python" -m localfirst serve --port 100%%' in lines
+    assert 'Environment="LOCALFIRST_CONFIG=/a b/c.toml"' in lines
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in lines
+    assert "Restart=on-failure" in lines and "WantedBy=default.target" in lines
+    assert found.commands[-1] == ("systemctl", "--user", "enable", "--now", "localfirst")
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("plain", "plain"),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ("$HOME", "$$HOME"),
+        ('say "x"', '"say \\"x\\""'),
+        ("a\\b", '"a\\\\b"'),
+        ("50%", "50%%"),
+    ],
+)
+def test_systemd_words_are_taken_literally(word: str, written: str) -> None:
+    assert f"ExecStart={written}\n" in service.systemd([word], {})
+
+
+def test_launchd_gets_a_property_list_that_parses() -> None:
+    found = service.unit("darwin", HOME, (*ARGV, "<&>"), environ={"A": "<1>"}, stop_s=12)
+    read = plistlib.loads(found.text.encode())
+    assert read["ProgramArguments"] == [*ARGV, "<&>"]
+    assert read["EnvironmentVariables"] == {"A": "<1>"}
+    assert read["KeepAlive"] == {"SuccessfulExit": False}
+    assert (read["ExitTimeOut"], read["RunAtLoad"]) == (12, True)
+    assert found.path.name == f"{read['Label']}.plist"
+
+
+def test_elsewhere_it_says_what_to_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        service.unit("win32", HOME, ARGV)
+    assert caught.value.code == "service-unsupported"
