@@ -26,8 +26,14 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from localfirst.engines.base import Limits  # noqa: E402
+from localfirst.providers.catalog import configured  # noqa: E402
+from localfirst.providers.openai import OpenAIBackend  # noqa: E402
+from localfirst.settings import ProviderSettings, Settings  # noqa: E402
 from localfirst.transport.clock import SystemClock  # noqa: E402
 from localfirst.transport.upstream import UpstreamClient  # noqa: E402
+from localfirst.types import Call, Dialect, Rung, Target  # noqa: E402
+from localfirst.wire.openai import requests  # noqa: E402
 
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hello there"}],"max_tokens":16}'
 HEADERS = (
@@ -76,6 +82,32 @@ async def load(port: int, clients: int, seconds: float) -> tuple[int, float, flo
     return done, *spent
 
 
+async def streams(port: int, seconds: float, *, relay: bool) -> tuple[int, float]:
+    """Events that went through a backend, and CPU seconds: one stream after another."""
+    provider = configured(
+        Settings(providers={"box": ProviderSettings(base_url=f"http://127.0.0.1:{port}")})
+    )["box"]
+    upstream = UpstreamClient(SystemClock())
+    backend = OpenAIBackend(provider, upstream, SystemClock())
+    target = Target(rung=Rung.CLOUD, provider="box", model="m")
+    call = Call(
+        model="m",
+        stream=True,
+        dialect=Dialect.OPENAI,
+        request_id="r",
+        body=BODY[:-1] + b',"stream":true}',
+        relay=relay,
+        decode=requests.decode,
+    )
+    done, end, cpu = 0, time.perf_counter() + seconds, time.process_time()
+    while time.perf_counter() < end:
+        async for _ in backend.answer(call, target, Limits()):
+            done += 1
+    spent = time.process_time() - cpu
+    await upstream.aclose()
+    return done, spent
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -102,6 +134,13 @@ def main() -> None:
                 f"{clients:4} clients  {done / wall:9.0f} requests/s  "
                 f"{done / cpu:9.0f} per CPU second  {1e6 * cpu / done:6.1f} us each"
             )
+        for relay in (True, False):
+            if given.profile:
+                profile.enable()
+            done, cpu = run(streams(port, given.seconds, relay=relay))
+            profile.disable()
+            kind = "relayed" if relay else "decoded"
+            print(f"stream {kind}  {1e6 * cpu / done:6.1f} us of CPU each event ({done} events)")
     if given.profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)
 

@@ -1,4 +1,5 @@
 /* The smallest HTTP/1.1 answerer: one thread, epoll, one answer per request read whole. */
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -12,6 +13,26 @@ static const char answer[] =
     "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-request-id: 0123456789abcdef\r\n"
     "x-ratelimit-remaining-requests: 999\r\nx-ratelimit-remaining-tokens: 7999\r\n"
     "content-length: 300\r\n\r\n";
+
+static const char opening[] =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+static const char event_frame[] =
+    "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1790000000,"
+    "\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},"
+    "\"finish_reason\":null}]}\n\n";
+static const char closing[] = "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n";
+
+/* 200 events, each in a packet of its own, so that a reader is woken for each. */
+static int stream(int fd) {
+  char chunk[512];
+  int size = sprintf(chunk, "%zx\r\n%s\r\n", strlen(event_frame), event_frame);
+  if (write(fd, opening, strlen(opening)) < 0) return -1;
+  for (int i = 0; i < 200; i++) {
+    usleep(300);
+    if (write(fd, chunk, size) < 0) return -1;
+  }
+  return write(fd, closing, strlen(closing));
+}
 
 int main(void) {
   char reply[1024], buffer[65536];
@@ -40,7 +61,8 @@ int main(void) {
       }
       ssize_t got = read(fd, buffer, sizeof buffer);
       /* Requests of the benchmark are smaller than one segment. */
-      if (got <= 0 || write(fd, reply, head + 300) < 0) close(fd);
+      int streamed = got > 0 && memmem(buffer, got, "\"stream\":true", 13);
+      if (got <= 0 || (streamed ? stream(fd) : write(fd, reply, head + 300)) < 0) close(fd);
     }
   }
 }
