@@ -101,8 +101,8 @@ class Registry:
                 hint=f"add it: `LOCALFIRST_PULL_REGISTRIES={name.host}`",
                 code="registry-not-allowed",
             )
-        plain = name.scheme == "http" or (http.is_loopback(host) and name.scheme != "https")
-        base = mirror or f"{'http' if plain or insecure else 'https'}://{name.host}"
+        plain = http.is_loopback(host) or insecure
+        base = mirror or f"{name.scheme or ('http' if plain else 'https')}://{name.host}"
         target = urlsplit(base).hostname or ""
         near = http.is_loopback(target) or (bool(mirror) and is_private(target))
         if base.startswith("http:") and not (near or insecure):
@@ -116,7 +116,7 @@ class Registry:
     async def manifest(
         self, name: ModelName, *, insecure: bool = False, any_host: bool = False
     ) -> tuple[bytes, str]:
-        """A manifest's bytes, and their SHA-256 in hex. The bytes are not judged here."""
+        """A manifest's bytes, and their SHA-256 in hex; raises `ManifestInvalid` for others."""
         base = self.base_url(name, insecure=insecure, any_host=any_host)
         url = _url(base, name, f"manifests/{name.tag}")
         _, data, _ = await self._fetch(
