@@ -17,6 +17,7 @@ from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
 from localfirst.transport.bulk import tls_context
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream_connection import Connection
+from localfirst.transport.upstream_names import Names
 from localfirst.transport.upstream_open import Origin, open_connection
 from localfirst.transport.upstream_proxy import from_environment as from_environment
 from localfirst.transport.upstream_proxy import proxy_of
@@ -128,6 +129,7 @@ class UpstreamClient:
         self._ssl = ssl_context
         self._proxies = dict(proxies)
         self._keep = connections_per_origin
+        self._names = Names()
         self._idle: dict[Origin, list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._routes: dict[str, tuple[Origin, str, str]] = {}
@@ -249,7 +251,7 @@ class UpstreamClient:
             context = self._ssl = self._ssl or tls_context({})
         try:
             async with asyncio.timeout(connect_s):
-                return await open_connection(origin, context, local_only=local_only)
+                return await open_connection(origin, context, self._names, local_only=local_only)
         except TimeoutError:
             through = f" through {urlsplit(origin.proxy).hostname}" if origin.proxy else ""
             raise UpstreamBroken(

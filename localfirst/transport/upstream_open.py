@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import os
 import socket
 import ssl
@@ -19,12 +18,10 @@ import msgspec
 from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream_connection import Connection
+from localfirst.transport.upstream_names import Address, Names
 from localfirst.transport.upstream_proxy import Tunnel, connect_head, proxy_address
 
 STAGGER_S = 0.25  # RFC 8305 §5: "Connection Attempt Delay", recommended value
-ADDRESSES_MOST = 8
-
-Address = tuple[socket.AddressFamily, tuple[str, int]]
 
 _OFFLINE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 _RESET = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
@@ -40,7 +37,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 async def open_connection(
-    origin: Origin, context: ssl.SSLContext | None, *, local_only: bool
+    origin: Origin, context: ssl.SSLContext | None, names: Names, *, local_only: bool
 ) -> Connection:
     """
     A connected socket to *origin*, TLS done when *context* is given.
@@ -52,9 +49,9 @@ async def open_connection(
     if local_only and (origin.proxy or not is_loopback(origin.host)):
         raise PrivacyRefused(f"`{origin.host}` is not this machine")
     if origin.proxy:
-        return await _through_proxy(origin, context)
+        return await _through_proxy(origin, context, names)
     try:
-        raw = await connect(origin.host, origin.port)
+        raw = await connect(origin.host, origin.port, names)
         return await _over(raw, origin.host, context)
     except OSError as error:
         raise broken(error, f"{origin.host}:{origin.port}") from None
@@ -81,49 +78,12 @@ def broken(error: OSError, where: str) -> UpstreamBroken:
     return UpstreamBroken(Breakage.CONNECT_REFUSED, said)
 
 
-async def connect(host: str, port: int) -> socket.socket:
+async def connect(host: str, port: int, names: Names) -> socket.socket:
     """A connected socket; several addresses are tried a quarter second apart (RFC 8305)."""
-    addresses = await resolve(host, port)
+    addresses = await names.addresses(host, port)
     if len(addresses) == 1:
         return await _connect(addresses[0])
     return await _race(addresses)
-
-
-async def resolve(host: str, port: int) -> list[Address]:
-    """
-    The addresses of *host*, families alternating.
-
-    `localhost` is this machine without asking anybody: a resolver could say otherwise.
-    """
-    if host == "localhost" or host.endswith(".localhost"):
-        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
-    try:
-        version = ipaddress.ip_address(host).version
-        return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
-    except ValueError:
-        pass
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses: list[Address] = [
-        (info[0], (str(info[4][0]), port))
-        for info in found
-        if info[0] in {socket.AF_INET, socket.AF_INET6}
-    ]
-    if not addresses:
-        raise socket.gaierror(socket.EAI_NONAME, "no address")
-    return alternating(addresses)[:ADDRESSES_MOST]
-
-
-def alternating(addresses: Sequence[Address]) -> list[Address]:
-    """The resolver's order, with the families taking turns (RFC 8305 §4)."""
-    first = addresses[0][0]
-    same = [address for address in addresses if address[0] == first]
-    other = [address for address in addresses if address[0] != first]
-    mixed: list[Address] = []
-    while same or other:
-        mixed += same[:1] + other[:1]
-        same, other = same[1:], other[1:]
-    return mixed
 
 
 async def _connect(address: Address) -> socket.socket:
@@ -195,12 +155,14 @@ async def _over(raw: socket.socket, host: str, context: ssl.SSLContext | None) -
     return connection
 
 
-async def _through_proxy(origin: Origin, context: ssl.SSLContext | None) -> Connection:
+async def _through_proxy(
+    origin: Origin, context: ssl.SSLContext | None, names: Names
+) -> Connection:
     """CONNECT through an HTTP proxy (RFC 9110 §9.3.6), then TLS inside the tunnel."""
     loop = asyncio.get_running_loop()
     host, port = proxy_address(origin.proxy)
     try:
-        raw = await connect(host, port)
+        raw = await connect(host, port, names)
         transport, tunnel = await loop.create_connection(lambda: Tunnel(loop), sock=raw)
     except OSError as error:
         said = broken(error, f"{host}:{port}").detail

@@ -17,7 +17,8 @@ from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
 from localfirst.transport import upstream_proxy
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import IDLE_S, UpstreamClient, request_head
-from localfirst.transport.upstream_open import alternating, broken, resolve
+from localfirst.transport.upstream_names import Names, alternating
+from localfirst.transport.upstream_open import broken
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
 from tests.fakes.event_loops import RUNNERS, run
 
@@ -572,14 +573,39 @@ def test_localhost_is_found_on_whichever_family_listens() -> None:
 
 
 def test_localhost_is_resolved_without_a_resolver() -> None:
-    found = run(LOOP, lambda: resolve("localhost", 80))
+    found = run(LOOP, lambda: Names().addresses("localhost", 80))
     assert [address[1] for address in found] == [("127.0.0.1", 80), ("::1", 80)]
 
 
 def test_families_take_turns_in_the_resolvers_order() -> None:
     six, four = socket.AF_INET6, socket.AF_INET
-    given = [(six, ("a", 1)), (six, ("b", 1)), (four, ("c", 1)), (four, ("d", 1))]
-    assert [address[1][0] for address in alternating(given)] == ["a", "c", "b", "d"]
+    given = [(six, "a"), (six, "b"), (four, "c"), (four, "d")]
+    assert [address for _, address in alternating(given)] == ["a", "c", "b", "d"]
+
+
+@pytest.mark.parametrize("host", ["a" * 80 + ".invalid", ".."])
+def test_a_name_that_nobody_has_is_a_dns_failure_for_all_who_asked(host: str) -> None:
+    async def work(upstream: UpstreamClient) -> list[Breakage]:
+        asked = [upstream.send(f"http://{host}/") for _ in range(5)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(error, UpstreamBroken) for error in found), found
+        return [error.breakage for error in found if isinstance(error, UpstreamBroken)]
+
+    assert with_client(work) == [Breakage.DNS] * 5
+
+
+def test_whoever_leaves_a_look_up_leaves_it_to_the_others() -> None:
+    async def main() -> None:
+        names = Names()
+        first = asyncio.ensure_future(names.addresses("a" * 80 + ".invalid", 80))
+        second = asyncio.ensure_future(names.addresses("a" * 80 + ".invalid", 80))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(socket.gaierror):
+            await second
+        assert first.cancelled()
+
+    run(LOOP, main)
 
 
 @pytest.mark.parametrize(
