@@ -1,0 +1,139 @@
+"""The reader of request heads: what it takes, a widely used parser takes the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localfirst.errors import AccessDenied, BodyTooLarge
+from localfirst.gateway import head as heads
+from localfirst.gateway.body import Chunked, Counted
+
+
+class Seen:
+    """What httptools (llhttp) makes of the same bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+NAMES = st.sampled_from(
+    [
+        b"Host",
+        b"Content-Length",
+        b"Transfer-Encoding",
+        b"X-Y",
+        b"Connection",
+        b"Cookie",
+        b"X Y",
+        b"",
+    ]
+)
+VALUES = st.one_of(
+    st.sampled_from([b"1", b"chunked", b"close", b"a\tb", b" x ", b"\xff", b"", b"a\x00b", b"0x1"]),
+    st.binary(max_size=12),
+)
+LINES = st.tuples(NAMES, st.sampled_from([b":", b": ", b" :", b""]), VALUES).map(b"".join)
+ENDS = st.sampled_from([b"\r\n", b"\r\n", b"\r\n", b"\n", b"\r\n ", b"\r"])
+TARGETS = st.one_of(
+    st.sampled_from([b"/", b"/v1/models?x=1", b"*", b"http://e/x", b"/a b", b"/#f", b"e:443"]),
+    st.binary(min_size=1, max_size=12).map(lambda data: b"/" + data),
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> bytes:
+    method = draw(st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS", b"get", b"CONNECT", b""]))
+    version = draw(st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b""]))
+    data = method + b" " + draw(TARGETS) + b" " + version + b"\r\n"
+    for line in draw(st.lists(LINES, max_size=4)):
+        data += line + draw(ENDS)
+    return data + b"\r\n"
+
+
+@given(requests())
+def test_what_is_taken_is_read_as_llhttp_reads_it(data: bytes) -> None:
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return
+    try:
+        head = heads.parse(data[: end + 4])
+    except AccessDenied:
+        return
+    seen = Seen(data[: end + 4])
+    assert seen.complete
+    assert seen.url == head.path + (b"?" + head.query if b"?" in seen.url else b"")
+    assert seen.headers == head.headers
+    assert seen.parser.get_method().decode() == head.method
+    assert head.keep_alive == seen.parser.should_keep_alive()
+
+
+@given(requests(), st.integers(0, 200))
+def test_an_unfinished_head_never_refuses_what_a_finished_one_passes(data: bytes, cut: int) -> None:
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return
+    whole = data[: end + 4]
+    try:
+        heads.parse(whole)
+    except AccessDenied:
+        return
+    if part := whole[: min(cut, len(whole) - 1)]:
+        heads.check_unfinished(part)
+
+
+def feed_all(body: Any, data: bytes, step: int) -> bytes:
+    rest = b""
+    for start in range(0, len(data), step):
+        piece = data[start : start + step]
+        rest += piece if body.done else body.feed(piece)
+    return rest
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.integers(1, 60))
+def test_chunks_are_the_same_however_they_are_cut(pieces: list[bytes], step: int) -> None:
+    data = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    body = Chunked(1000)
+    assert feed_all(body, data + b"0\r\n\r\nREST", step) == b"REST"
+    assert body.done and bytes(body.data) == b"".join(pieces)
+
+
+@given(st.binary(max_size=60), st.integers(1, 60))
+def test_a_counted_body_leaves_what_follows(data: bytes, step: int) -> None:
+    body = Counted(len(data))
+    assert feed_all(body, data + b"REST", step) == b"REST"
+    assert body.done and bytes(body.data) == data
+
+
+def test_chunks_over_the_limit_are_refused_at_their_size() -> None:
+    body = Chunked(10)
+    body.feed(b"8\r\n12345678\r\n")
+    with pytest.raises(BodyTooLarge):
+        body.feed(b"3\r\n")
+
+
+@given(st.binary(max_size=80))
+def test_bytes_that_are_no_chunks_are_refused_or_waited_for(data: bytes) -> None:
+    body = Chunked(1000)
+    try:
+        body.feed(data)
+    except (AccessDenied, BodyTooLarge):
+        return
+    assert body.done or len(data) < 1100
