@@ -11,6 +11,7 @@ from localfirst.errors import PullError
 from localfirst.models import names
 from localfirst.models.registry import Registry
 from localfirst.models.registry_auth import (
+    EMPTY_BODY_HASH,
     Challenge,
     first_authorization,
     origin,
@@ -129,3 +130,26 @@ def test_hugging_faces_token_goes_to_hugging_face_only() -> None:
     assert first_authorization("http://hf.co", environ) == ""
     assert first_authorization("https://registry.ollama.ai", environ) == ""
     assert first_authorization("https://hf.co.evil.example", environ) == ""
+
+
+def test_an_ollama_key_signs_the_request_for_a_token(tmp_path: Path) -> None:
+    keys = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    forms = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    private = keys.Ed25519PrivateKey.generate()
+    folder = tmp_path / ".ollama"
+    folder.mkdir()
+    (folder / "id_ed25519").write_bytes(
+        private.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.OpenSSH, forms.NoEncryption())
+    )
+    public = private.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH)
+    (folder / "id_ed25519.pub").write_bytes(public + b" me@here\n")
+    url, by = asked("https://reg.example/token", "https://reg.example", tmp_path)
+    name, _, signature = by.partition(":")
+    assert name == public.split()[1].decode()
+    private.public_key().verify(
+        base64.b64decode(signature), f"GET,{url},{EMPTY_BODY_HASH}".encode()
+    )
+
+
+def test_without_a_key_nobody_signs(tmp_path: Path) -> None:
+    assert asked("https://reg.example/token", "https://reg.example", tmp_path)[1] == ""
