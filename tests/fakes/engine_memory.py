@@ -56,10 +56,10 @@ def measure(
         "cache": CACHE_TYPES[cache_type],
         "flash": 1 if flash_attention else 0,
         "mmap": mmap,
-        "prompt": min(prompt_tokens, context - 64),
+        "prompt": min(prompt_tokens, context - 16),
     }
     done = subprocess.run(
-        [sys.executable, __file__, json.dumps(options)], capture_output=True, timeout=120
+        [sys.executable, __file__, json.dumps(options)], capture_output=True, timeout=240
     )
     log = done.stderr.decode(errors="replace")
     if done.returncode or not done.stdout:
@@ -108,7 +108,7 @@ def _child(options: dict[str, int | str | bool]) -> None:
         json.dumps(body).encode(),
         {"content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=90) as answer:
+    with urllib.request.urlopen(request, timeout=200) as answer:
         answer.read()
     sys.stdout.write(json.dumps({"base": base, "resident": _resident()}))
     sys.stdout.flush()

@@ -362,9 +362,9 @@ FAMILY = (
     Member(
         "without flash attention",
         llama(**WIDE, layers=8, kv_heads=4, tensor_type="Q8_0"),
-        4096,
+        2048,
         flash_attention=False,
-        prompt_tokens=3900,
+        prompt_tokens=2032,
     ),
     Member(
         "sliding windows, tied tables",
