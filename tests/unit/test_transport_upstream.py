@@ -215,6 +215,34 @@ def test_an_unread_answer_closes_its_socket_and_a_finished_one_keeps_it(cloud: F
     with_client(work)
 
 
+def test_a_finished_answer_whose_body_never_ends_is_closed_soon(cloud: FakeCloud) -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    cloud.script(raw(head + b"e\r\ndata: [DONE]\n\n\r\n", "hang"))
+
+    async def work(upstream: UpstreamClient) -> None:
+        response = await upstream.send(url_of(cloud), body=b"{}")
+        assert await anext(response) == b"data: [DONE]\n\n"
+        response.finish()
+        assert upstream.open_sockets == (1, 0)
+        while upstream.open_sockets != (0, 0):
+            await asyncio.sleep(0.02)
+
+    with_client(work)
+
+
+def test_a_finished_answer_that_goes_on_and_on_is_closed(cloud: FakeCloud) -> None:
+    cloud.script({"do": "flood", "mib": 64})
+
+    async def work(upstream: UpstreamClient) -> None:
+        response = await upstream.send(url_of(cloud), body=b'{"stream":true}')
+        await anext(response)
+        response.finish()
+        while upstream.open_sockets != (0, 0):
+            await asyncio.sleep(0.005)
+
+    with_client(work)
+
+
 def test_closing_the_client_ends_answers_in_progress(cloud: FakeCloud) -> None:
     cloud.script("hang")
 
