@@ -118,6 +118,22 @@ def object_text(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def arguments_object(arguments: str) -> msgspec.Raw:
+    """
+    A call's arguments as the JSON object that some dialects want instead of text.
+
+    Models do write broken JSON, are cut by the token limit, and clients send such calls
+    back; broken text stands as it is under one key, so that the conversation can go on.
+    """
+    try:
+        whole = isinstance(_ANY.decode(arguments or "{}"), dict)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        whole = False
+    if whole:
+        return msgspec.Raw((arguments or "{}").encode())
+    return msgspec.Raw(msgspec.json.encode({"arguments": arguments}))
+
+
 def whole_events(rest: list[SseEvent]) -> list[SseEvent]:
     """Of what was pending at the end of the bytes, that which is not itself cut."""
     return [

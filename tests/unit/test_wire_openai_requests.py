@@ -11,6 +11,7 @@ from localfirst.cascade import classify
 from localfirst.errors import InvalidRequest, UpstreamRefused
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool, ToolCall
 from localfirst.wire.anthropic import requests as anthropic
+from localfirst.wire.ollama import requests as ollama
 from localfirst.wire.openai import requests
 from localfirst.wire.quirks import Quirks
 from tests.wire.support import dumps
@@ -132,14 +133,6 @@ WRONG_INSIDE: dict[str, tuple[dict[str, Json], str]] = {
     ),
     "format-unknown": ({"response_format": {"type": "xml"}}, "response_format.type"),
     "effort-unknown": ({"reasoning_effort": "giant"}, "reasoning_effort"),
-    "arguments-no-json": (
-        {
-            "messages": [
-                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
-            ]
-        },
-        "messages[0].tool_calls[0].function.arguments",
-    ),
     "num-ctx-huge": ({"num_ctx": 10**12}, "num_ctx"),
     "option-num-ctx-huge": ({"options": {"num_ctx": 10**12}}, "options.num_ctx"),
     "option-num-ctx-text": ({"options": {"num_ctx": "big"}}, "options.num_ctx"),
@@ -445,3 +438,23 @@ def test_calls_of_another_model_get_the_mark_that_a_provider_wants() -> None:
     request = requests.decode(given)
     sent = json.loads(requests.encode(request, "m", quirks=Quirks(call_fields=mark)))
     assert sent["messages"][0]["tool_calls"][0] == {**call, **mark}
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"a":', "[1]", "nonsense", '"text"', '{"a":NaN}', '{"a":"\\ud800"}']
+)
+def test_broken_arguments_of_an_earlier_call_do_not_end_the_conversation(broken: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": broken}}
+    request = decode(
+        messages=[
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "these are no arguments"},
+        ]
+    )
+    sent = json.loads(requests.encode(request, "m"))
+    assert sent["messages"][1]["tool_calls"] == [call]
+    native = json.loads(ollama.encode(request, "m"))["messages"][1]["tool_calls"][0]
+    assert native["function"]["arguments"] == {"arguments": broken}
+    block = json.loads(anthropic.encode(request, "m"))["messages"][1]["content"][0]
+    assert block["input"] == {"arguments": broken}

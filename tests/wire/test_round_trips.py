@@ -162,6 +162,21 @@ def test_a_tool_call_cut_by_the_token_limit_is_what_the_model_wrote(dialect: str
 
 
 @each_dialect
+def test_a_reply_with_a_cut_tool_call_is_still_json(dialect: str) -> None:
+    events: list[Event] = [
+        ToolCallDelta(0, "call_a", "f", '{"city":'),
+        Finished(FinishReason.LENGTH, Usage()),
+    ]
+    writing = DIALECTS[dialect][2]
+    assert json.loads(writing.reply(reply_of(events), created=5))
+    stream = b"".join(map(writing.StreamWriter(**GIVEN).write, events))
+    if dialect == "ollama":
+        first = json.loads(stream.split(b"\n")[0])
+        call = first["message"]["tool_calls"][0]["function"]
+        assert call["arguments"] == {"arguments": '{"city":'}
+
+
+@each_dialect
 @pytest.mark.parametrize("relay", [False, True])
 def test_an_answer_that_says_nothing_is_nonsense(dialect: str, relay: bool) -> None:
     _, reading, writing = DIALECTS[dialect]

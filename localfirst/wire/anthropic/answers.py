@@ -26,7 +26,7 @@ from localfirst.events import (
 )
 from localfirst.types import ChatRequest, Json
 from localfirst.wire import estimate, progress
-from localfirst.wire.conclusion import is_json
+from localfirst.wire.conclusion import arguments_object, is_json
 from localfirst.wire.openai.answers import attempt_objects, finish_reason
 
 ENCODER = msgspec.json.Encoder()
@@ -254,7 +254,7 @@ def reply(reply: Reply, *, created: int = 0, stop_sequence: str = "") -> bytes:
     if reply.text:
         content.append({"type": "text", "text": reply.text})
     for call in reply.tool_calls:
-        given = msgspec.Raw(call.arguments.encode() or b"{}")
+        given = arguments_object(call.arguments)
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
     message = message_object(reply.model, reply.request_id, reply.usage)
     message["content"] = content

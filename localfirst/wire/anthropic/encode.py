@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool
 from localfirst.wire import peek, quirks
+from localfirst.wire.conclusion import arguments_object
 from localfirst.wire.openai.shaping import schema_instruction
 from localfirst.wire.quirks import Quirks
 from localfirst.wire.refusal import unsupported
@@ -36,7 +36,6 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
 
     Raises:
         UpstreamRefused: a `suffix`, which this dialect has no word for.
-        InvalidRequest: tool arguments of an earlier turn that are no object.
     """
     if request.suffix is not None:
         raise unsupported("insert, which a `suffix` asks for")
@@ -97,11 +96,11 @@ def _system(request: ChatRequest, quirks: Quirks) -> str:
 
 def _messages(request: ChatRequest) -> list[Json]:
     turns: list[dict[str, Json]] = []
-    for index, message in enumerate(request.messages):
+    for message in request.messages:
         if message.role == "system":
             continue
         role = "assistant" if message.role == "assistant" else "user"
-        blocks = _blocks(message, index)
+        blocks = _blocks(message)
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -116,7 +115,7 @@ def _messages(request: ChatRequest) -> list[Json]:
     return [*turns]
 
 
-def _blocks(message: Message, index: int) -> list[dict[str, Json]]:
+def _blocks(message: Message) -> list[dict[str, Json]]:
     if message.role == "tool":
         return [_result(message)]
     blocks: list[dict[str, Json]] = []
@@ -129,10 +128,9 @@ def _blocks(message: Message, index: int) -> list[dict[str, Json]]:
             }
         )
     blocks += _content(message)
-    for position, call in enumerate(message.tool_calls):
-        field = f"messages[{index}].tool_calls[{position}].function.arguments"
-        arguments = object_of(call.arguments, field)
-        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments})
+    for call in message.tool_calls:
+        given = arguments_object(call.arguments)
+        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
     return blocks
 
 
@@ -161,17 +159,6 @@ def _result(message: Message) -> dict[str, Json]:
     content: Json = _content(message) if message.images else message.text
     block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
     return {**block, "is_error": True} if message.is_error else block
-
-
-def object_of(arguments: str, field: str) -> dict[str, Json]:
-    """Arguments of a tool call as the object that they must be."""
-    try:
-        value = msgspec.json.decode(arguments or "{}")
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise InvalidRequest(f"`{field}` is not JSON", field=field) from exc
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"`{field}` must be a JSON object", field=field)
-    return value
 
 
 def _tools(request: ChatRequest) -> dict[str, Json]:

@@ -25,6 +25,7 @@ from localfirst.events import (
     Usage,
 )
 from localfirst.types import ChatRequest, Json
+from localfirst.wire.conclusion import arguments_object
 from localfirst.wire.ollama.events import DURATIONS
 
 ENCODER = msgspec.json.Encoder()
@@ -150,7 +151,7 @@ def said(generate: bool, text: str, thinking: str, calls: list[Json]) -> dict[st
 
 def call_object(index: int, identifier: str, name: str, arguments: str) -> dict[str, Json]:
     """A whole call; its arguments are an object here, not text."""
-    given = msgspec.Raw(arguments.encode() or b"{}")
+    given = arguments_object(arguments)
     return {"id": identifier, "function": {"index": index, "name": name, "arguments": given}}
 
 

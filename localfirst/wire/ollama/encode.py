@@ -9,13 +9,11 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md and `api/types.go
 
 from __future__ import annotations
 
-import json
-
 import msgspec
 
-from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, ImagePart, Json, Message, Tool, ToolCall
 from localfirst.wire import quirks
+from localfirst.wire.conclusion import arguments_object
 from localfirst.wire.quirks import Quirks
 from localfirst.wire.refusal import unsupported
 
@@ -33,7 +31,6 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
 
     Raises:
         UpstreamRefused: an image by URL, which a local engine never fetches.
-        InvalidRequest: tool arguments of an earlier turn that are no JSON object.
     """
     body: dict[str, Json] = {"model": model, "stream": request.stream}
     if request.prompt is None:
@@ -108,22 +105,19 @@ def _messages(messages: tuple[Message, ...]) -> list[Json]:
     """The turns; results carry their tool's name, which templates ask for and others leave out."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     return [
-        _message(message, index, message.name or names.get(message.tool_call_id, ""))
-        for index, message in enumerate(messages)
+        _message(message, message.name or names.get(message.tool_call_id, ""))
+        for message in messages
     ]
 
 
-def _message(message: Message, index: int, tool_name: str) -> dict[str, Json]:
+def _message(message: Message, tool_name: str) -> dict[str, Json]:
     fields: dict[str, Json] = {"role": message.role, "content": message.text}
-    path = f"messages[{index}]"
     if message.images:
         fields["images"] = list(map(_image, message.images))
     if message.reasoning:
         fields["thinking"] = message.reasoning
     if message.tool_calls:
-        fields["tool_calls"] = [
-            _call(call, position, path) for position, call in enumerate(message.tool_calls)
-        ]
+        fields["tool_calls"] = [_call(call, index) for index, call in enumerate(message.tool_calls)]
     if message.role == "tool":
         if tool_name:
             fields["tool_name"] = tool_name
@@ -137,13 +131,9 @@ def _image(image: ImagePart) -> str:
     return image.data
 
 
-def _call(call: ToolCall, index: int, path: str) -> dict[str, Json]:
-    arguments = json.loads(call.arguments or "{}")
-    if not isinstance(arguments, dict):
-        field = f"{path}.tool_calls[{index}].function.arguments"
-        raise InvalidRequest(f"`{field}` must be a JSON object", field=field)
-    function = {"index": index, "name": call.name, "arguments": arguments}
-    return {"id": call.id, "function": function}
+def _call(call: ToolCall, index: int) -> dict[str, Json]:
+    given = arguments_object(call.arguments)
+    return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": given}}
 
 
 def _tools(request: ChatRequest) -> list[Json]:

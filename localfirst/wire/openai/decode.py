@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, Json, Message, Tool, ToolCall
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
@@ -222,7 +221,7 @@ def _call(item: Fields, identifier: str = "") -> ToolCall:
 
 
 def arguments_of(function: Fields) -> str:
-    """A call's arguments as JSON text; objects are accepted and written out."""
+    """A call's arguments as the model wrote them; objects are accepted and written out."""
     value = function.get("arguments")
     if value is None or value == "":
         return "{}"
@@ -230,10 +229,4 @@ def arguments_of(function: Fields) -> str:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if not isinstance(value, str):
         raise wrong(function.at("arguments"), "JSON text")
-    try:
-        json.loads(value)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(
-            f"`{function.at('arguments')}` is not JSON", field=function.at("arguments")
-        ) from exc
     return value
