@@ -106,6 +106,7 @@ class Job:
     async def _main(self, told: bool) -> int:
         runtime = self._make(self._settings)
         await runtime.start()
+        runtime.keep_fresh()
         server = Server(runtime, access=self._access)
         try:
             await server.start(self._sockets)
@@ -131,6 +132,7 @@ class Job:
             settings = self._reload()
             runtime = self._make(settings)
             await runtime.start()
+            runtime.keep_fresh()
         except LocalFirstError as error:
             self._say(f"the configuration was not taken over: {error.message}")
             return

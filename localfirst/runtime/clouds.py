@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from hashlib import sha256
 from urllib.parse import urlsplit
 
+import msgspec
+
 from localfirst.cascade.plan import ProviderView
-from localfirst.engines.base import Backend
 from localfirst.providers import catalog
 from localfirst.providers.anthropic import AnthropicBackend
 from localfirst.providers.catalog import Provider
+from localfirst.providers.cloud import CloudBackend
+from localfirst.providers.listing import ModelLists
 from localfirst.providers.openai import OpenAIBackend
-from localfirst.settings import Settings
+from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Clock, Dialect, Rung
+
+LOOK_S = 60.0
+"""How often it is looked whether a list is due."""
 
 BACKENDS = {Dialect.OPENAI: OpenAIBackend, Dialect.ANTHROPIC: AnthropicBackend}
 
@@ -24,12 +30,25 @@ class Clouds:
 
     def __init__(self, settings: Settings, *, upstream: UpstreamClient, clock: Clock) -> None:
         self.providers = catalog.configured(settings)
-        self.views = {name: view_of(provider) for name, provider in self.providers.items()}
-        self.backends: dict[str, Backend] = {
+        self.views: Mapping[str, ProviderView] = {
+            name: view_of(provider) for name, provider in self.providers.items()
+        }
+        self.backends: dict[str, CloudBackend] = {
             name: BACKENDS[provider.dialect](provider, upstream, clock)
             for name, provider in self.providers.items()
             if provider.ready
         }
+        self._clock = clock
+        private = settings.privacy is Privacy.LOCAL_ONLY
+        self.lists = ModelLists(
+            {
+                name: backend
+                for name, backend in self.backends.items()
+                if not private or is_own(self.providers[name])
+            },
+            clock,
+            local_only=private,
+        )
         # Anthropic has no embeddings.
         self.embedders = {
             name: backend
@@ -49,6 +68,36 @@ class Clouds:
         )
         self.concurrency = {p.id: p.concurrency for p in self.providers.values() if p.concurrency}
         self.marks = marks(self.providers)
+
+    async def keep_fresh(self) -> None:
+        """
+        Read the clouds' model lists once a day, for ever; a task that its owner cancels.
+
+        A default that its provider does not list any more steps behind the next one.
+        """
+        while True:
+            # Not at once: a start asks nobody anything that no request needs.
+            await self._clock.sleep(LOOK_S)
+            if not self.lists.due():
+                continue
+            await self.lists.refresh_due()
+            self.views = {
+                name: self._with_list(view, self.providers[name])
+                for name, view in self.views.items()
+            }
+
+    def _with_list(self, view: ProviderView, provider: Provider) -> ProviderView:
+        """A view with the defaults that are alive, and what its list adds to its models."""
+        listed = self.lists.listed(provider.id).models
+        if not listed:
+            return view
+        alive = self.lists.defaults(provider)
+        return msgspec.structs.replace(
+            view,
+            default_models=alive.models,
+            known_models=frozenset((*alive.models, *provider.windows, *listed)),
+            reason=alive.note or view.reason,
+        )
 
     async def aclose(self) -> None:
         """Close every backend."""

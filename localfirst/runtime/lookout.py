@@ -35,7 +35,7 @@ class Lookout:
         settings: Settings,
         *,
         engine: Engine,
-        providers: Mapping[str, ProviderView],
+        providers: Callable[[], Mapping[str, ProviderView]],
         connectivity: Connectivity,
         verdict: Verdict,
         clock: Clock,
@@ -45,6 +45,7 @@ class Lookout:
         self._connectivity = connectivity
         self._clock = clock
         self._over_budget = over_budget
+        self._providers = providers
         self._status: EngineStatus | None = None
         self._looked = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -57,7 +58,7 @@ class Lookout:
             auto_pull=settings.local.auto_pull,
             skip_pull=verdict.skip_pull,
             skip_pull_reason=verdict.reason,
-            providers=providers,
+            providers=providers(),
             routes=settings.routes,
         )
 
@@ -67,14 +68,21 @@ class Lookout:
         status = await self._engine_status()
         online = self._connectivity.online()
         over = self._over_budget()
+        providers = self._providers()
         world = self._world
-        if status is not world.local or online is not world.online or over != world.over_budget:
+        if (
+            status is not world.local
+            or online is not world.online
+            or over != world.over_budget
+            or providers is not world.providers
+        ):
             self._world = msgspec.structs.replace(
                 world,
                 local=status,
                 online=online,
                 offline_reason=self._connectivity.reason(),
                 over_budget=over,
+                providers=providers,
             )
         return self._world
 

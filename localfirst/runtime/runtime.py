@@ -6,12 +6,15 @@ Opening reaches no network and starts no engine; that waits for the first reques
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from localfirst.cascade import structured
+from localfirst.cascade.alarm import Alarm
+from localfirst.cascade.cache import Cache
 from localfirst.cascade.health import Cooldown, Health
 from localfirst.cascade.plan import Plan
 from localfirst.cascade.quota import Quota
@@ -33,6 +36,7 @@ from localfirst.runtime.entries import EmbedReply, ModelEntry
 from localfirst.runtime.gauge import Gauge
 from localfirst.runtime.lookout import Lookout
 from localfirst.runtime.pulled import PulledBackend
+from localfirst.runtime.webhook import Webhook
 from localfirst.settings import Privacy, Settings
 from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
@@ -69,6 +73,7 @@ class Runtime:
         self.serverless = serverless.verdict(self.environ, override=settings.serverless)
         self.store = Store(Path(settings.local.models_dir or default_root(self.environ)))
         self._started = False
+        self._keeping: asyncio.Task[None] | None = None
         self._open_rooms()
 
     def _open_rooms(self) -> None:
@@ -100,11 +105,21 @@ class Runtime:
         self.lookout = Lookout(
             settings,
             engine=self.engine,
-            providers=self.clouds.views,
+            providers=lambda: self.clouds.views,
             connectivity=self.connectivity,
             verdict=self.serverless,
             clock=clock,
             over_budget=self.budget.spent,
+        )
+        self.health = Health(local=self.clouds.near, marks=self.clouds.marks)
+        self.alarm = Alarm(
+            settings.escalation,
+            folder=Path(settings.state_dir) / "escalations",
+            clock=clock,
+            health=self.health,
+            ledger=self.ledger,
+            send=Webhook(settings.privacy),
+            context=self._context,
         )
         self.cascade = Cascade(
             backends={
@@ -120,11 +135,34 @@ class Runtime:
             look=self.lookout.look,
             clock=clock,
             settings=settings,
-            health=Health(local=self.clouds.near, marks=self.clouds.marks),
+            health=self.health,
             quota=Quota(concurrency=self.clouds.concurrency),
             recorder=self.budget,
+            alarm=self.alarm,
+            cache=self._cache(),
             budget=self.budget.refusal,
         )
+
+    def _cache(self) -> Cache | None:
+        """Answers given before, when the settings want them remembered."""
+        wanted = self.settings.cascade
+        if not wanted.cache_ttl_s:
+            return None
+        return Cache(
+            self.ledger,
+            ttl_s=wanted.cache_ttl_s,
+            size_bytes=wanted.cache_bytes,
+            now_unix=self.clock.unix,
+        )
+
+    def _context(self) -> dict[str, Json]:
+        """What an escalation file says of this runtime; no secrets."""
+        return {
+            "order": list(self.settings.order),
+            "privacy": str(self.settings.privacy),
+            "network": self.connectivity.reason(),
+            "providers": {view.id: view.reason or "ready" for view in self.clouds.views.values()},
+        }
 
     # --- life ------------------------------------------------------------------------------
 
@@ -139,13 +177,22 @@ class Runtime:
         self.ledger.watch(self._learn)
         await self.budget.start()
 
+    def keep_fresh(self) -> None:
+        """For whoever stays: read the clouds' model lists once a day, until `aclose()`."""
+        if self._keeping is None and self.clouds.backends and not self.settings.offline:
+            self._keeping = asyncio.get_running_loop().create_task(self.clouds.keep_fresh())
+
     def _learn(self, cooldowns: tuple[Cooldown, ...]) -> None:
         """Another process (or this one, before) learnt who is cooling down."""
         self.cascade.health.restore(cooldowns, self.cascade.now_unix())
 
     async def aclose(self) -> None:
         """Close in the reverse order; stops only engines that we started. Idempotent."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
         await self.lookout.aclose()
+        await self.alarm.aclose()
         await self.puller.aclose()
         await self.engine.aclose()
         await self.clouds.aclose()

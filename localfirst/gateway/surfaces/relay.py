@@ -16,7 +16,7 @@ from localfirst.events import Finished, Progress, Relayed, TextDelta
 from localfirst.gateway.refusal import JSON_TYPE, SAFE
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
-from localfirst.types import Call, Json, Rung
+from localfirst.types import Call, Json
 
 if TYPE_CHECKING:
     from localfirst.cascade.run import Answer
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 HELD_S = 10.0
 """A client is told nothing for so long; proxies and impatient readers cut at 30 s and more."""
+
+QUIET = frozenset({"queued", "loading"})
+"""Stages that are usually over in a moment."""
 
 _PRIVACY = {b"local-only": True, b"allow-cloud": False}
 _FALLBACK = {b"off": False, b"on": True}
@@ -100,7 +103,7 @@ async def _stream(answer: Answer, asked: Asked, surface: Surface) -> None:
     try:
         async for event in answer:
             if writer is None:
-                if type(event) is Progress and _may_hold(answer, asked):
+                if type(event) is Progress and _may_hold(event, asked):
                     continue
                 writer = await _begin(answer, asked, surface)
             data = event.data if type(event) is Relayed else writer.write(event)
@@ -121,8 +124,8 @@ async def _stream(answer: Answer, asked: Asked, surface: Surface) -> None:
         await request.end()
 
 
-def _may_hold(answer: Answer, asked: Asked) -> bool:
-    return answer.target.rung is not Rung.PULL and asked.unix() - asked.created < HELD_S
+def _may_hold(progress: Progress, asked: Asked) -> bool:
+    return progress.stage in QUIET and asked.unix() - asked.created < HELD_S
 
 
 async def _begin(answer: Answer, asked: Asked, surface: Surface) -> Writer:
