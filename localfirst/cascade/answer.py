@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Never
 
 from localfirst.errors import StreamInterrupted
@@ -81,6 +82,23 @@ class Answer:
             self._first = None
             return _Ready(first)
         return self._events.__anext__()
+
+    def wrap(
+        self,
+        around: Callable[[Climb, AsyncGenerator[Event, None]], AsyncGenerator[Event, None]],
+    ) -> None:
+        """Put a generator around all events; only before the first one was taken."""
+        first, rest = self._first, self._events
+        assert first is not None, "nothing was handed over yet"
+
+        async def whole() -> AsyncGenerator[Event, None]:
+            async with aclosing(rest):
+                yield first
+                async for event in rest:
+                    yield event
+
+        self._first = None
+        self._events = around(self._climb, whole())
 
     async def aclose(self) -> None:
         """Stop, and close the upstream connection; idempotent."""

@@ -53,6 +53,7 @@ class Climb:
         self.egress: list[str] = []
         self.seen: list[Event] = []
         self.target = NOBODY
+        self.from_cache = False
         self._local_only = local_only
         self._began = cascade.clock.monotonic()
         self._strict = call.deadline_s is not None
@@ -70,12 +71,29 @@ class Climb:
             raise StreamInterrupted("the answer ended before it began") from None
         return Answer(self, first, events)
 
+    def replayed(self, target: Target, events: list[Event]) -> Answer:
+        """An answer that was given before; nobody is asked."""
+        self.target = target
+        self.from_cache = True
+
+        async def again() -> AsyncGenerator[Event, None]:
+            for event in events[1:]:
+                yield event
+
+        self.seen.extend(events)
+        return Answer(self, events[0], again())
+
     async def aclose(self, events: AsyncGenerator[Event, None]) -> None:
         """Close the generator, also while another task reads from it."""
         if not getattr(events, "ag_running", False):
             await events.aclose()
         elif self._ongoing is not None:
             self._ongoing.watch.abandon()
+
+    @property
+    def asking(self) -> Target | None:
+        """Who is being asked right now."""
+        return self._ongoing.target if self._ongoing is not None else None
 
     def headers(self) -> list[tuple[str, str]]:
         """
@@ -88,9 +106,10 @@ class Climb:
         attempts, current = self.attempts, self._ongoing
         if current is not None and current.committed and not current.settled:
             attempts = [*attempts, current.record("ok")]
-        return report.headers(
+        found = report.headers(
             attempts, request_id=self.call.request_id, target=target, egress=self.egress
         )
+        return [*found, ("x-localfirst-cache", "hit")] if self.from_cache else found
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Every event that is handed over; raises when nobody answers, or somebody stops."""

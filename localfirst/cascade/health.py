@@ -82,28 +82,34 @@ class HealthView(msgspec.Struct, frozen=True, kw_only=True):
     probing: Mapping[Place, float] = {}
     revision: int = 0
 
+    def blockers(self, target: Target, now_unix: float) -> list[Cooldown]:
+        """Every cooldown that stands in this target's way, the longest first."""
+        if not self.cooldowns:
+            return []
+        found = [
+            entry
+            for place in places(target)
+            if (entry := self.cooldowns.get(place)) is not None and entry.until_unix > now_unix
+        ]
+        return sorted(found, key=lambda entry: -entry.until_unix)
+
     def blocker(self, target: Target, now_unix: float) -> Cooldown | None:
         """The cooldown that stands longest in this target's way, or None."""
-        if not self.cooldowns:
-            return None
-        worst = None
-        for place in places(target):
-            entry = self.cooldowns.get(place)
-            if entry is None or entry.until_unix <= now_unix:
-                continue
-            if worst is None or entry.until_unix > worst.until_unix:
-                worst = entry
-        return worst
+        return next(iter(self.blockers(target, now_unix)), None)
 
     def gate(self, target: Target, now_unix: float) -> tuple[Gate, Cooldown | None]:
-        """Whether the target may be asked now, and what stands in the way."""
-        entry = self.blocker(target, now_unix)
-        if entry is None:
+        """Whether the target may be asked now, and what stands longest in the way."""
+        found = self.blockers(target, now_unix)
+        if not found:
             return Gate.READY, None
+        # One that may not be tried yet is enough: a fact is not undone by a guess beside it.
+        if all(self._open_to_probe(entry, now_unix) for entry in found):
+            return Gate.PROBE, found[0]
+        return Gate.COOLING, found[0]
+
+    def _open_to_probe(self, entry: Cooldown, now_unix: float) -> bool:
         busy = self.probing.get(entry.place, 0.0) > now_unix
-        if entry.probe_unix <= now_unix and not busy:
-            return Gate.PROBE, entry
-        return Gate.COOLING, entry
+        return entry.probe_unix <= now_unix and not busy
 
     def next_change_unix(self, now_unix: float) -> float:
         """The earliest instant at which a gate opens by itself."""
@@ -236,9 +242,11 @@ class Health:
         """Take the probe's place if one is needed; False while the target cools."""
         if not self._cooldowns:
             return True
-        gate, entry = self.view().gate(target, now_unix)
-        if gate is Gate.PROBE and entry is not None:
-            self._probing[entry.place] = now_unix + PROBE_LEASE_S
+        view = self.view()
+        gate, _ = view.gate(target, now_unix)
+        if gate is Gate.PROBE:
+            for entry in view.blockers(target, now_unix):
+                self._probing[entry.place] = now_unix + PROBE_LEASE_S
             self._changed()
         return gate is not Gate.COOLING
 
@@ -274,6 +282,18 @@ class Health:
             known, when = self._strikes.get(place, (0, 0.0))
             self._strikes[place] = (max(known, entry.strikes), max(when, entry.since_unix))
         self._cooldowns = kept
+        self._changed()
+
+    def shift(self, seconds: float) -> None:
+        """Move every instant: the wall clock was set."""
+        for place, entry in self._cooldowns.items():
+            self._cooldowns[place] = msgspec.structs.replace(
+                entry,
+                since_unix=entry.since_unix + seconds,
+                until_unix=entry.until_unix + seconds,
+            )
+        self._probing = {place: until + seconds for place, until in self._probing.items()}
+        self._strikes = {place: (n, at + seconds) for place, (n, at) in self._strikes.items()}
         self._changed()
 
     def snapshot(self) -> tuple[Cooldown, ...]:

@@ -155,9 +155,7 @@ class Ladder:
             else:
                 earlier.append(candidate)
         return (
-            self._again(earlier, found)
-            or self._last_one(now_unix)
-            or GiveUp(min(found.recoveries, default=None))
+            self._again(earlier, found) or self._last_one(now_unix) or GiveUp(self._soonest(found))
         )
 
     def failed(self, candidate: Candidate, target: Target, failure: Failure, now: float) -> None:
@@ -173,8 +171,8 @@ class Ladder:
         elif target.rung is Rung.PULL:
             # A download retries by itself while it makes progress; once over, it is over.
             candidate.over = True
-        elif self._worth_another(candidate, cls):
-            candidate.again_at = now + self._backoff_s(candidate.failures)
+        elif self._worth_another(candidate, failure):
+            candidate.again_at = now + self._backoff_s(candidate.failures, failure)
         else:
             candidate.over = True
         if failure.scope is Scope.PROVIDER:
@@ -301,24 +299,42 @@ class Ladder:
             if candidate.over or candidate.asked or not self._eligible(candidate):
                 continue
             for target in candidate.step.keys or (candidate.step.target,):
-                entry = view.blocker(target, now_unix)
-                if entry is None or entry.fact or entry.cls not in TRANSIENT:
+                found = view.blockers(target, now_unix)
+                if not found or any(one.fact or one.cls not in TRANSIENT for one in found):
                     continue
-                if best is None or entry.until_unix < best[0]:
-                    best = (entry.until_unix, candidate, target)
+                if best is None or found[0].until_unix < best[0]:
+                    best = (found[0].until_unix, candidate, target)
         return Take(best[1], best[2]) if best else None
 
-    def _worth_another(self, candidate: Candidate, cls: FailureClass) -> bool:
+    def _soonest(self, found: _Search) -> float | None:
+        """Seconds until anybody who was asked or passed over may be asked again."""
+        view = self._health.view()
+        waits = list(found.recoveries)
+        for candidate in self.candidates:
+            for target in candidate.step.keys or (candidate.step.target,):
+                entry = view.blocker(target, found.now_unix)
+                if entry is not None and entry.until_unix < NEVER:
+                    waits.append(entry.until_unix - found.now_unix)
+        return min(waits, default=None)
+
+    def _worth_another(self, candidate: Candidate, failure: Failure) -> bool:
+        cls = failure.cls
         if cls not in TRANSIENT or candidate.failures >= self._settings.attempts_per_provider:
+            return False
+        if self._stated_s(failure) + self._waited_s > self._settings.wait_for_cooldown_s:
             return False
         # This machine's model was given minutes; nobody waits as long for it again.
         return cls is not FailureClass.TIMEOUT or candidate.step.target.rung is Rung.CLOUD
 
-    def _backoff_s(self, failures: int) -> float:
+    def _stated_s(self, failure: Failure) -> float:
+        """How long they asked us to stay away, where they did."""
+        return (failure.retry_after_s or 0.0) if failure.retry_is_fact else 0.0
+
+    def _backoff_s(self, failures: int, failure: Failure) -> float:
         """Half to the whole of the configured wait, so that a crowd does not return at once."""
         steps = self._settings.backoff_s or (0.0,)
         whole = steps[min(failures - 1, len(steps) - 1)]
-        return whole * (0.5 + 0.5 * self._spread)
+        return max(whole * (0.5 + 0.5 * self._spread), self._stated_s(failure))
 
     def _same_provider(self, candidate: Candidate, target: Target) -> None:
         """What failed for a provider as a whole fails for its other models too, for now."""

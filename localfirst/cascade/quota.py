@@ -108,6 +108,14 @@ class Quota:
             account = (target.provider, target.key_label, target.model)
             self._windows.setdefault(account, {}).update(found)
 
+    def shift(self, seconds: float) -> None:
+        """Move every reset: the wall clock was set."""
+        for windows in self._windows.values():
+            for name, window in windows.items():
+                windows[name] = msgspec.structs.replace(
+                    window, reset_unix=window.reset_unix + seconds
+                )
+
     def windows(self, target: Target) -> Mapping[str, Window]:
         """What is known of a target's limits, by window name."""
         return self._windows.get((target.provider, target.key_label, target.model), {})

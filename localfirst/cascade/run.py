@@ -13,13 +13,15 @@ decision is `plan`'s, the way down is `climb`'s; this file wires them to what th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from localfirst.cascade import plan_strategy
+from localfirst.cascade import continued, hedge, plan_strategy
 from localfirst.cascade.answer import Answer
+from localfirst.cascade.cache import Cache
 from localfirst.cascade.climb import Climb
 from localfirst.cascade.health import Cooldown, Health, Place
 from localfirst.cascade.ladder import Ladder
@@ -28,14 +30,16 @@ from localfirst.cascade.plan import Plan, World, plan
 from localfirst.cascade.quota import Quota
 from localfirst.engines.base import Backend
 from localfirst.errors import EngineUnavailable
-from localfirst.events import Usage
+from localfirst.events import Event, Usage
 from localfirst.settings import Settings
-from localfirst.types import Attempt, Call, Clock, Failure, Target
+from localfirst.types import Attempt, Call, Clock, Failure, Rung, Target
 
 __all__ = ["Answer", "Cascade", "Recorder"]
 
 # Plans are kept for as many different kinds of request at once.
 PLANS_KEPT = 64
+# A wall clock that drifts this far from the steady one within a process was set.
+JUMP_S = 2.0
 
 Look = Callable[[Call], Awaitable[World]]
 
@@ -111,6 +115,7 @@ class Cascade:
         health, quota: shared with whoever shows them; this is their only writer.
         recorder: the ledger, or None.
         alarm: told of every attempt, and of every ladder that ended without an answer.
+        cache: answers given before, or None; used when `cascade.cache_ttl_s` is set.
         budget: asked before a request leaves the machine; "" or why it may not be spent.
     """
 
@@ -125,6 +130,7 @@ class Cascade:
         quota: Quota | None = None,
         recorder: Recorder | None = None,
         alarm: Watcher | None = None,
+        cache: Cache | None = None,
         budget: Callable[[Target], str] | None = None,
     ) -> None:
         self.backends = backends
@@ -136,10 +142,9 @@ class Cascade:
         self._recorder: Recorder = recorder or NoRecorder()
         self._budget = budget
         self.alarm = alarm
+        self._cache = cache
         self._turn = 0
         self._plans: dict[tuple[object, ...], tuple[World, int, Plan]] = {}
-        # Wall clocks jump; what is counted from here on does not, and the later one is
-        # believed, so that no jump makes a cooldown longer.
         self._unix_offset = clock.unix() - clock.monotonic()
 
     async def open(self, call: Call, *, avoid: frozenset[tuple[str, str]] = frozenset()) -> Answer:
@@ -160,17 +165,32 @@ class Cascade:
         found = self.plan(call, world)
         if found.error is not None:
             raise found.error
-        self._turn += 1
-        ladder = Ladder(
-            found,
-            health=self.health,
-            quota=self.quota,
-            settings=self.settings.cascade,
-            tokens=call.needs.prompt_tokens,
-            turn=self._turn,
-            avoid=avoid,
-        )
-        return await Climb(self, call, ladder, local_only=world.local_only).open()
+        limits = self.settings.cascade
+        if limits.continue_cut_streams and continued.possible(call):
+            call.relay = False
+
+        def start(without: frozenset[tuple[str, str]]) -> Climb:
+            return self._climb(call, found, world, avoid | without)
+
+        kept = self._cache.key(call, found) if self._cache is not None and not avoid else None
+        if self._cache is not None and kept is not None:
+            events = await self._cache.get(kept[0])
+            if events:
+                return start(frozenset()).replayed(kept[1], events)
+        if limits.hedge_after_s > 0:
+            never = frozenset(
+                (step.target.provider, step.target.model)
+                for step in found.steps
+                if step.target.rung is Rung.PULL
+            )
+            answer = await hedge.open(start, limits.hedge_after_s, never=never)
+        else:
+            answer = await start(frozenset()).open()
+        if limits.continue_cut_streams and not avoid and continued.possible(call):
+            answer.wrap(self._continued)
+        if self._cache is not None and kept is not None and answer.target.route == kept[1].route:
+            answer.wrap(functools.partial(self._cache.keep, kept[0]))
+        return answer
 
     async def explain(self, call: Call) -> Plan:
         """The plan that `open` would follow now."""
@@ -194,8 +214,17 @@ class Cascade:
         return found
 
     def now_unix(self) -> float:
-        """Seconds since 1970 that never run backwards."""
-        return max(self.clock.unix(), self.clock.monotonic() + self._unix_offset)
+        """Seconds since 1970, by the wall; cooldowns are moved when it is set back."""
+        now_unix = self.clock.unix()
+        jumped_s = now_unix - self.clock.monotonic() - self._unix_offset
+        if abs(jumped_s) > JUMP_S:
+            self._unix_offset += jumped_s
+            if jumped_s < 0:
+                # Nothing lasts longer because a clock was wrong. When it is set forward, or
+                # after a suspend, waits end early instead, which costs a request at most.
+                self.health.shift(jumped_s)
+                self.quota.shift(jumped_s)
+        return now_unix
 
     # --- for the climb ----------------------------------------------------------------------
 
@@ -246,6 +275,26 @@ class Cascade:
         return self._recorder.save_cooldown(entry) if entry is not None else None
 
     # --- inside -----------------------------------------------------------------------------
+
+    def _climb(
+        self, call: Call, found: Plan, world: World, avoid: frozenset[tuple[str, str]]
+    ) -> Climb:
+        self._turn += 1
+        ladder = Ladder(
+            found,
+            health=self.health,
+            quota=self.quota,
+            settings=self.settings.cascade,
+            tokens=call.needs.prompt_tokens,
+            turn=self._turn,
+            avoid=avoid,
+        )
+        return Climb(self, call, ladder, local_only=world.local_only)
+
+    def _continued(
+        self, climb: Climb, rest: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[Event, None]:
+        return continued.events(climb, rest, lambda call, avoid: self.open(call, avoid=avoid))
 
     def _measured(self, world: World) -> World:
         return msgspec.structs.replace(

@@ -42,6 +42,7 @@ class ScriptedBackend:
     def __init__(self, *scripts: Sequence[Move]) -> None:
         self.scripts: list[Sequence[Move]] = list(scripts) or [says()]
         self.asked: list[Target] = []
+        self.asked_at: list[float] = []
         self.calls: list[Call] = []
         self.limits: list[Limits] = []
         self.open = 0
@@ -51,6 +52,7 @@ class ScriptedBackend:
         self, call: Call, target: Target, limits: Limits
     ) -> AsyncGenerator[Event, None]:
         self.asked.append(target)
+        self.asked_at.append(asyncio.get_running_loop().time())
         self.calls.append(call)
         self.limits.append(limits)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]

@@ -461,6 +461,21 @@ def test_a_short_cooldown_of_everybody_is_waited_for() -> None:
     virtual(main())
 
 
+def test_a_sick_server_that_names_its_recovery_is_not_asked_before() -> None:
+    async def main() -> None:
+        groq = ScriptedBackend(refuses(503, None, [("retry-after", "60")]), says("back"))
+        house = House({"groq": groq})
+        for sent in (1, 1):
+            with pytest.raises(CascadeExhausted) as caught:
+                await house.ask()
+            assert caught.value.retry_after_s == pytest.approx(60.0, abs=0.1)
+            assert len(groq.asked) == sent
+        house.clock.advance(60.0)
+        assert (await house.ask()).text == "back"
+
+    virtual(main())
+
+
 def test_a_long_cooldown_of_everybody_is_told_with_the_soonest_recovery() -> None:
     async def main() -> None:
         house = House(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, Phase
 from hypothesis import settings as bounds
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -47,7 +47,7 @@ class Model:
         self.shadow = dict.fromkeys(NAMES, 0.0)
         self.fact = dict.fromkeys(NAMES, 0.0)
 
-    def tried(self, name: str, now: float) -> None:
+    def tried(self, name: str, asked_at: float, now: float) -> None:
         """*name* was asked: a fault throws its shadow."""
         state = self.state[name]
         if state == "up":
@@ -58,7 +58,7 @@ class Model:
             shadow_s = 5.0
         self.shadow[name] = max(self.shadow[name], now + shadow_s)
         if state == "limited":
-            self.fact[name] = now + 90.0
+            self.fact[name] = asked_at + 90.0
 
     def must_answer(self, now: float) -> str | None:
         """The first place that has no excuse."""
@@ -118,7 +118,7 @@ class Cascades(RuleBasedStateMachine):
             assert times <= 2
             assert not (times and facts[name] > began + took), f"{name} was asked in its fact"
             if times:
-                self.model.tried(name, began + took)
+                self.model.tried(name, self.house.backends[name].asked_at[-1], began + took)
         if answered is None:
             assert must is None, f"{must} could have answered"
             return
@@ -145,6 +145,9 @@ Cascades.TestCase.settings = bounds(
     stateful_step_count=50,
     deadline=None,
     database=None,
+    phases=[Phase.generate, Phase.shrink]
+    if os.environ.get("LOCALFIRST_TORTURE")
+    else [Phase.generate],
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )

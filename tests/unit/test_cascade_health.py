@@ -110,6 +110,16 @@ def test_a_fact_is_kept_and_a_guess_is_probed_early_by_one_request() -> None:
     assert health.idle
 
 
+def test_a_guess_beside_a_fact_does_not_undo_it() -> None:
+    health = Health()
+    for n in range(6):
+        fail(health, FailureClass.NETWORK, Scope.PROVIDER, T0 + n)
+    fact = {"retry_after_s": 90.0, "retry_is_fact": True}
+    fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL, T0 + 6, **fact)
+    assert gate(health, T0 + 95) is Gate.COOLING
+    assert gate(health, T0 + 97) is Gate.PROBE
+
+
 def test_a_failed_probe_opens_again_for_longer() -> None:
     health = Health()
     fail(health, FailureClass.UNAVAILABLE, Scope.PROVIDER)
