@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 PURE = {
     "cascade": {"plan", "classify", "health", "quota", "contract", "escalate"},
-    "machine": {"fit", "serverless"},
+    "machine": {"fit", "serverless", "recommend", "doctor"},
     "models": {"names", "manifest", "gguf", "lock", "toy"},
 }
 ROOMS = {"machine", "models", "engines", "providers"}
@@ -85,6 +85,8 @@ def allowed(source: tuple[str, ...], target: tuple[str, ...]) -> bool:
         return target[0] in NEIGHBOURS.get(source[0], set())
     if here == 4:
         return there <= 2 or target == ("engines", "base")
+    if source == ("__main__",):
+        return target[0] == "cli"
     if here == 6:
         return there in {0, 1, 5}
     return there <= here

@@ -20,7 +20,7 @@ from localfirst.gateway.refusal import (
 )
 
 if TYPE_CHECKING:
-    from localfirst.cascade.run import Answer
+    from localfirst.runtime import Answer
 
 Headers = list[tuple[bytes, bytes]]
 

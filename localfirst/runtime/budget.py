@@ -1,8 +1,8 @@
 """
 The day's budget on what leaves this machine, enforced where a request is sent.
 
-It is the cascade's recorder too: what it counts in memory is what was really sent, and the
-ledger adds what other processes sent. A limit on money fails closed: a model whose price
+What it counts in memory is what this process sent; the ledger adds what others did. A
+limit on money fails closed: a model whose price
 is not known is not asked.
 """
 
@@ -11,12 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from localfirst.cascade.health import Cooldown, Place
-from localfirst.events import Usage
 from localfirst.ledger import usage as ledger_usage
 from localfirst.ledger.db import Ledger
 from localfirst.settings import BudgetSettings
-from localfirst.types import Attempt, Call, Clock, Target
+from localfirst.types import Clock, Target
 
 DAY_S = 86400.0
 REFRESH_S = 5.0
@@ -24,7 +22,7 @@ REFRESH_S = 5.0
 
 
 class Budget:
-    """Counts cloud requests since midnight UTC; hands every record on to the ledger."""
+    """Counts cloud requests since midnight UTC."""
 
     def __init__(
         self, settings: BudgetSettings, ledger: Ledger, clock: Clock, *, own: Collection[str]
@@ -71,30 +69,6 @@ class Budget:
         if not no and self.limited:
             self._requests += 1
         return no
-
-    # --- the cascade's recorder --------------------------------------------------------------
-
-    def record_attempt(
-        self,
-        attempt: Attempt,
-        *,
-        call: Call | None = None,
-        target: Target | None = None,
-        usage: Usage | None = None,
-        first_token_s: float = 0.0,
-    ) -> None:
-        """Hand an attempt on to the ledger."""
-        self._ledger.record_attempt(
-            attempt, call=call, target=target, usage=usage, first_token_s=first_token_s
-        )
-
-    def save_cooldown(self, entry: Cooldown) -> asyncio.Future[None] | None:
-        """Hand a cooldown on to the ledger."""
-        return self._ledger.save_cooldown(entry)
-
-    def drop_cooldowns(self, places: tuple[Place, ...]) -> None:
-        """Hand the end of cooldowns on to the ledger."""
-        self._ledger.drop_cooldowns(places)
 
     # --- inside ------------------------------------------------------------------------------
 

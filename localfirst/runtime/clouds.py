@@ -55,12 +55,11 @@ class Clouds:
             for name, backend in self.backends.items()
             if isinstance(backend, OpenAIBackend)
         }
-        self.hosts = tuple(
-            host
-            for provider in self.providers.values()
-            if provider.ready and not provider.loopback and (host := host_of(provider))
-        )
-
+        self.hosts = {
+            name: host_of(provider)
+            for name, provider in self.providers.items()
+            if provider.ready and not provider.loopback
+        }
         self.own = frozenset(p.id for p in self.providers.values() if is_own(p))
         # What answers on this machine never cools for long.
         self.near = frozenset(

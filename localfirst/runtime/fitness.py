@@ -33,7 +33,10 @@ def gate(
     hardware: Callable[[], Hardware], *, context_tokens: int = 0
 ) -> Callable[[Manifest, bytes], Awaitable[None]]:
     """
-    A check for `Puller`: refuses what cannot run here; what is unknown passes.
+    A check for `Puller`: refuses what this machine could not run even at rest.
+
+    What is unknown passes, and so does what only lacks memory that something else holds
+    at this moment. The disk is the puller's own matter.
 
     Raises (when called):
         InsufficientResources: the memory will not do, with both figures.
@@ -41,7 +44,7 @@ def gate(
 
     async def check(manifest: Manifest, head: bytes) -> None:
         found = predict(manifest, head, hardware(), context_tokens=context_tokens)
-        if found.verdict is Verdict.NO:
+        if found.verdict is Verdict.NO and not found.could_fit:
             raise InsufficientResources(
                 f"the model does not fit this machine: {found.reason}",
                 kind="memory",

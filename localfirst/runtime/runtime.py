@@ -36,6 +36,7 @@ from localfirst.runtime.entries import EmbedReply, ModelEntry
 from localfirst.runtime.gauge import Gauge
 from localfirst.runtime.lookout import Lookout
 from localfirst.runtime.pulled import PulledBackend
+from localfirst.runtime.records import Records
 from localfirst.runtime.webhook import Webhook
 from localfirst.settings import Privacy, Settings
 from localfirst.transport import process
@@ -73,7 +74,7 @@ class Runtime:
         self.serverless = serverless.verdict(self.environ, override=settings.serverless)
         self.store = Store(Path(settings.local.models_dir or default_root(self.environ)))
         self._started = False
-        self._keeping: asyncio.Task[None] | None = None
+        self._keeping: list[asyncio.Task[None]] = []
         self._open_rooms()
 
     def _open_rooms(self) -> None:
@@ -83,7 +84,11 @@ class Runtime:
         self.upstream = UpstreamClient(clock, proxies=from_environment(self.environ))
         self.clouds = Clouds(settings, upstream=self.upstream, clock=clock)
         self.connectivity = Connectivity(
-            clock, environ=self.environ, offline=settings.offline, hosts=self.clouds.hosts
+            clock,
+            environ=self.environ,
+            offline=settings.offline,
+            local_only=settings.privacy is Privacy.LOCAL_ONLY,
+            hosts=tuple(self.clouds.hosts.values()),
         )
         self.engine = LocalEngine(
             settings,
@@ -102,6 +107,12 @@ class Runtime:
         )
         self.ledger = Ledger(Path(settings.state_dir) / "localfirst.db", clock)
         self.budget = Budget(settings.budget, self.ledger, clock, own=self.clouds.own)
+        self.health = Health(local=self.clouds.near, marks=self.clouds.marks)
+        self._open_cascade()
+
+    def _open_cascade(self) -> None:
+        """What decides, and everything that it asks or tells."""
+        settings, clock = self.settings, self.clock
         self.lookout = Lookout(
             settings,
             engine=self.engine,
@@ -111,7 +122,6 @@ class Runtime:
             clock=clock,
             over_budget=self.budget.spent,
         )
-        self.health = Health(local=self.clouds.near, marks=self.clouds.marks)
         self.alarm = Alarm(
             settings.escalation,
             folder=Path(settings.state_dir) / "escalations",
@@ -137,7 +147,7 @@ class Runtime:
             settings=settings,
             health=self.health,
             quota=Quota(concurrency=self.clouds.concurrency),
-            recorder=self.budget,
+            recorder=Records(self.ledger, self.connectivity, self.clouds.hosts),
             alarm=self.alarm,
             cache=self._cache(),
             budget=self.budget.refusal,
@@ -178,9 +188,17 @@ class Runtime:
         await self.budget.start()
 
     def keep_fresh(self) -> None:
-        """For whoever stays: read the clouds' model lists once a day, until `aclose()`."""
-        if self._keeping is None and self.clouds.backends and not self.settings.offline:
-            self._keeping = asyncio.get_running_loop().create_task(self.clouds.keep_fresh())
+        """
+        For whoever stays: watch the network, and read the clouds' model lists once a day.
+
+        Runs until `aclose()`, and only where there is a cloud to ask.
+        """
+        if not self._keeping and self.clouds.backends and not self.settings.offline:
+            loop = asyncio.get_running_loop()
+            self._keeping = [
+                loop.create_task(self.clouds.keep_fresh()),
+                loop.create_task(self.connectivity.watch()),
+            ]
 
     def _learn(self, cooldowns: tuple[Cooldown, ...]) -> None:
         """Another process (or this one, before) learnt who is cooling down."""
@@ -188,9 +206,9 @@ class Runtime:
 
     async def aclose(self) -> None:
         """Close in the reverse order; stops only engines that we started. Idempotent."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         await self.lookout.aclose()
         await self.alarm.aclose()
         await self.puller.aclose()

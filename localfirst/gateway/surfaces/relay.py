@@ -19,8 +19,8 @@ from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
 from localfirst.types import Call, Json
 
 if TYPE_CHECKING:
-    from localfirst.cascade.run import Answer
     from localfirst.gateway.app import Gateway
+    from localfirst.runtime import Answer
 
 HELD_S = 10.0
 """A client is told nothing for so long; proxies and impatient readers cut at 30 s and more."""

@@ -1,0 +1,63 @@
+"""Where the cascade's records go: the ledger, and what they tell of the network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from localfirst.cascade.health import Cooldown, Place
+from localfirst.events import Usage
+from localfirst.ledger.db import Ledger
+from localfirst.machine.connectivity import Connectivity
+from localfirst.types import Attempt, Call, FailureClass, Target
+
+REACHED = frozenset(FailureClass) - {
+    FailureClass.NETWORK,
+    FailureClass.TIMEOUT,
+    FailureClass.CONFIG,
+    FailureClass.UNKNOWN,
+} | {"ok"}
+"""Outcomes that only somebody outside can have caused: the network was there."""
+
+
+class Records:
+    """
+    The cascade's recorder.
+
+    Args:
+        hosts: `host:port` of each provider beyond this machine.
+    """
+
+    def __init__(
+        self, ledger: Ledger, connectivity: Connectivity, hosts: Mapping[str, str]
+    ) -> None:
+        self._ledger = ledger
+        self._connectivity = connectivity
+        self._hosts = hosts
+
+    def record_attempt(
+        self,
+        attempt: Attempt,
+        *,
+        call: Call | None = None,
+        target: Target | None = None,
+        usage: Usage | None = None,
+        first_token_s: float = 0.0,
+    ) -> None:
+        """Remember an attempt, and what it shows of the network."""
+        host = self._hosts.get(attempt.provider)
+        if host and attempt.outcome == FailureClass.NETWORK:
+            self._connectivity.note_failure(host)
+        elif host and attempt.outcome in REACHED:
+            self._connectivity.note_success(host)
+        self._ledger.record_attempt(
+            attempt, call=call, target=target, usage=usage, first_token_s=first_token_s
+        )
+
+    def save_cooldown(self, entry: Cooldown) -> asyncio.Future[None] | None:
+        """Hand a cooldown on to the ledger."""
+        return self._ledger.save_cooldown(entry)
+
+    def drop_cooldowns(self, places: tuple[Place, ...]) -> None:
+        """Hand the end of cooldowns on to the ledger."""
+        self._ledger.drop_cooldowns(places)
