@@ -342,7 +342,7 @@ class Health:
         duration_s = stated
         if duration_s is None:
             duration_s = guess_s(failure.cls, strikes, now_unix, failure.status)
-        if place[0] in self._local and not place[2]:
+        if place[0] in self._local and stated is None:
             duration_s = min(duration_s, LOCAL_LONGEST_S)
         if duration_s <= 0.0:
             return None

@@ -19,8 +19,9 @@ class Watch:
     """
     Cancels the reading task when nothing came for too long; `expired` tells it from a hang-up.
 
-    The clock runs from `resume()` to `pause()`, so a slow reader is never taken for a slow
-    upstream. Written only by the reader of one attempt and by its own timer.
+    The clock stands while `since` is None: the reader sets it before it hands an event
+    over, so a slow reader is never taken for a slow upstream. Written only by the reader of
+    one attempt and by its own timer.
     """
 
     __slots__ = (
@@ -50,10 +51,6 @@ class Watch:
             self._handle.cancel()
             self._handle = self._loop.call_later(limit_s, self._look)
         self.limit_s = limit_s
-
-    def pause(self) -> None:
-        """The reader has an event and is busy with it."""
-        self.since = None
 
     def resume(self) -> None:
         """The reader waits for the next event."""

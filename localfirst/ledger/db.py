@@ -35,6 +35,7 @@ Work = Callable[[sqlite3.Connection], None]
 LOOK_EVERY_S = 0.08  # another process's change is to be noticed within 100 ms
 BATCH = 256  # fewer are written as soon as the thread has nothing else to do
 BUSY_MS = 2000
+OPEN_TRIES, OPEN_AGAIN_S = 60, 0.05
 WAITING_AT_MOST = 20_000  # beyond this attempts are dropped: a stuck disk must not eat memory
 CLOSE_S = 3.0
 
@@ -57,6 +58,7 @@ class Ledger:
         self._watchers: list[Callable[[tuple[Cooldown, ...]], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._version = 0
+        self._opened = False
         self.reason = ""
         self.dropped = 0
 
@@ -214,12 +216,17 @@ class Ledger:
         try:
             rows.save_attempts(db, batch, self._clock.unix())
         except sqlite3.Error as error:
+            if _locked(error):
+                self._attempts.extendleft(reversed(batch))
             self._broken(error)
 
     def _connect(self) -> sqlite3.Connection | None:
         try:
             files.ensure_dir(self.path.parent, mode=0o700)
-            db = connect(self.path)
+            db = connect_patiently(self.path)
+            self._opened = True
+            with contextlib.suppress(sqlite3.OperationalError):  # busy: another time will do
+                rows.prune(db, self._clock.unix())
             self._version = db.execute("PRAGMA data_version").fetchone()[0]
         except (sqlite3.Error, OSError, schema.NewerFile) as error:
             self._broken(error)
@@ -228,13 +235,29 @@ class Ledger:
 
     def _broken(self, error: Exception) -> None:
         """One warning, and history is off; answers go on."""
-        if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
-            # Another process held the file for long: this batch is lost, the ledger is not.
-            log.warning("the ledger was locked by another process; some history is lost")
+        if _locked(error) and self._opened:
+            log.warning("the ledger is locked by another process; history is late")
             return
         if not self.reason:
             self.reason = f"{type(error).__name__}: {error}"
             log.warning("history is off: `%s` cannot be used (%s)", self.path, error)
+
+
+def _locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+def connect_patiently(path: Path) -> sqlite3.Connection:
+    """`connect`, again while others are opening the file too: WAL begins without waiting."""
+    pause = threading.Event()
+    for _ in range(OPEN_TRIES - 1):
+        try:
+            return connect(path)
+        except sqlite3.OperationalError as error:
+            if not _locked(error):
+                raise
+            pause.wait(OPEN_AGAIN_S)
+    return connect(path)
 
 
 def connect(path: Path) -> sqlite3.Connection:

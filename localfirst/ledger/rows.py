@@ -30,7 +30,6 @@ INSERT INTO attempts
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 KEEP_DAYS = 90
-_PRUNE_EVERY = 200  # batches
 
 
 def save_cooldown(db: sqlite3.Connection, entry: Cooldown) -> None:

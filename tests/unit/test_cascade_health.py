@@ -110,6 +110,15 @@ def test_a_fact_is_kept_and_a_guess_is_probed_early_by_one_request() -> None:
     assert health.idle
 
 
+@pytest.mark.parametrize("scope", [Scope.PROVIDER, Scope.MODEL, Scope.KEY])
+@pytest.mark.parametrize(
+    "cls", [FailureClass.MODEL_NOT_FOUND, FailureClass.AUTH, FailureClass.TIMEOUT]
+)
+def test_nothing_on_this_machine_cools_for_long(cls: FailureClass, scope: Scope) -> None:
+    entry = fail(Health(), cls, scope, at=target("local"))
+    assert entry is not None and entry.duration_s == 5.0
+
+
 def test_a_guess_beside_a_fact_does_not_undo_it() -> None:
     health = Health()
     for n in range(6):

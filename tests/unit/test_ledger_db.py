@@ -23,7 +23,7 @@ from tests.fakes.scripted_backend import make_call
 TARGET = Target(rung=Rung.CLOUD, provider="groq", model="m", key_label="K", requested="gpt-5")
 
 
-def attempt(outcome: str = "ok", at: float = 1000.0, **rest: object) -> Attempt:
+def attempt(outcome: str = "ok", at: float = 4e9, **rest: object) -> Attempt:
     return Attempt(provider="groq", model="m", outcome=outcome, started_unix=at, **rest)  # type: ignore[arg-type]
 
 
@@ -50,7 +50,7 @@ def test_attempts_are_written_behind_and_flushed_when_it_closes(tmp_path: Path) 
         for _ in range(600):
             ledger.record_attempt(attempt(), call=make_call(), target=TARGET, usage=Usage(
                 prompt_tokens=3, completion_tokens=2), usd=0.5)  # fmt: skip
-        ledger.record_attempt(attempt("timeout", 1001.0, message="too slow", status=504))
+        ledger.record_attempt(attempt("timeout", 4e9 + 1, message="too slow", status=504))
         await ledger.aclose()
         await ledger.aclose()
 
@@ -63,6 +63,20 @@ def test_attempts_are_written_behind_and_flushed_when_it_closes(tmp_path: Path) 
         assert db.execute("SELECT requested, surface, rung FROM attempts").fetchone() == (
             "gpt-5", "openai", "cloud")  # fmt: skip
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+
+
+def test_history_older_than_three_months_is_forgotten(tmp_path: Path) -> None:
+    async def main() -> None:
+        for old in (1000.0, 4e9):
+            ledger = Ledger(tmp_path / "x.db", SystemClock())
+            ledger.open()
+            ledger.record_attempt(attempt(at=old))
+            await ledger.aclose()
+
+    asyncio.run(main())
+    with sqlite3.connect(tmp_path / "x.db") as db:
+        assert db.execute("SELECT at FROM attempts").fetchall() == [(4e9,)]
     db.close()
 
 
