@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LOCK_BYTES = 2**24
 JSON_EVERY_S = 0.5
+LAST_WORDS_S = 5.0
 ETA_BYTES_S = 12.5e6  # 100 Mbit/s, the line that most estimates are made for
 
 
@@ -119,10 +121,21 @@ async def fetch(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> No
             await tell_lines(job, runtime)
         else:
             await tell(job, runtime)
+    except asyncio.CancelledError:
+        render.say("interrupted; the same `localfirst pull` goes on where it stopped")
+        raise
     finally:
-        job.cancel()
+        await given_up(job)
     if not given.json:
         render.say(f"{job.name}: {render.size(job.total_bytes)}, verified")
+
+
+async def given_up(job: PullJob) -> None:
+    """End a job that we leave early, and let it write down what it has."""
+    job.cancel()
+    with contextlib.suppress(LocalFirstError, TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_S):
+            await job.wait()
 
 
 async def tell(job: PullJob, runtime: Runtime) -> None:

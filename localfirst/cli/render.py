@@ -90,11 +90,7 @@ def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence
         _narrow(widths, columns())
     print(paint(_line(head, widths, right), BOLD))
     for row in cells:
-        print(
-            _line(
-                [_cut(cell, width) for cell, width in zip(row, widths, strict=True)], widths, right
-            )
-        )
+        print(_line(row, widths, right))
 
 
 def columns() -> int:
@@ -103,8 +99,8 @@ def columns() -> int:
 
 
 def _narrow(widths: list[int], columns: int) -> None:
-    """Take from the widest column, down to twelve, until a line fits the terminal."""
-    while sum(widths) + 3 * (len(widths) - 1) > columns and max(widths) > 12:
+    """Take from the widest column, down to six, until a line fits the terminal."""
+    while sum(widths) + 3 * (len(widths) - 1) > columns and max(widths) > 6:
         widths[widths.index(max(widths))] -= 1
 
 
@@ -114,7 +110,7 @@ def _cut(cell: str, width: int) -> str:
 
 def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> str:
     padded = [
-        cell.rjust(width) if column in right else cell.ljust(width)
+        _cut(cell, width).rjust(width) if column in right else _cut(cell, width).ljust(width)
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
     return "   ".join(padded).rstrip()
