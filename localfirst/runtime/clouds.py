@@ -85,11 +85,16 @@ class Clouds:
                 for name, view in self.views.items()
             }
 
+    def gone(self, provider: str, model: str) -> None:
+        """*provider* answered that it has no *model*: from now on another default stands in."""
+        if provider in self.views:
+            self.lists.drop(provider, model)
+            view = self._with_list(self.views[provider], self.providers[provider])
+            self.views = {**self.views, provider: view}
+
     def _with_list(self, view: ProviderView, provider: Provider) -> ProviderView:
         """A view with the defaults that are alive, and what its list adds to its models."""
         listed = self.lists.listed(provider.id).models
-        if not listed:
-            return view
         alive = self.lists.defaults(provider)
         return msgspec.structs.replace(
             view,

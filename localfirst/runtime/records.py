@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 from localfirst.cascade.health import Cooldown, Place
 from localfirst.events import Usage
 from localfirst.ledger.db import Ledger
 from localfirst.machine.connectivity import Connectivity
+from localfirst.runtime.clouds import Clouds
 from localfirst.types import Attempt, Call, FailureClass, Target
 
 REACHED = frozenset(FailureClass) - {
@@ -25,15 +25,13 @@ class Records:
     The cascade's recorder.
 
     Args:
-        hosts: `host:port` of each provider beyond this machine.
+        clouds: told of models that are gone, and asked where each provider is.
     """
 
-    def __init__(
-        self, ledger: Ledger, connectivity: Connectivity, hosts: Mapping[str, str]
-    ) -> None:
+    def __init__(self, ledger: Ledger, connectivity: Connectivity, clouds: Clouds) -> None:
         self._ledger = ledger
         self._connectivity = connectivity
-        self._hosts = hosts
+        self._clouds = clouds
 
     def record_attempt(
         self,
@@ -45,11 +43,13 @@ class Records:
         first_token_s: float = 0.0,
     ) -> None:
         """Remember an attempt, and what it shows of the network."""
-        host = self._hosts.get(attempt.provider)
+        host = self._clouds.hosts.get(attempt.provider)
         if host and attempt.outcome == FailureClass.NETWORK:
             self._connectivity.note_failure(host)
         elif host and attempt.outcome in REACHED:
             self._connectivity.note_success(host)
+        if attempt.outcome == FailureClass.MODEL_NOT_FOUND:
+            self._clouds.gone(attempt.provider, attempt.model)
         self._ledger.record_attempt(
             attempt, call=call, target=target, usage=usage, first_token_s=first_token_s
         )

@@ -134,6 +134,20 @@ def test_a_first_cloud_that_is_limited_lets_the_second_answer(
     assert [request["part"] for request in cloud.requests()] == ["groq", "gemini", "gemini"]
 
 
+def test_a_default_model_that_is_gone_is_replaced_by_the_next_one(
+    tmp_path: Path, cloud: FakeCloud
+) -> None:
+    body = {"error": {"message": "The model does not exist", "code": "model_not_found"}}
+    cloud.script({"do": "status", "status": 404, "body": body}, part="groq")
+    with house(tmp_path, **NO_ENGINE, **keyed(cloud, "groq")) as at:
+        first = ask(at).headers
+        second = ask(at).headers
+    assert first["x-localfirst-trail"] == "groq=model_not_found,groq=ok"
+    assert second["x-localfirst-trail"] == "groq=ok"
+    asked = [request["body"]["model"] for request in cloud.requests()]
+    assert asked[1] == asked[2] != asked[0]
+
+
 def test_nobody_answers_and_the_report_names_every_attempt(
     tmp_path: Path, cloud: FakeCloud
 ) -> None:
