@@ -8,6 +8,7 @@ from typing import Any
 
 from localfirst.cli import render, session
 
+LOOK_EVERY_S = 0.2
 GRACE_S = 5.0
 """Beyond the gateway's own `drain_s`, in which running answers may finish."""
 
@@ -29,7 +30,12 @@ def run(given: argparse.Namespace) -> int:
     for one in found:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.terminate()
-    _, left = psutil.wait_procs(found, timeout=gateway.drain_s + GRACE_S)
+    left = found
+    for _ in range(int((gateway.drain_s + GRACE_S) / LOOK_EVERY_S)):
+        _, left = psutil.wait_procs(left, timeout=LOOK_EVERY_S)
+        left = [one for one in left if not ended(one)]
+        if not left:
+            break
     if left:
         render.problem("the gateway did not end", hint=f"see process {left[0].pid}")
         return 1
@@ -49,3 +55,13 @@ def serves(process: Any, port: int) -> bool:
     except (psutil.Error, OSError):
         return False
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening)
+
+
+def ended(process: Any) -> bool:
+    """Whether a process is over, be it that nobody has taken note of it yet."""
+    import psutil
+
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

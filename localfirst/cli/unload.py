@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 
-from localfirst.cli import render, session
+from localfirst.cli import render, running, session
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,9 @@ async def run(given: argparse.Namespace) -> int:
     async with session.client(given) as client:
         runtime = await client.opened()
         for name in given.models:
-            if await runtime.engine.unload(name):
+            here = await runtime.engine.unload(name)
+            there = await asyncio.to_thread(running.unload, runtime.settings.gateway, name)
+            if here or there:
                 gone += 1
                 render.say(f"unloaded `{name}`")
             else:

@@ -1,0 +1,281 @@
+"""The commands that look at the house or steer it: providers, explain, use, doctor, stats, stop."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localfirst.models import toy
+from tests.fakes import cloud_process, terminal
+from tests.fakes.cloud_process import FakeCloud
+from tests.fakes.house import house
+
+
+@pytest.fixture(scope="module")
+def scripted() -> Iterator[FakeCloud]:
+    with cloud_process.fake_cloud() as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def cloud(scripted: FakeCloud) -> FakeCloud:
+    scripted.reset()
+    return scripted
+
+
+def with_cloud(folder: Path, cloud: FakeCloud) -> Path:
+    """A configuration whose ladder is that cloud alone."""
+    (folder / "config.toml").write_text(
+        f'order = ["scripted"]\n[providers.scripted]\nbase_url = "{cloud.base_url()}"\n'
+        'model = "m"\n'
+    )
+    return folder
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+def test_no_command_shows_a_key(tmp_path: Path) -> None:
+    secret = "gsk_" + "s3cr3t" * 8
+    for words in (["providers", "--all"], ["config"], ["explain"], ["doctor"], ["stats"]):
+        for more in ([], ["--json"]):
+            ran = terminal.run(tmp_path, *words, *more, GROQ_API_KEY=secret, LOCALFIRST_OFFLINE="1")
+            assert secret not in ran.out + ran.err, words
+
+
+def test_providers_tell_the_state_of_their_keys(tmp_path: Path) -> None:
+    ran = terminal.run(
+        tmp_path,
+        "providers",
+        "--json",
+        GROQ_API_KEY="gsk_" + "a1b2c3d4" * 6,
+        MISTRAL_API_KEY="your-api-key-here",
+    )
+    rows = {row["id"]: row for row in map(json.loads, ran.out.splitlines())}
+    assert rows["groq"]["state"] == "ready"
+    assert rows["groq"]["keys"] == ["GROQ_API_KEY"]
+    assert rows["mistral"]["state"] == "placeholder key"
+    assert (rows["gemini"]["state"], rows["gemini"]["reason"]) == ("no key", "set GEMINI_API_KEY")
+
+
+def test_config_names_each_source(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('privacy = "local-only"\n')
+    ran = terminal.run(tmp_path, "config", "--json", GROQ_API_KEY="gsk_" + "a1b2c3d4" * 6)
+    shown = json.loads(ran.out)
+    assert shown["privacy"] == {"value": "local-only", "source": str(tmp_path / "config.toml")}
+    assert shown["local.engine"] == {"value": "llamacpp", "source": "env LOCALFIRST_LOCAL_ENGINE"}
+    assert shown["timeouts.connect_s"] == {"value": "5.0", "source": "default"}
+    assert shown["providers.groq.keys"]["value"] == "set (GROQ_API_KEY)"
+
+
+# --- the ladder ---------------------------------------------------------------------------------
+
+
+def test_explain_gives_every_rung_a_reason_and_asks_nobody(
+    tmp_path: Path, cloud: FakeCloud
+) -> None:
+    ran = terminal.run(
+        with_cloud(tmp_path, cloud), "explain", "--json", LOCALFIRST_ORDER="local,groq,scripted"
+    )
+    steps = json.loads(ran.out)["steps"]
+    assert ran.code == 0
+    assert [(step["provider"], step["state"]) for step in steps] == [
+        ("local", "skipped"),
+        ("groq", "skipped"),
+        ("scripted", "ready"),
+    ]
+    assert all(step["reason"] for step in steps)
+    assert cloud.requests() == []
+
+
+def test_explain_ends_with_three_when_nobody_could_be_asked(tmp_path: Path) -> None:
+    ran = terminal.run(tmp_path, "explain", LOCALFIRST_ORDER="groq")
+    assert ran.code == 3
+    assert "set GROQ_API_KEY" in ran.out
+
+
+def test_use_puts_a_rung_first_and_keeps_the_rest_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        "# mine\nprivacy = 'local-only'\n\n[local]\nnum_ctx = 1\n"
+    )
+    assert terminal.run(tmp_path, "use", "groq").code == 0
+    text = (tmp_path / "config.toml").read_text()
+    read = tomllib.loads(text)
+    assert read["order"][:3] == ["groq", "local", "gemini"]
+    assert (read["privacy"], read["local"]) == ("local-only", {"num_ctx": 1})
+    assert "# mine" in text
+    assert terminal.run(tmp_path, "use", "anthropic").code == 0
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["order"][:2] == [
+        "anthropic",
+        "groq",
+    ]
+    assert terminal.run(tmp_path, "use", "auto").code == 0
+    assert "order" not in tomllib.loads((tmp_path / "config.toml").read_text())
+
+
+def test_use_says_when_a_variable_goes_before_the_file(tmp_path: Path) -> None:
+    ran = terminal.run(tmp_path, "use", "groq", LLM_FALLBACK_ORDER="local,groq")
+    assert ran.code == 0
+    assert "warning: `order` is set by env LLM_FALLBACK_ORDER" in ran.err
+
+
+def test_use_of_no_rung_changes_nothing(tmp_path: Path) -> None:
+    ran = terminal.run(tmp_path, "use", "nobody")
+    assert (ran.code, (tmp_path / "config.toml").read_text()) == (2, "")
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+def test_a_provider_is_tested_with_one_real_question(tmp_path: Path, cloud: FakeCloud) -> None:
+    ran = terminal.run(with_cloud(tmp_path, cloud), "test", "scripted", "--json")
+    assert (ran.code, json.loads(ran.out)["route"]) == (0, "scripted/m")
+    assert len(cloud.requests()) == 1
+
+
+def test_a_provider_that_refuses_the_key_is_told_with_what_to_do(
+    tmp_path: Path, cloud: FakeCloud
+) -> None:
+    cloud.script({"do": "status", "status": 401, "times": -1})
+    ran = terminal.run(with_cloud(tmp_path, cloud), "test", "scripted")
+    assert (ran.code, ran.out) == (3, "")
+    assert "auth HTTP 401" in ran.err and "hint: " in ran.err
+
+
+def test_what_was_asked_is_in_the_statistics_of_the_next_process(
+    tmp_path: Path, cloud: FakeCloud
+) -> None:
+    with_cloud(tmp_path, cloud)
+    assert terminal.run(tmp_path, "chat", "hello").code == 0
+    (row,) = json.loads(terminal.run(tmp_path, "stats", "--json").out)["usage"]
+    assert (row["provider"], row["model"], row["requests"], row["failures"]) == (
+        "scripted",
+        "m",
+        1,
+        0,
+    )
+
+
+# --- the doctor -----------------------------------------------------------------------------------
+
+
+def test_the_doctor_carries_the_serverless_verdict(tmp_path: Path) -> None:
+    here = json.loads(terminal.run(tmp_path, "doctor", "--json").out)["serverless"]
+    there = terminal.run(
+        tmp_path,
+        "doctor",
+        "--json",
+        AWS_LAMBDA_FUNCTION_NAME="f",
+        AWS_LAMBDA_RUNTIME_API="127.0.0.1:9001",
+    )
+    told = json.loads(there.out)["serverless"]
+    assert (here["rule"], here["category"], here["skip_pull"]) == (None, "local", False)
+    assert (told["category"], told["skip_pull"]) == ("serverless", True)
+    assert set(here) == {"rule", "category", "skip_pull", "reason"}
+
+
+def test_a_machine_that_cannot_answer_ends_the_doctor_with_three(tmp_path: Path) -> None:
+    ran = terminal.run(tmp_path, "doctor", LOCALFIRST_OFFLINE="1")
+    assert ran.code == 3
+    assert "nobody can answer" in ran.out
+
+
+def test_offline_work_is_proven_with_a_real_token(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    toy.publish(tmp_path / "models")
+    ran = terminal.run(tmp_path, "doctor", "--offline", "--json")
+    report = json.loads(ran.out)
+    assert ran.code == 0, ran
+    assert (report["proof"]["model"], report["proof"]["tokens"]) == ("tiny:latest", 1)
+    assert report["findings"][0]["code"] == "offline-proven"
+
+
+def test_offline_work_is_not_proven_by_damaged_files(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    published = toy.publish(tmp_path / "models")
+    weights = published.blobs[published.model]
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    ran = terminal.run(tmp_path, "doctor", "--offline", "--json")
+    assert ran.code == 3, ran
+    assert json.loads(ran.out)["findings"][0]["code"] == "offline-unproven"
+
+
+def test_the_guard_of_the_proof_lets_nothing_out() -> None:
+    from localfirst.cli.offline import own
+
+    inside = [("127.0.0.1", 80), ("::1", 80, 0, 0), "/run/socket", "localhost", None, (0, 0), b""]
+    outside = [("192.0.2.1", 80), ("example.org", 443), "example.org", ("2001:db8::1", 1, 0, 0)]
+    assert [own(address) for address in inside] == [True] * len(inside)
+    assert [own(address) for address in outside] == [False] * len(outside)
+
+
+def test_recommended_models_fit_and_say_what_they_take(tmp_path: Path) -> None:
+    ran = terminal.run(tmp_path, "recommend", "--json")
+    rows = [json.loads(line) for line in ran.out.splitlines()]
+    assert ran.code == 0 and rows
+    assert all(row["fit"]["verdict"] != "no" and row["size_bytes"] > 0 for row in rows)
+
+
+# --- the gateway --------------------------------------------------------------------------
+
+
+def test_stop_ends_the_gateway_that_listens_there(tmp_path: Path) -> None:
+    with house(tmp_path, LOCALFIRST_LOCAL_ENGINE="none") as served:
+        port = served.url.rpartition(":")[2]
+        ran = terminal.run(tmp_path, "stop", "--port", port)
+        assert ran.code == 0, ran
+        assert served.child.wait(terminal.LONGEST_S) == 0
+    again = terminal.run(tmp_path, "stop", "--port", port)
+    assert (again.code, again.out) == (3, "")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with house(tmp_path, LOCALFIRST_LOCAL_ENGINE="none") as served:
+        port = served.url.rpartition(":")[2]
+        ran = terminal.run(tmp_path, "serve", "--port", port)
+    assert (ran.code, ran.out) == (3, "")
+    assert port in ran.err and "hint: " in ran.err
+
+
+def test_a_gateway_for_others_needs_a_key(tmp_path: Path) -> None:
+    ran = terminal.run(tmp_path, "serve", "--host", "0.0.0.0", "--port", "0")
+    assert (ran.code, ran.out) == (2, "")
+    assert "[key-required-off-loopback]" in ran.err
+
+
+def test_a_model_in_the_gateways_memory_is_listed_and_unloaded(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    toy.publish(tmp_path / "models")
+    with house(tmp_path, LOCALFIRST_LOCAL_ENGINE="llamacpp", LOCALFIRST_ORDER="local") as served:
+        port = served.url.rpartition(":")[2]
+        assert ask(int(port), "POST", "/api/generate", {"model": "tiny"})[0] == 200
+        at = ("--set", f"gateway.port={port}")
+        loaded = in_memory(tmp_path, at, "tiny:latest")
+        assert loaded["size_bytes"] > 0
+        assert terminal.run(tmp_path, "unload", "tiny", *at).code == 0
+        in_memory(tmp_path, at, "")
+        assert terminal.run(tmp_path, "unload", "tiny", *at).code == 1
+
+
+def in_memory(folder: Path, at: tuple[str, ...], name: str) -> dict[str, Any]:
+    """Ask `ps` until *name* alone is there, or nothing; its status is half a second old."""
+    for _ in range(20):
+        found = terminal.run(folder, "ps", "--json", *at).out.splitlines()
+        rows: list[dict[str, Any]] = [json.loads(line) for line in found]
+        if [row["name"] for row in rows] == ([name] if name else []):
+            return rows[0] if rows else {}
+    pytest.fail(f"`ps` never told of `{name}` alone")
+
+
+def ask(port: int, method: str, path: str, body: object) -> tuple[int, object]:
+    from localfirst.cli import running
+    from localfirst.settings import GatewaySettings
+
+    return running.ask(GatewaySettings(port=port), method, path, body, 30.0)
