@@ -232,7 +232,9 @@ def take_over(store: Store, layer: Layer, *, now_unix: float, daemon_idle: bool 
     if not daemon_idle and now_unix - newest < OLLAMA_QUIET_S:
         return 0
     done = _ollama_ranges(sidecars, layer.size_bytes)
-    if not done.total:
+    if not done.total:  # killed before it noted anything: nothing to go on with
+        for path in (theirs, *sidecars):
+            path.unlink(missing_ok=True)
         return 0
     store.prepare(PARTIAL, folder.name)
     lines = [_header(layer), f"B {boot_id()}\n", *(f"W {s} {e}\n" for s, e in done)]

@@ -176,6 +176,16 @@ def test_an_own_partial_wins_over_ollamas(tmp_path: Path) -> None:
     assert theirs.exists()
 
 
+def test_a_partial_of_which_nothing_is_known_is_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    theirs = interrupted(store, old_s=100)
+    for number in range(3):
+        Path(f"{theirs}-{number}").write_text("")
+        os.utime(f"{theirs}-{number}", (1e9 - 100, 1e9 - 100))
+    assert take_over(store, LAYER, now_unix=1e9) == 0
+    assert list(store.blobs.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", '{"N":0,"Offset":0,"Size":10,"Completed":99}', '{"N":0}', "[]"]
 )
