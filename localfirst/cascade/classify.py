@@ -193,6 +193,8 @@ def _money(status: int, complaint: Complaint, wait_s: float | None) -> F | None:
     """Quota texts and codes beat a rate-limit status; a tokens-per-day bucket is a rate."""
     if status == 402 or complaint.codes & words.QUOTA_CODES:
         return F.QUOTA
+    if words.BALANCE.search(complaint.text):
+        return F.QUOTA
     if status >= 500:
         return None
     if words.QUOTA.search(complaint.text) or words.SUSPENDED_BILLING.search(complaint.text):
@@ -275,8 +277,11 @@ def _by_status(status: int, complaint: Complaint) -> F:
         return F.UNAVAILABLE
     if status in {404, 410}:
         return F.MODEL_NOT_FOUND
+    if status == 407:
+        return F.CONFIG
     if status == 403:
-        return F.AUTH
+        # A page instead of a body is somebody's guard in between, not the cloud's own word.
+        return F.UNAVAILABLE if complaint.html else F.AUTH
     if complaint.html:
         return F.INVALID_RESPONSE if status < 400 else F.UNAVAILABLE
     if 400 <= status < 500:

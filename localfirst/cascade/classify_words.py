@@ -14,7 +14,9 @@ from localfirst.types import FailureClass as F
 
 
 def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+    return re.compile(
+        "|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE | re.MULTILINE
+    )
 
 
 # OpenRouter's own verdicts (openrouter.ai/docs/errors): authoritative when present.
@@ -61,13 +63,15 @@ QUOTA = _any(
     r"insufficient (?:account )?(?:balance|credits?|funds)",
     r"doesn'?t have any credits",
     r"out of credits",
+    r"credits? (?:has|have) (?:been )?(?:exhausted|depleted|expired|run out)",
+    r"key limit exceeded",
     r"more credits are required",
     r"requires more credits",
     r"credits? (?:are|is) (?:required|depleted|exhausted)",
     r"(?:usage credits|extra usage) (?:are|is) required",
     r"no (?:remaining )?credits",
     r"used up your daily",
-    r"daily (?:free )?(?:allocation|quota|limit)",
+    r"daily (?:free |request |token |usage )?(?:allocation|quota|limit)",
     r"free-models-per-day",
     r"monthly (?:included credits|limit|quota|spend)",
     r"reached your (?:\w+ )?(?:api |session |hourly |weekly |daily |monthly )?usage limits?",
@@ -81,6 +85,8 @@ QUOTA = _any(
     r"create a key with a higher (?:monthly )?limit",
     r"(?:quota|trial) (?:has )?(?:been )?expired",
 )
+# Said even under a 500 by resellers whose own account ran dry.
+BALANCE = _any(r"insufficient (?:account )?(?:balance|credits?|funds)")
 # A limit of zero is a model outside the tier: waiting never helps (Gemini).
 QUOTA_ZERO = re.compile(r"\blimit: 0\b(?!\.)")
 QUOTA_PER_DAY = re.compile(r"perday", re.IGNORECASE)
@@ -104,7 +110,7 @@ FILTER = _any(
     r"requires moderation",
     r"blocked by (?:our )?(?:safety|content|moderation)",
     r"prompt injection patterns",
-    r"rejected as a result of our safety system",
+    r"rejected (?:as a result of|by|due to) our (?:safety|moderation|content)",
     r"blocked due to safety",
     r"PROHIBITED_CONTENT",
 )
@@ -116,6 +122,7 @@ CONTEXT_CODES = frozenset({
     "model_context_window_exceeded", "exceed_context_size_error",
 })  # fmt: skip
 CONTEXT = _any(
+    r"^(?:the )?(?:input|prompt|request) is too long\b",
     r"prompt is (?:too long|longer than)",
     r"input (?:length|is too long)(?: and `max_tokens`)?.{0,20}(?:exceed|too long)",
     r"exceeds? (?:the |this )?(?:model'?s? )?(?:maximum )?context (?:window|length|limit)",
@@ -157,6 +164,7 @@ MODEL_CODES = frozenset({
     "unsupported_model", "model_not_exist",
 })  # fmt: skip
 MODEL = _any(
+    r"^model: \S+$",
     r"does not exist or you do not have access",
     r"decommissioned",
     r"has been deprecated",
@@ -241,6 +249,8 @@ CAPACITY_CODES = frozenset({
     "engine_overloaded_error", "service_tier_capacity_exceeded", "3505",
 })  # fmt: skip
 CAPACITY = _any(
+    r"error was encountered while running the model",
+    r"model (?:is )?(?:currently |still )?loading",
     r"tier capacity exceeded",
     r"no more data centers",
     r"at capacity",
@@ -276,4 +286,8 @@ RESPONSE = _any(
     r"model (?:produced|generated|returned) (?:an? )?(?:invalid|malformed|empty)",
     r"empty (?:response|completion|content)",
 )
-CAPABILITY = _any(r"does not support (?:tools|thinking|images?|vision|insert|chat|generate)\b")
+CAPABILITY = _any(
+    r"does not support (?:tools|thinking|images?|vision|insert|chat|generate|completion)\b",
+    r"^this backend does not support ",
+    r"(?:tools|images?|vision) (?:are|is) not supported by this model",
+)

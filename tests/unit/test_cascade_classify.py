@@ -75,6 +75,23 @@ UNSEEN = [
     (400, {"error": {"code": "content_filter"}}, "content_filter"),
     (451, {"error": {"message": "not available in your country"}}, "config"),
     (418, "teapot", "invalid_request"),
+    (429, {"error": {"message": "Daily request limit reached for this model"}}, "quota"),
+    (403, {"error": {"message": "Your credit has been exhausted"}}, "quota"),
+    (403, {"error": {"message": "Key limit exceeded (total limit)", "code": 403}}, "quota"),
+    (404, {"error": {"type": "not_found_error", "message": "model: claude-2.0"}},
+     "model_not_found"),
+    (400, {"message": "Input is too long."}, "context_length"),
+    (400, {"error": {"message": "Your input was rejected by our safety system"}},
+     "content_filter"),
+    (200, {"error": "an error was encountered while running the model"}, "unavailable"),
+    (503, {"error": {"message": "The model is currently loading"}}, "unavailable"),
+    (500, {"error": {"message": "insufficient balance"}}, "quota"),
+    (403, "<html>Just a moment...</html>", "unavailable"),
+    (407, "proxy authentication", "config"),
+    (403, {"error": {"message": "Your API key does not have permission"}}, "auth"),
+    (500, {"error": {"message": "CUDA out of memory"}}, "unavailable"),
+    (400, {"error": {"message": "'messages' is a required property"}}, "invalid_request"),
+    (429, {"error": {"message": "tokens per day (TPD): Limit 9. Try again in 9m"}}, "rate_limit"),
 ]  # fmt: skip
 
 
