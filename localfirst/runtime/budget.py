@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 from localfirst.ledger import usage as ledger_usage
 from localfirst.ledger.db import Ledger
+from localfirst.providers.prices import price_of
 from localfirst.settings import BudgetSettings
 from localfirst.types import Clock, Target
 
@@ -65,10 +66,20 @@ class Budget:
         """Why *target* may not be asked now, or ""; counts the request when it may."""
         if target.provider in self._own:
             return ""
-        no = self.spent()
+        no = self.spent() or self._unpriced(target)
         if not no and self.limited:
             self._requests += 1
         return no
+
+    def paid(self, usd: float) -> None:
+        """Count what an answer cost."""
+        self._turn_the_day()
+        self._usd += usd
+
+    def _unpriced(self, target: Target) -> str:
+        if not self._settings.usd_per_day or price_of(target.provider, target.model):
+            return ""
+        return f"the price of `{target.route}` is not known, and `budget.usd_per_day` is set"
 
     # --- inside ------------------------------------------------------------------------------
 

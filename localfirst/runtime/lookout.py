@@ -17,6 +17,7 @@ from localfirst.cascade.plan import ProviderView, World
 from localfirst.engines.base import Engine, EngineStatus
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.serverless import Verdict
+from localfirst.providers import prices
 from localfirst.settings import Privacy, Settings
 from localfirst.types import Call, Clock
 
@@ -60,6 +61,7 @@ class Lookout:
             skip_pull_reason=verdict.reason,
             providers=providers(),
             routes=settings.routes,
+            priced=prices.blended(),
         )
 
     async def look(self, call: Call) -> World:

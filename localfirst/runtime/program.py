@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from localfirst.transport import process
 from localfirst.transport.process import Child
 
+__all__ = ["Child", "start"]
+
 
 def start(
     words: Sequence[str],

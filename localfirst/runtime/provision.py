@@ -1,10 +1,13 @@
 """The work on model files that commands and servers may ask for, opened to their level."""
 
+from localfirst.engines.base import LocalModel
 from localfirst.models.bundle import BundleIndex, Export
 from localfirst.models.bundle_read import BundleCheck, Import
 from localfirst.models.bundle_read import info as bundle_info
 from localfirst.models.chore import Chore
 from localfirst.models.locking import Moved, compare, read_file, resolve, write_file
+from localfirst.models.pull import PullPlan
+from localfirst.models.pull_job import PullJob, Snapshot
 from localfirst.models.pulls import PendingPull, pending
 from localfirst.models.pulls import remove as remove_pending
 from localfirst.models.verify import Report, Verification, remove_orphans, repair
@@ -15,9 +18,13 @@ __all__ = [
     "Chore",
     "Export",
     "Import",
+    "LocalModel",
     "Moved",
     "PendingPull",
+    "PullJob",
+    "PullPlan",
     "Report",
+    "Snapshot",
     "Verification",
     "bundle_info",
     "compare",

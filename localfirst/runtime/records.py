@@ -8,6 +8,8 @@ from localfirst.cascade.health import Cooldown, Place
 from localfirst.events import Usage
 from localfirst.ledger.db import Ledger
 from localfirst.machine.connectivity import Connectivity
+from localfirst.providers.prices import price_of
+from localfirst.runtime.budget import Budget
 from localfirst.runtime.clouds import Clouds
 from localfirst.types import Attempt, Call, FailureClass, Target
 
@@ -26,10 +28,14 @@ class Records:
 
     Args:
         clouds: told of models that are gone, and asked where each provider is.
+        budget: told what an answer cost.
     """
 
-    def __init__(self, ledger: Ledger, connectivity: Connectivity, clouds: Clouds) -> None:
+    def __init__(
+        self, ledger: Ledger, connectivity: Connectivity, clouds: Clouds, budget: Budget
+    ) -> None:
         self._ledger = ledger
+        self._budget = budget
         self._connectivity = connectivity
         self._clouds = clouds
 
@@ -50,9 +56,19 @@ class Records:
             self._connectivity.note_success(host)
         if attempt.outcome == FailureClass.MODEL_NOT_FOUND:
             self._clouds.gone(attempt.provider, attempt.model)
+        usd = self._cost(attempt, usage)
+        if usd:
+            self._budget.paid(usd)
         self._ledger.record_attempt(
-            attempt, call=call, target=target, usage=usage, first_token_s=first_token_s
+            attempt, call=call, target=target, usage=usage, first_token_s=first_token_s, usd=usd
         )
+
+    def _cost(self, attempt: Attempt, usage: Usage | None) -> float | None:
+        """An estimate by list price, 0 for what this machine did itself, None if unknown."""
+        if attempt.provider in {"local", "pull"} or attempt.provider in self._clouds.own:
+            return 0.0
+        price = price_of(attempt.provider, attempt.model)
+        return price.cost_usd(usage) if price and usage else None
 
     def save_cooldown(self, entry: Cooldown) -> asyncio.Future[None] | None:
         """Hand a cooldown on to the ledger."""

@@ -147,7 +147,7 @@ class Runtime:
             settings=settings,
             health=self.health,
             quota=Quota(concurrency=self.clouds.concurrency),
-            recorder=Records(self.ledger, self.connectivity, self.clouds),
+            recorder=Records(self.ledger, self.connectivity, self.clouds, self.budget),
             alarm=self.alarm,
             cache=self._cache(),
             budget=self.budget.refusal,

@@ -148,6 +148,24 @@ def test_a_default_model_that_is_gone_is_replaced_by_the_next_one(
     assert asked[1] == asked[2] != asked[0]
 
 
+def test_the_days_budget_closes_the_clouds_and_says_so(tmp_path: Path, cloud: FakeCloud) -> None:
+    environ = NO_ENGINE | keyed(cloud, "groq") | {"LLM_FALLBACK_ORDER": "local,groq"}
+    with house(tmp_path, **environ, LOCALFIRST_BUDGET_CLOUD_REQUESTS_PER_DAY="1") as at:
+        ask(at)
+        with pytest.raises(openai.APIStatusError, match="cloud_requests_per_day"):
+            ask(at)
+    assert len(cloud.requests()) == 1
+    # A limit on money fails closed: nobody knows what this model costs.
+    environ["GROQ_MODEL"] = "somebody/unpriced"
+    (tmp_path / "other").mkdir()
+    with (
+        house(tmp_path / "other", **environ, LOCALFIRST_BUDGET_USD_PER_DAY="5") as at,
+        pytest.raises(openai.APIStatusError, match="price"),
+    ):
+        ask(at, model="groq/somebody/unpriced")
+    assert len(cloud.requests()) == 1
+
+
 def test_nobody_answers_and_the_report_names_every_attempt(
     tmp_path: Path, cloud: FakeCloud
 ) -> None:
