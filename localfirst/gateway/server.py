@@ -104,9 +104,7 @@ class Job:
             raise
 
     async def _main(self, told: bool) -> int:
-        runtime = self._make(self._settings)
-        await runtime.start()
-        runtime.keep_fresh()
+        runtime = await self._opened(self._settings)
         server = Server(runtime, access=self._access)
         try:
             await server.start(self._sockets)
@@ -124,15 +122,23 @@ class Job:
         self._ended = True
         return 0
 
+    async def _opened(self, settings: Settings) -> Any:
+        """A started runtime; what could not start is closed again."""
+        runtime = self._make(settings)
+        try:
+            await runtime.start()
+            runtime.keep_fresh()
+        except BaseException:
+            await runtime.aclose()
+            raise
+        return runtime
+
     async def _again(self, server: Server) -> None:
         """Answer with the configuration as it is now; a broken one changes nothing."""
         if self._reload is None:
             return
         try:
-            settings = self._reload()
-            runtime = self._make(settings)
-            await runtime.start()
-            runtime.keep_fresh()
+            runtime = await self._opened(self._reload())
         except LocalFirstError as error:
             self._say(f"the configuration was not taken over: {error.message}")
             return

@@ -68,6 +68,14 @@ def ask(url: str, model: str = "auto", *, stream: bool = False, **headers: str) 
     return httpx.post(f"{url}{CHAT}?beta=secret-query", json=body, headers=headers, timeout=10)
 
 
+def read_on(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """What still comes, up to an abrupt end."""
+    try:
+        yield from pieces
+    except httpx.RemoteProtocolError:
+        return
+
+
 def test_it_starts_answers_logs_and_ends_in_order(tmp_path: Path) -> None:
     with gateway(tmp_path) as running:
         assert running.first.startswith("localfirst listens on http://127.0.0.1:")
@@ -100,11 +108,13 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     with gateway(tmp_path, drain_s=60) as running:
         body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
         with httpx.stream("POST", running.url + CHAT, json=body, timeout=10) as answer:
-            next(answer.iter_raw())
+            pieces = answer.iter_raw()
+            next(pieces)
             began = time.monotonic()
             running.signal(signal.SIGINT)
             assert running.line().startswith("stopping")
             running.signal(signal.SIGINT)
+            assert b"stream-interrupted" in b"".join(read_on(pieces))
             code, log = running.end()
     assert code == 0, log
     assert time.monotonic() - began < 5

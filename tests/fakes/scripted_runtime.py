@@ -242,6 +242,9 @@ class ScriptedRuntime:
     async def start(self) -> None:
         self.asked.append("start")
 
+    def keep_fresh(self) -> None:
+        self.asked.append("keep_fresh")
+
     async def aclose(self) -> None:
         self.closed = True
 
