@@ -11,7 +11,7 @@ from localfirst.cli import render, running, session
 from localfirst.types import Json
 
 if TYPE_CHECKING:
-    from localfirst.engines.base import LocalModel
+    from localfirst.runtime.provision import LocalModel
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

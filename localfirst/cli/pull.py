@@ -18,9 +18,8 @@ from localfirst.models import lock as locks
 from localfirst.types import Json
 
 if TYPE_CHECKING:
-    from localfirst.models.pull import PullPlan
-    from localfirst.models.pull_job import PullJob, Snapshot
     from localfirst.runtime import Runtime
+    from localfirst.runtime.provision import PullJob, PullPlan, Snapshot
 
 LOCK_BYTES = 2**24
 JSON_EVERY_S = 0.5

@@ -16,6 +16,7 @@ from typing import IO
 from localfirst import config
 from localfirst.types import Json
 
+LEAST_COLUMNS, LAST_COLUMNS = 6, 20
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 
 # C0 but tab and newline, DEL, C1, and the marks that turn the direction of text: each can
@@ -99,9 +100,17 @@ def columns() -> int:
 
 
 def _narrow(widths: list[int], columns: int) -> None:
-    """Take from the widest column, down to six, until a line fits the terminal."""
-    while sum(widths) + 3 * (len(widths) - 1) > columns and max(widths) > 6:
-        widths[widths.index(max(widths))] -= 1
+    """
+    Take from the widest column, down to six, until a line fits the terminal.
+
+    The last is left whole: it says why, and a terminal wraps it.
+    """
+    last = min(widths[-1], LAST_COLUMNS)
+    while sum(widths[:-1]) + last + 3 * (len(widths) - 1) > columns:
+        widest = max(widths[:-1], default=0)
+        if widest <= LEAST_COLUMNS:
+            break
+        widths[widths[:-1].index(widest)] -= 1
 
 
 def _cut(cell: str, width: int) -> str:

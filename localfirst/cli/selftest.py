@@ -28,7 +28,7 @@ from localfirst.errors import EngineUnavailable, LocalFirstError, Unavailable
 from localfirst.models import toy
 
 if TYPE_CHECKING:
-    from localfirst.transport.process import Child
+    from localfirst.runtime.program import Child
 
 NAME = "tiny:latest"
 READY_S = 20.0
