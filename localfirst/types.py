@@ -196,7 +196,7 @@ class Call(msgspec.Struct, kw_only=True):
     then forwards without decoding. `decode` turns `body` into a `ChatRequest` the first
     time `chat` is asked for; exactly one of `body`+`decode` or a given request is needed.
 
-    `deadline_s` bounds the whole ladder; `trusted` callers may name local files and so on.
+    `deadline_s` bounds the whole ladder; None leaves it to the settings.
     """
 
     model: str

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from localfirst.cascade import structured
 from localfirst.cascade.alarm import Alarm
 from localfirst.cascade.cache import Cache
@@ -25,7 +27,8 @@ from localfirst.ledger.db import Ledger
 from localfirst.machine import serverless
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.fit import Hardware
-from localfirst.models import names, pull_ndjson
+from localfirst.models import daemon_route, names, pull_ndjson
+from localfirst.models.names import ModelName
 from localfirst.models.pull import Puller
 from localfirst.models.pull_job import PullJob
 from localfirst.models.store import Store, default_root
@@ -104,6 +107,9 @@ class Runtime:
             clock=clock,
             environ=self.environ,
             check=fitness.gate(self.gauge.now, context_tokens=settings.local.num_ctx),
+            daemon=self._pulling_daemon,
+            daemon_idle=self._no_ollama,
+            local_only=settings.privacy is Privacy.LOCAL_ONLY,
         )
         self.ledger = Ledger(Path(settings.state_dir) / "localfirst.db", clock)
         self.budget = Budget(settings.budget, self.ledger, clock, own=self.clouds.own)
@@ -240,17 +246,32 @@ class Runtime:
 
     async def open(self, call: Call) -> Answer:
         """Climb the ladder until somebody answers; see `Cascade.open`."""
-        # Said once more on the call itself: backends check it where a socket is opened.
-        call.local_only = call.local_only or self.settings.privacy is Privacy.LOCAL_ONLY
-        return await self.cascade.open(call)
+        return await self.cascade.open(self._settled(call))
 
     async def reply(self, call: Call, schema: Any = None) -> Reply:
         """The whole answer to *call*, validated against *schema* when one is given."""
-        call.local_only = call.local_only or self.settings.privacy is Privacy.LOCAL_ONLY
         if schema is not None:
-            return await structured.reply(self.cascade, call, schema)
+            return await structured.reply(self.cascade, self._settled(call), schema)
         answer = await self.open(call)
         return await answer.reply()
+
+    def _settled(self, call: Call) -> Call:
+        """*call* with what the settings say about every request."""
+        settings = self.settings
+        # Said once more on the call itself: backends check it where a socket is opened.
+        call.local_only = call.local_only or settings.privacy is Privacy.LOCAL_ONLY
+        if settings.temperature is not None or settings.max_tokens is not None:
+            asked = call.chat
+            call.request = msgspec.structs.replace(
+                asked,
+                temperature=settings.temperature
+                if asked.temperature is None
+                else asked.temperature,
+                max_tokens=settings.max_tokens if asked.max_tokens is None else asked.max_tokens,
+            )
+            # The caller's own bytes do not hold the defaults.
+            call.relay = False
+        return call
 
     async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> EmbedReply:
         """Vectors of *texts* by *model*; see `embedding.embed`."""
@@ -278,6 +299,19 @@ class Runtime:
     async def pull_last(self, job: PullJob) -> tuple[int, bytes]:
         """Status and body of `/api/pull` with `"stream": false`."""
         return await pull_ndjson.last(job)
+
+    async def _pulling_daemon(self, ref: ModelName) -> str:
+        """The Ollama that must pull *ref* itself, or "" where our store is read."""
+        del ref
+        local = self.settings.local
+        if local.engine not in {"auto", "ollama"}:
+            return ""
+        return await daemon_route.route(local.host, self.store)
+
+    async def _no_ollama(self) -> bool:
+        """Whether no Ollama answers that could be writing to the store."""
+        status = await self.engine.status()
+        return status.kind != "ollama" or not status.ready
 
     async def _reach(self, model: str) -> bool:
         """Whether the registry of *model* takes a connection within `REACH_S`."""

@@ -148,6 +148,16 @@ def test_a_default_model_that_is_gone_is_replaced_by_the_next_one(
     assert asked[1] == asked[2] != asked[0]
 
 
+def test_what_a_request_does_not_say_the_settings_do(tmp_path: Path, cloud: FakeCloud) -> None:
+    environ = NO_ENGINE | keyed(cloud, "groq") | {"LLM_TEMPERATURE": "0.2", "LLM_MAX_TOKENS": "77"}
+    with house(tmp_path, **environ) as at:
+        ask(at, max_tokens=openai.omit)
+        ask(at, max_tokens=5, temperature=1)
+    said = [request["body"] for request in cloud.requests()]
+    limits = [body.get("max_tokens") or body.get("max_completion_tokens") for body in said]
+    assert (limits, [body["temperature"] for body in said]) == ([77, 5], [0.2, 1])
+
+
 def test_the_days_budget_closes_the_clouds_and_says_so(tmp_path: Path, cloud: FakeCloud) -> None:
     environ = NO_ENGINE | keyed(cloud, "groq") | {"LLM_FALLBACK_ORDER": "local,groq"}
     with house(tmp_path, **environ, LOCALFIRST_BUDGET_CLOUD_REQUESTS_PER_DAY="1") as at:
