@@ -107,7 +107,9 @@ class Crew:
         self._tell(signal.SIGTERM)
         for member in self._members:
             member.join()
-        return 0 if all(member.exitcode == 0 for member in self._members) else 1
+        # One that was told before it could listen to signals ends by the signal itself.
+        orderly = {0, -signal.SIGTERM}
+        return 0 if all(member.exitcode in orderly for member in self._members) else 1
 
     def _tell(self, number: int) -> None:
         for member in self._members:
