@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -188,6 +189,11 @@ def _json_repair() -> Any:
     except ImportError as error:
         raise _missing("json-repair") from error
     return json_repair
+
+
+def can_validate() -> bool:
+    """Whether the extra that checks schemas is installed."""
+    return find_spec("jsonschema") is not None and find_spec("json_repair") is not None
 
 
 def _missing(package: str) -> ConfigError:

@@ -14,7 +14,7 @@ import msgspec
 from localfirst.cascade import contract, report
 from localfirst.cascade.run import Cascade
 from localfirst.errors import CascadeExhausted, InvalidRequest
-from localfirst.events import Reply
+from localfirst.events import FinishReason, Reply
 from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Json, Rung
 
 ASKED_AT_MOST = 2  # by one candidate: the answer, and one correction
@@ -27,6 +27,7 @@ async def reply(
     schema: Any,
     *,
     instruct: Callable[[ChatRequest], ChatRequest] = contract.instructed,
+    cut_counts: bool = True,
 ) -> Reply:
     """
     Get an answer that is valid against *schema*; `Reply.parsed` is the object.
@@ -36,6 +37,8 @@ async def reply(
         call: with its request decodable; it is asked for a whole answer.
         schema: a Pydantic model class (`parsed` is then an instance), or a JSON schema.
         instruct: how to ask in words, applied to every request.
+        cut_counts: whether an answer that ended at its token limit, or that calls a tool,
+            must be valid too; else it is handed over as it is, without `parsed`.
 
     Raises:
         CascadeExhausted: nobody could, or nobody's answer was valid.
@@ -50,6 +53,8 @@ async def reply(
             answer = await _ask(cascade, call, request, avoided)
         except (CascadeExhausted, InvalidRequest) as error:
             raise _with_all(error, attempts) from None
+        if not cut_counts and answer.finish_reason is not FinishReason.STOP:
+            return msgspec.structs.replace(answer, attempts=(*attempts, *answer.attempts))
         found = await _corrected(cascade, call, request, answer, rules, attempts)
         if found is not None:
             value, last = found

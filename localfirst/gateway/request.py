@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from localfirst.errors import LocalFirstError, StreamInterrupted
+from localfirst.events import Reply
 from localfirst.gateway.hub import Receive, Scope, Send
 from localfirst.gateway.refusal import (
     JSON_TYPE,
@@ -107,6 +109,12 @@ class Request:
         target = answer.target
         self.model, self.rung, self.route = target.model, target.rung.value, target.provider
         return [(name.encode(), value.encode("latin-1")) for name, value in answer.headers()]
+
+    def learn_reply(self, reply: Reply, headers: Sequence[tuple[str, str]]) -> Headers:
+        """The same for an answer that is whole already."""
+        self.model, self.rung = reply.model, reply.rung.value
+        self.route = reply.route.partition("/")[0]
+        return [(name.encode(), value.encode("latin-1")) for name, value in headers]
 
     # --- the answer ------------------------------------------------------------------------
 

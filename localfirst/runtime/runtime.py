@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from localfirst.cascade import structured
+from localfirst.cascade import contract, report, structured
 from localfirst.cascade.alarm import Alarm
 from localfirst.cascade.cache import Cache
 from localfirst.cascade.health import Cooldown, Health
@@ -47,7 +47,7 @@ from localfirst.transport.clock import SystemClock
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.transport.upstream_proxy import from_environment
-from localfirst.types import Call, Clock, Json
+from localfirst.types import Call, Clock, Json, Target
 
 REACH_S = 1.2
 """A registry that takes longer to connect to is not one to wait a download for."""
@@ -254,6 +254,37 @@ class Runtime:
             return await structured.reply(self.cascade, self._settled(call), schema)
         answer = await self.open(call)
         return await answer.reply()
+
+    async def valid_reply(self, call: Call) -> Reply:
+        """
+        The whole answer to a request that came with a schema of its own, valid against it.
+
+        Native structured output is asked for; what comes back is repaired and checked, and
+        asked for again where it does not hold. An answer that was cut at its token limit is
+        handed over as it is, as every such API does.
+        """
+        settled = self._settled(call)
+        return await structured.reply(
+            self.cascade, settled, settled.chat.schema, instruct=lambda said: said, cut_counts=False
+        )
+
+    def validates(self, call: Call) -> bool:
+        """Whether *call* wants a schema met, and what checks it is installed."""
+        return call.needs.schema and not call.stream and contract.can_validate()
+
+    def headers(self, reply: Reply) -> list[tuple[str, str]]:
+        """The `x-localfirst-*` headers of a whole reply."""
+        provider, _, model = reply.route.partition("/")
+        target = Target(
+            rung=reply.rung, provider=provider, model=model, requested=reply.substituted
+        )
+        asked = [attempt.provider for attempt in reply.attempts if attempt.sent]
+        egress = [
+            name for name in asked if name in self.clouds.views and name not in self.clouds.own
+        ]
+        return report.headers(
+            reply.attempts, request_id=reply.request_id, target=target, egress=egress
+        )
 
     def _settled(self, call: Call) -> Call:
         """*call* with what the settings say about every request."""

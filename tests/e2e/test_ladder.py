@@ -176,6 +176,45 @@ def test_the_days_budget_closes_the_clouds_and_says_so(tmp_path: Path, cloud: Fa
     assert len(cloud.requests()) == 1
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "people": {"type": "integer"}},
+    "required": ["city", "people"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "trail", "got"),
+    [
+        (['{"city": "Bonn", "people": 3}'], "groq=ok", '{"city": "Bonn", "people": 3}'),
+        (['```json\n{"city": "Bonn", "people": 3,}\n```'], "groq=ok", '{"city":"Bonn","people":3}'),
+        (
+            ['{"city": "Bonn"}', '{"city": "Bonn", "people": 4}'],
+            "groq=invalid_response,groq=ok",
+            '{"city": "Bonn", "people": 4}',
+        ),
+        (
+            # Two models of the first cloud, each asked twice.
+            ["no idea", "still none", "none", "none at all"],
+            "groq=invalid_response," * 4 + "gemini=ok",
+            '{"city": "Ulm", "people": 9}',
+        ),
+    ],
+    ids=["valid", "repaired", "asked again", "next candidate"],
+)
+def test_a_schema_is_met_or_somebody_else_is_asked(
+    said: list[str], trail: str, got: str, tmp_path: Path, cloud: FakeCloud
+) -> None:
+    cloud.script(*[{"do": "ok", "chunks": [text]} for text in said], part="groq")
+    cloud.script({"do": "ok", "chunks": ['{"city": "Ulm", "people": 9}']}, part="gemini")
+    form = {"type": "json_schema", "json_schema": {"name": "town", "schema": SCHEMA}}
+    with house(tmp_path, **NO_ENGINE, **keyed(cloud, "groq", "gemini")) as at:
+        answer = ask(at, response_format=form, max_tokens=100)
+    assert answer.parse().choices[0].message.content == got
+    assert answer.headers["x-localfirst-trail"] == trail
+
+
 def test_nobody_answers_and_the_report_names_every_attempt(
     tmp_path: Path, cloud: FakeCloud
 ) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from localfirst.errors import InvalidRequest, LocalFirstError, StreamInterrupted
-from localfirst.events import Finished, Progress, Relayed, TextDelta
+from localfirst.events import Finished, Progress, Relayed, Reply, TextDelta
 from localfirst.gateway.refusal import JSON_TYPE, SAFE
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
@@ -44,6 +46,9 @@ async def run(gateway: Gateway, request: Request, surface: Surface, call: Call) 
     runtime = gateway.runtime
     unix = runtime.clock.unix
     asked = Asked(request=request, call=call, model=call.model, created=unix(), unix=unix)
+    if runtime.validates(call):
+        await _valid(await runtime.valid_reply(call), gateway, asked, surface)
+        return
     answer = await runtime.open(call)
     try:
         if call.stream:
@@ -134,6 +139,25 @@ async def _begin(answer: Answer, asked: Asked, surface: Surface) -> Writer:
     asked.model = answer.target.model
     await request.start(200, [surface.stream_type, *SAFE, *request.learn(answer)])
     return surface.writer(asked)
+
+
+async def _valid(reply: Reply, gateway: Gateway, asked: Asked, surface: Surface) -> None:
+    """Write an answer that was checked against the request's schema."""
+    request = asked.request
+    asked.model = reply.model
+    if reply.parsed is not None and not _says(reply.text, reply.parsed):
+        # What had to be repaired is written repaired.
+        reply = msgspec.structs.replace(reply, text=msgspec.json.encode(reply.parsed).decode())
+    data = surface.reply(Said(reply=reply), asked)
+    headers = request.learn_reply(reply, gateway.runtime.headers(reply))
+    await request.answer(data, [JSON_TYPE, *SAFE, *headers])
+
+
+def _says(text: str, value: Json) -> bool:
+    try:
+        return bool(msgspec.json.decode(text) == value)
+    except msgspec.DecodeError:
+        return False
 
 
 async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
