@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
+from localfirst import config
 from localfirst.cli import render, session
 from localfirst.settings import Settings
 
@@ -22,10 +24,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         const="local-only",
         help="no request leaves this machine",
     )
+    parser.add_argument(
+        "--install-service",
+        action="store_true",
+        help="write a service file for this user, so that it starts with the session",
+    )
+    parser.add_argument("--print", action="store_true", help="only show that service file")
 
 
 def run(given: argparse.Namespace) -> int:
     """Serve until a signal ends it; SIGHUP reads the configuration again."""
+    if given.install_service or given.print:
+        return install(given)
     # Gateway and commands are neighbours that know nothing of each other: it is named, as
     # the commands are, and not imported.
     server = import_module("localfirst.gateway.server")
@@ -36,6 +46,30 @@ def run(given: argparse.Namespace) -> int:
         reload=lambda: settings_of(given),
     )
     return code
+
+
+def install(given: argparse.Namespace) -> int:
+    """Write (or only show) the service file, and tell the commands that switch it on."""
+    settings_of(given)  # a configuration that cannot be served is not installed
+    words = [sys.executable, "-m", "localfirst", "serve"]
+    for flag in ("host", "port", "workers"):
+        if value := getattr(given, flag):
+            words += [f"--{flag}", str(value)]
+    if given.local_only:
+        words.append("--local-only")
+    own = {"LOCALFIRST_CONFIG": config.variable("LOCALFIRST_CONFIG")}
+    unit = import_module("localfirst.gateway.service").unit(
+        sys.platform, Path.home(), words, environ={name: v for name, v in own.items() if v}
+    )
+    if given.print:
+        print(unit.text, end="")
+        return 0
+    unit.path.parent.mkdir(parents=True, exist_ok=True)
+    unit.path.write_text(unit.text)
+    render.say(f"wrote {unit.path}; switch it on with:")
+    for command in unit.commands:
+        print(" ".join(command))
+    return 0
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
