@@ -8,6 +8,7 @@ and goes on with the partial file if the holder dies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -171,7 +172,10 @@ async def _in_thread(transfer: Transfer, pool: ThreadPoolExecutor) -> None:
         await asyncio.shield(future)
     except asyncio.CancelledError:
         transfer.cancel()
-        await asyncio.wait({future})
+        while not future.done():
+            # Who cancels twice must not have the file closed under the thread's last journal.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({future})
         if not future.cancelled():
             future.exception()
         raise

@@ -18,6 +18,7 @@ from localfirst.errors import (
     RegistryRefused,
 )
 from localfirst.events import Progress
+from localfirst.models import pulls
 from localfirst.models.manifest import Manifest
 from localfirst.models.pull import Puller, PullPlan
 from localfirst.models.pull_job import JobState
@@ -297,6 +298,26 @@ def test_a_cancelled_pull_keeps_its_bytes_and_the_next_goes_on(
     assert kept > 900_000
     first = next(entry for entry in fake.requests("cdn") if entry["range"] != "bytes=0-0")
     assert first["range"] != "bytes=0-4999999"
+
+
+def test_a_pull_that_is_cancelled_twice_still_notes_what_it_has(
+    tmp_path: Path, fake: FakeRegistry
+) -> None:
+    """Its own cancellation, then the closing of the puller: as at the end of every program."""
+    fake.knobs(stall_after=500_000)
+
+    async def scene(puller: Puller) -> None:
+        job = puller.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes > 900_000:
+                break
+        job.cancel()
+        await puller.aclose()
+        assert job.state is JobState.CANCELLED
+
+    pulling(tmp_path, scene)
+    (left,) = pulls.pending(Store(tmp_path / "models"))
+    assert left.completed_bytes > 900_000
 
 
 def test_a_pull_that_waits_for_its_registry_is_cancelled_at_once(
