@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
     params = xllamacpp.CommonParams()
     params.warmup = False
     params.ctx_shift = False
+    # The tests' models are toys: a second thread only waits for the first.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     for index, argument in enumerate(arguments):
         value = arguments[index + 1] if index + 1 < len(arguments) else ""
         if argument == "--model":

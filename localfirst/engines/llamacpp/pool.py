@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan, threads_for
+from localfirst.engines.llamacpp import room
+from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
 from localfirst.engines.llamacpp.runner import SIGKILL, Runner
 from localfirst.engines.queue import busy
-from localfirst.errors import InsufficientResources, LocalFirstError, Unavailable, UpstreamError
-from localfirst.machine import fit
-from localfirst.machine.fit import Fit, Hardware, ModelShape
+from localfirst.errors import LocalFirstError, Unavailable, UpstreamError
+from localfirst.machine.fit import Hardware, ModelShape
 from localfirst.transport.childlog import RotatedFile
 from localfirst.types import Clock
 
@@ -176,44 +176,21 @@ class Pool:
         Make the new model fit: fewer slots, then idle models unloaded, least lately used
         first, then a shorter context; or refuse. True when the result is tight.
         """
-        plan = await self._slots(plan, shape)
-        plan = await self._threads(plan, shape)
-        while True:
-            found = await self._predict(plan, shape)
-            if found is None or found.verdict is not fit.Verdict.NO:
-                return _placed(plan, found), _tight(found)
+        hardware = await asyncio.to_thread(self._hardware)
+        plan = room.arranged(plan, shape, hardware)
+        while not room.fits(found := room.predict(plan, shape, hardware)):
             idle = [key for key in self._runners if self._idle(key)]
             if not idle:
                 break
             oldest = min(idle, key=lambda key: self._runners[key].last_used)
             log.info("unloading %s to make room for %s", oldest[0], plan.alias)
             await self.unload(oldest)
+            hardware = await asyncio.to_thread(self._hardware)
+        if found is None or room.fits(found):
+            return room.placed(plan, found), room.tight(found)
         if self._runners:
             raise busy(f"no memory for `{plan.alias}` while other models answer", 5.0)
-        if found.max_context_tokens >= MIN_CONTEXT_TOKENS:
-            smaller = min(plan.context_tokens, found.max_context_tokens)
-            return msgspec.structs.replace(plan, context_tokens=smaller, parallel=1), True
-        raise _no_memory(plan, found)
-
-    async def _slots(self, plan: ChildPlan, shape: ModelShape) -> ChildPlan:
-        """As many slots as fit easily: each has a context of its own."""
-        for parallel in (plan.parallel, 2):
-            fewer = msgspec.structs.replace(plan, parallel=min(parallel, plan.parallel))
-            found = await self._predict(fewer, shape)
-            if found is not None and found.verdict is fit.Verdict.FITS:
-                return fewer
-        return msgspec.structs.replace(plan, parallel=1)
-
-    async def _threads(self, plan: ChildPlan, shape: ModelShape) -> ChildPlan:
-        cpu = (await asyncio.to_thread(self._hardware)).cpu
-        return msgspec.structs.replace(plan, threads=threads_for(cpu, shape.weights_bytes))
-
-    async def _predict(self, plan: ChildPlan, shape: ModelShape) -> Fit | None:
-        if not shape.known:
-            return None
-        hardware = await asyncio.to_thread(self._hardware)
-        loading = fit.Loading(parallel=plan.parallel)
-        return fit.predict(shape, hardware, context_tokens=plan.context_tokens, loading=loading)
+        return room.shortened(plan, found), True
 
     def _log_file(self, key: Key) -> RotatedFile | None:
         if self._log_dir is None:
@@ -306,24 +283,3 @@ async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> No
         with contextlib.suppress(asyncio.CancelledError, UpstreamError, LocalFirstError):
             waiting: Awaitable[object] = task
             await waiting
-
-
-def _tight(found: Fit | None) -> bool:
-    return found is not None and found.verdict is fit.Verdict.TIGHT
-
-
-def _placed(plan: ChildPlan, found: Fit | None) -> ChildPlan:
-    """As many layers on a GPU as were predicted to fit; llama.cpp's own choice when unknown."""
-    if found is None or found.placement is not fit.Placement.SPLIT:
-        return plan
-    return msgspec.structs.replace(plan, gpu_layers=found.gpu_layers)
-
-
-def _no_memory(plan: ChildPlan, found: Fit) -> InsufficientResources:
-    log.warning("%s does not fit: %s", plan.alias, found.reason)
-    return InsufficientResources(
-        f"`{plan.alias}` does not fit: {found.reason}",
-        kind="vram" if found.placement is fit.Placement.GPU else "ram",
-        needed_bytes=found.needed_bytes,
-        available_bytes=found.available_bytes,
-    )
