@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from localfirst.errors import ConfigError
 from localfirst.transport.http import is_loopback
+from localfirst.transport.upstream_proxy import from_environment, proxy_of
 
 BUFFER_BYTES = 256 * 2**10
 
@@ -62,42 +63,8 @@ def is_private(host: str) -> bool:
 def proxy_for(url: str, environ: Mapping[str, str]) -> str:
     """The proxy's URL for *url* by the customary variables, or ""; never for loopback."""
     parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
-    if is_loopback(host) or _exempt(host, parts.port, environ):
-        return ""
-    for name in (f"{parts.scheme}_proxy", "all_proxy"):
-        # Upper-case HTTP_PROXY is a request header's name in a CGI environment (httpoxy).
-        spellings = (name, name.upper())
-        if name == "http_proxy" and "REQUEST_METHOD" in environ:
-            spellings = (name, name)
-        for spelling in spellings:
-            if environ.get(spelling):
-                value = environ[spelling]
-                return value if "://" in value else f"http://{value}"
-    return ""
-
-
-def _exempt(host: str, port: int | None, environ: Mapping[str, str]) -> bool:
-    listed = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    for entry in (part.strip().lower() for part in listed.split(",")):
-        if not entry:
-            continue
-        if entry == "*" or _in_network(host, entry):
-            return True
-        name, _, wanted = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
-        if wanted and wanted != str(port or ""):
-            continue
-        name = name.lstrip("*").lstrip(".")
-        if host == name or host.endswith("." + name):
-            return True
-    return False
-
-
-def _in_network(host: str, entry: str) -> bool:
-    try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        return False
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return proxy_of(parts.scheme, parts.hostname or "", port, from_environment(environ))
 
 
 class BodyReader:
