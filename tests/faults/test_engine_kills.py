@@ -19,6 +19,7 @@ import pytest
 
 from localfirst.engines.base import Engine, Limits
 from localfirst.engines.launch import free_port
+from localfirst.engines.life import Pace
 from localfirst.engines.llamacpp import LlamaCppEngine
 from localfirst.engines.local import LocalEngine
 from localfirst.errors import Unavailable, UpstreamBroken, UpstreamRefused
@@ -143,6 +144,8 @@ def test_a_supervised_ollama_survives_kills_at_random_moments(tmp_path: Path, vi
             clock=SystemClock(),
             environ={"PATH": f"{REAL.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)},
             hardware=lambda: ROOMY,
+            # So many deaths are a crash loop, and would rightly end in a rest.
+            pace=Pace(budget=10**6, backoff_s=0.05, backoff_max_s=0.2),
         )
         outcomes = await storm(engine, victim, most=1)
         await engine.aclose()
