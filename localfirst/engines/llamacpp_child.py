@@ -80,6 +80,8 @@ def _server(settings: dict[str, Any]) -> Any:
     params.n_ctx = settings["context_tokens"] * settings["parallel"]
     params.n_gpu_layers = settings["gpu_layers"]
     params.warmup = False
+    if not settings["mapped"]:
+        params.load_mode = 0
     params.ctx_shift = False  # a full window ends the answer; nothing is dropped unsaid
     params.offline = True
     params.ui = False

@@ -90,7 +90,10 @@ async def exchange(
                 response.status, await response.read(ERROR_BYTES), response.headers
             )
         yield Opened(response.status, tuple(response.headers))
-        reader = events.StreamReader(relay=relay)
+        # The usage that we ask for is not shown to a client who did not.
+        reader = events.StreamReader(
+            relay=relay, strip_usage=relay and not requests.wants_usage(call.body)
+        )
         async for chunk in response:
             for event in reader.feed(chunk):
                 yield event

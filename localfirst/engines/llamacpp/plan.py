@@ -27,6 +27,7 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
     What a child needs to know; `context_tokens` is the window of each of `parallel` slots.
 
     `gpu_layers` −1 lets llama.cpp fill what memory there is; `pooling` "" leaves the model's.
+    `mapped` maps the file instead of reading it.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
     pooling: str = ""
     threads: int = 0
     cache_mib: int = 0
+    mapped: bool = True
 
 
 def context_for(

@@ -17,13 +17,15 @@ def predict(plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> Fit | Non
     """What loading *plan* will take; None when nothing is known of the model."""
     if not shape.known:
         return None
-    loading = fit.Loading(parallel=plan.parallel)
+    loading = msgspec.structs.replace(fit.EMBEDDED, parallel=plan.parallel, mmap=plan.mapped)
     return fit.predict(shape, hardware, context_tokens=plan.context_tokens, loading=loading)
 
 
 def arranged(plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> ChildPlan:
     """*plan* with as many slots as fit easily, each has a context of its own, and threads."""
     threads = threads_for(hardware.cpu, shape.weights_bytes)
+    # llama.cpp rewrites such weights for the CPU; of a mapped file they would be held twice.
+    plan = msgspec.structs.replace(plan, mapped=not shape.repack_bytes or bool(hardware.gpus))
     for parallel in (plan.parallel, 2):
         fewer = msgspec.structs.replace(
             plan, threads=threads, parallel=min(parallel, plan.parallel)
