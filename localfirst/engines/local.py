@@ -154,6 +154,7 @@ class LocalEngine:
                 if began or last or error.breakage is not Breakage.CONNECT_REFUSED:
                     raise
                 self.forget()
+                self.supervisor.doubt()
 
     def forget(self) -> None:
         """Look again before the next request: what was known may be over."""

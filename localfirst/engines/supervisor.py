@@ -81,6 +81,7 @@ class Supervisor:
         self.places = places
         self._pace = pace
         self._life: Life | None = None
+        self._doubted = False
         self._task: asyncio.Task[None] | None = None
         self._error: EngineUnavailable | None = None
         self._changed = asyncio.Event()
@@ -130,6 +131,10 @@ class Supervisor:
             if self._error is not None and self._idle:
                 raise self._error
 
+    def doubt(self) -> None:
+        """Somebody was refused by a daemon that is held to be ready: `ensure` looks again."""
+        self._doubted = True
+
     async def stop(self) -> None:
         """End the daemon if it is ours; returns once it is gone. Idempotent."""
         self._stops += 1
@@ -158,7 +163,10 @@ class Supervisor:
 
     async def _still_there(self) -> bool:
         if not self.adopted:
-            return True
+            # A child's end is known a moment after its socket refuses: whoever was refused
+            # waits for the state that tells of it.
+            doubted, self._doubted = self._doubted, False
+            return not doubted or await self._look(self.endpoint) is Seen.OLLAMA
         if await self._look(self.endpoint) is Seen.OLLAMA:
             return True
         self.adopted = False
