@@ -191,6 +191,7 @@ class Climb:
             deadline=self._deadline if self._strict else float("inf"),
             shows_progress=self.call.stream,
             keep=self.seen,
+            watches=self.cascade.watches,
         )
         return attempt
 

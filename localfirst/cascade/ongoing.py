@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from localfirst.cascade.answer import commits, cut_tool_call, reason_of, usage_of
-from localfirst.cascade.watch import Watch
+from localfirst.cascade.watch import Watches
 from localfirst.engines.base import Limits
 from localfirst.errors import Breakage, UpstreamBroken, UpstreamNonsense, UpstreamRefused
 from localfirst.events import Event, Finished, FinishReason, Opened, Progress, Relayed, Usage
@@ -40,10 +40,11 @@ class Ongoing:
         deadline: float,
         shows_progress: bool,
         keep: list[Event],
+        watches: Watches,
     ) -> None:
         self.target = target
         self.limits = limits
-        self.watch = Watch(limits.first_token_s)
+        self.watch = watches.begin(limits.first_token_s)
         self.committed = False
         self.finished = False
         self.settled = False

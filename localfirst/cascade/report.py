@@ -137,10 +137,12 @@ def headers(
     if target is not None:
         found.append(("x-localfirst-rung", target.rung.value))
         found.append(("x-localfirst-route", _plain(target.route)))
-    found.append(("x-localfirst-attempts", str(sum(one.sent for one in attempts))))
-    trail = ",".join(f"{one.provider}={one.outcome}" for one in attempts)
+    trail = ",".join([f"{one.provider}={one.outcome}" for one in attempts])
+    sent = len([one for one in attempts if one.sent])
+    seen = ",".join(dict.fromkeys(egress)) if len(egress) > 1 else "".join(egress)
+    found.append(("x-localfirst-attempts", str(sent)))
     found.append(("x-localfirst-trail", _plain(trail)))
-    found.append(("x-localfirst-egress", _plain(",".join(dict.fromkeys(egress)) or "none")))
+    found.append(("x-localfirst-egress", _plain(seen or "none")))
     found.append(("x-localfirst-request-id", _plain(request_id)))
     if target is not None and target.requested:
         found.append(("x-localfirst-substituted", _plain(target.requested)))

@@ -28,6 +28,7 @@ from localfirst.cascade.ladder import Ladder
 from localfirst.cascade.ongoing import Ongoing
 from localfirst.cascade.plan import Plan, World, plan
 from localfirst.cascade.quota import Quota
+from localfirst.cascade.watch import Watches
 from localfirst.engines.base import Backend
 from localfirst.errors import EngineUnavailable
 from localfirst.events import Event, Usage
@@ -138,6 +139,7 @@ class Cascade:
         self.settings = settings
         self.health = health or Health()
         self.quota = quota or Quota()
+        self.watches = Watches()
         self._look = look
         self._recorder: Recorder = recorder or NoRecorder()
         self._budget = budget

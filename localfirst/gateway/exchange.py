@@ -157,9 +157,10 @@ class Exchange:
         parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         sized = False
         for name, value in message["headers"]:
-            parts.append(b"%b: %b\r\n" % (name, value))
-            sized = sized or name == b"content-length"
-            if name == b"connection" and value == b"close":
+            parts += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                sized = True
+            elif name == b"connection" and value == b"close":
                 self.keep_alive = False
         if self._hub.draining or not self.body.done:
             self.keep_alive = False

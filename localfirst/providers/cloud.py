@@ -25,6 +25,8 @@ from localfirst.wire.quirks import Quirks
 ERROR_BYTES = 256 * 1024
 LIST_BYTES = 16 * 2**20  # OpenRouter's list is about 1 MB
 LIST_S = 15.0
+MODELS_MOST = 256
+"""Models whose quirks are kept; a provider's catalogue changes only with its configuration."""
 LESSONS_MOST = 2
 """Retries of one attempt without a field that the cloud named; each must teach something."""
 
@@ -82,6 +84,7 @@ class CloudBackend:
         self._clock = clock
         self._learned = Learned(provider.id)
         self._headers: dict[str, tuple[tuple[str, str], ...]] = {}
+        self._quirks: dict[tuple[str, bool], Quirks] = {}
 
     # --- what a dialect adds ---------------------------------------------------------------
 
@@ -162,9 +165,16 @@ class CloudBackend:
         raise AssertionError("the last lesson raises")
 
     def _base_quirks(self, call: Call, model: str) -> Quirks:
-        quirks = self.provider.quirks(model)
-        if self.provider.spec.unless_thinking and not call.needs.thinking:
-            quirks = merge(quirks, Quirks(defaults=self.provider.spec.unless_thinking))
+        """The catalogue's quirks of a model; made once, for they match patterns and merge."""
+        key = (model, call.needs.thinking)
+        quirks = self._quirks.get(key)
+        if quirks is None:
+            quirks = self.provider.quirks(model)
+            if self.provider.spec.unless_thinking and not call.needs.thinking:
+                quirks = merge(quirks, Quirks(defaults=self.provider.spec.unless_thinking))
+            if len(self._quirks) >= MODELS_MOST:
+                self._quirks.clear()
+            self._quirks[key] = quirks
         return quirks
 
     async def _send(

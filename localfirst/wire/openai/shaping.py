@@ -50,9 +50,9 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
 
 def _says_nothing(value: Json) -> bool:
     if isinstance(value, msgspec.Raw):
-        return is_empty(value) or (
-            memoryview(value).nbytes < 20 and bytes(value).replace(b" ", b"") == _TEXT_FORMAT
-        )
+        if memoryview(value).nbytes >= 20:  # long values are not copied to find out
+            return False
+        return is_empty(value) or bytes(value).replace(b" ", b"") == _TEXT_FORMAT
     return value is None or value in ([], {"type": "text"})
 
 
