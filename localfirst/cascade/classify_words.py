@@ -259,6 +259,7 @@ CAPACITY = _any(
     r"server busy",
     r"maximum pending requests",
     r"overloaded",
+    r"unexpected eof",
     r"high demand",
     r"temporarily unavailable",
     r"runner has unexpectedly stopped",
