@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from localfirst.cascade import classify, exits, report
@@ -119,7 +118,8 @@ class Climb:
                 attempt = self._begin(take)
                 watch = attempt.watch
                 try:
-                    async with aclosing(self._ask(attempt)) as stream:
+                    stream = self._ask(attempt)
+                    try:
                         async for event in stream:
                             ready = attempt.take(event)
                             if attempt.finished and not attempt.settled:
@@ -128,6 +128,8 @@ class Climb:
                                 watch.since = None
                                 yield one
                                 watch.resume()
+                    finally:
+                        await stream.aclose()
                     attempt.ended()
                     return
                 except asyncio.CancelledError:

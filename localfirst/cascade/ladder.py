@@ -116,17 +116,13 @@ class Ladder:
         self._spread = random.random() if spread is None else spread
         self._waited_s = 0.0
         self._too_small = 0
-        self.candidates = [
-            Candidate(place, step)
-            for place, step in enumerate(plan.steps)
-            if step.state is not StepState.SKIPPED
-            and (not avoid or (step.target.provider, step.target.model) not in avoid)
-        ]
-        self.skipped = [
-            (step.target.provider, step.reason)
-            for step in plan.steps
-            if step.state is StepState.SKIPPED
-        ]
+        self.candidates: list[Candidate] = []
+        self.skipped: list[tuple[str, str]] = []
+        for place, step in enumerate(plan.steps):
+            if step.state is StepState.SKIPPED:
+                self.skipped.append((step.target.provider, step.reason))
+            elif not avoid or (step.target.provider, step.target.model) not in avoid:
+                self.candidates.append(Candidate(place, step))
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -284,12 +280,14 @@ class Ladder:
 
     def _turns_left(self) -> int:
         """Candidates that may still want a turn: the deadline is shared among them."""
-        left = sum(
-            1
+        if len(self.candidates) == 1:
+            return 1
+        left = [
+            candidate
             for candidate in self.candidates
             if not candidate.over and not candidate.asked and not candidate.step.alternate
-        )
-        return max(1, left)
+        ]
+        return max(1, len(left))
 
     def _last_one(self, now_unix: float) -> Take | None:
         """The last candidate is never ejected on a guess: better a try than a refusal."""

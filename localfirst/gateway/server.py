@@ -30,6 +30,8 @@ Say = Callable[[str], object]
 MakeRuntime = Callable[[Settings], Any]
 
 ACCESS_FLUSH_S = 0.25
+YOUNG = 10_000
+"""Objects between two looks for garbage: a request makes a few dozen, nearly none in cycles."""
 
 
 def serve(
@@ -114,6 +116,7 @@ class Job:
                 # What exists now lives as long as the process: never scan it again.
                 gc.collect()
                 gc.freeze()
+                gc.set_threshold(YOUNG, 20, 20)
                 await server.stopping.wait()
                 self._say("stopping: running answers may finish")
                 await server.aclose(self._settings.gateway.drain_s)

@@ -133,6 +133,7 @@ class UpstreamClient:
         self._idle: dict[Origin, list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._routes: dict[str, tuple[Origin, str, str]] = {}
+        self._heads: dict[tuple[str, str, int], tuple[Headers, bytes]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def send(
@@ -168,7 +169,7 @@ class UpstreamClient:
         origin, target, host = self._routes.get(url) or self._route(url)
         if local_only and (origin.proxy or not is_loopback(origin.host)):
             raise PrivacyRefused(f"`{origin.host}` is not this machine")
-        head = request_head(method, target, host, headers, len(body))
+        head = self._head(url, method, target, host, headers, len(body))
         connection = self._kept(origin)
         if connection is not None:
             began = self._clock.monotonic()
@@ -185,6 +186,23 @@ class UpstreamClient:
         if 300 <= response.status < 400:
             raise self._redirected(response, connection)
         return response
+
+    def _head(
+        self, url: str, method: str, target: str, host: str, headers: Headers, length_bytes: int
+    ) -> bytes:
+        """The request's head; all but its length is remembered for a tuple of headers."""
+        if not length_bytes or type(headers) is not tuple:
+            return request_head(method, target, host, headers, length_bytes)
+        # By identity, which the kept tuple holds on to: hashing it costs as much as the head.
+        key = (url, method, id(headers))
+        known = self._heads.get(key)
+        if known is None:
+            whole = request_head(method, target, host, headers, length_bytes)
+            if len(self._heads) >= ROUTES_MOST:
+                self._heads.clear()
+            start = whole[: whole.rindex(b": ") + 2]
+            known = self._heads[key] = (headers, start)
+        return b"%b%d\r\n\r\n" % (known[1], length_bytes)
 
     async def _exchange(
         self,
@@ -314,6 +332,7 @@ class UpstreamClient:
                 connection.abort()
         self._idle.clear()
         self._busy.clear()
+        self._heads.clear()
         # The transports close their sockets on the loop's next round.
         await asyncio.sleep(0)
 

@@ -13,7 +13,7 @@ from localfirst.errors import (
     UpstreamError,
     UpstreamNonsense,
 )
-from localfirst.events import Event, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
+from localfirst.events import Event, FinishReason, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
 from localfirst.wire.conclusion import Conclusion, unfinished, whole_events
 from localfirst.wire.framing import SseDecoder, SseEvent
 from localfirst.wire.openai.chunks import (
@@ -208,6 +208,8 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
         UpstreamNonsense: no JSON, no choices, nothing said, or a broken tool call.
     """
     chunk = _chunk(body)
+    if relay and (reason := _plain_reason(chunk)) is not None:
+        return [Relayed(body, True, True, chunk.counted, reason)]
     if chunk.failed:
         raise in_band(body)
     if not chunk.choices:
@@ -224,6 +226,19 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     if relay:
         return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
     return [*events, finished]
+
+
+def _plain_reason(chunk: Chunk) -> FinishReason | None:
+    """Why one choice of text alone ended; None for an answer that is anything more."""
+    if not chunk.choices or chunk.error is not ABSENT:
+        return None
+    choice = chunk.choices[0]
+    said = choice.message
+    if said is None or choice.delta is not None or not said.content or said.tool_calls:
+        return None
+    if len(chunk.choices) > 1 or choice.error is not ABSENT or choice.finish_reason == "error":
+        return None
+    return reason_of(choice.finish_reason) if choice.finish_reason else FinishReason.STOP
 
 
 def _chunk(data: bytes) -> Chunk:
