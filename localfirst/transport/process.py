@@ -142,6 +142,16 @@ def same(pid: int, mark: str) -> bool:
     return bool(mark) and birth(pid) == mark
 
 
+def resident_bytes(pid: int) -> int:
+    """The physical memory that a process holds; 0 when it is gone or not ours to look at."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def end(pid: int, mark: str, *, force: bool = False) -> bool:
     """Ask (or with *force* make) a process that is not our child end; False when it is gone."""
     if not same(pid, mark):

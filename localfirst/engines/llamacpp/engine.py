@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from localfirst.engines.base import EngineStatus, Limits, LocalModel
+from localfirst.engines.experience import Experience
 from localfirst.engines.gap import Gap
 from localfirst.engines.llamacpp.about import About, Shelf
 from localfirst.engines.llamacpp.exchange import answers, embed, exchange
@@ -77,7 +78,14 @@ class LlamaCppEngine:
         self._lines: dict[Key, Line] = {}
         self._gap = Gap(clock)
         log_dir = Path(settings.state_dir) / "logs" if settings.state_dir else None
-        self._pool = Pool(clock=clock, environ=environ, hardware=hardware, log_dir=log_dir)
+        known = Path(settings.state_dir) / "measured.json" if settings.state_dir else None
+        self._pool = Pool(
+            clock=clock,
+            environ=environ,
+            hardware=hardware,
+            log_dir=log_dir,
+            experience=Experience(known),
+        )
         self._status: EngineStatus | None = None
         self._status_at = -math.inf
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import msgspec
 
+from localfirst.engines.experience import Experience
 from localfirst.engines.llamacpp import room
 from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
 from localfirst.engines.llamacpp.runner import SIGKILL, Runner
 from localfirst.engines.queue import busy
 from localfirst.errors import LocalFirstError, Unavailable, UpstreamError
-from localfirst.machine.fit import Hardware, ModelShape
+from localfirst.machine.fit import Fit, Hardware, ModelShape
+from localfirst.transport import process
 from localfirst.transport.childlog import RotatedFile
 from localfirst.types import Clock
 
@@ -58,11 +60,13 @@ class Pool:
         environ: Mapping[str, str],
         hardware: Callable[[], Hardware],
         log_dir: Path | None = None,
+        experience: Experience | None = None,
     ) -> None:
         self._clock = clock
         self._environ = environ
         self._hardware = hardware
         self._log_dir = log_dir
+        self._experience = experience or Experience(None)
         self._runners: dict[Key, Runner] = {}
         self._loads: dict[Key, asyncio.Task[Runner]] = {}
         self._trouble: dict[Key, Trouble] = {}
@@ -137,6 +141,7 @@ class Pool:
             plan = msgspec.structs.replace(plan, context_tokens=self._context(key, plan))
             plan, tight = await self._make_room(plan, shape)
             runner = Runner(plan, self._clock, keep_alive_s, tight=tight)
+            runner.predicted = room.predict(plan, shape, await asyncio.to_thread(self._hardware))
             self._runners[key] = runner
             try:
                 await runner.start(self._environ, load_s, self._log_file(key))
@@ -178,7 +183,7 @@ class Pool:
         """
         hardware = await asyncio.to_thread(self._hardware)
         plan = room.arranged(plan, shape, hardware)
-        while not room.fits(found := room.predict(plan, shape, hardware)):
+        while not room.fits(found := self._predict(plan, shape, hardware)):
             idle = [key for key in self._runners if self._idle(key)]
             if not idle:
                 break
@@ -191,6 +196,11 @@ class Pool:
         if self._runners:
             raise busy(f"no memory for `{plan.alias}` while other models answer", 5.0)
         return room.shortened(plan, found), True
+
+    def _predict(self, plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> Fit | None:
+        """What loading *plan* will take, by formula and by what it took before."""
+        found = room.predict(plan, shape, hardware)
+        return found and self._experience.applied(found, plan.model, plan.parallel)
 
     def _log_file(self, key: Key) -> RotatedFile | None:
         if self._log_dir is None:
@@ -205,6 +215,11 @@ class Pool:
         """An answer came: what happened before no longer counts."""
         if (trouble := self._trouble.get(key)) is not None:
             trouble.failures = 0
+        runner = self._runners.get(key)
+        if runner is not None and runner.predicted is not None and runner.child is not None:
+            resident = process.resident_bytes(runner.child.pid)
+            plan = runner.plan
+            self._experience.note(runner.predicted, plan.model, plan.parallel, resident)
 
     async def bury(self, key: Key, runner: Runner) -> None:
         """Take a dead runner out, so that the next request makes another."""

@@ -17,6 +17,7 @@ import msgspec
 
 from localfirst.engines.llamacpp.plan import ChildPlan
 from localfirst.errors import Breakage, Unavailable, UpstreamBroken, UpstreamError
+from localfirst.machine.fit import Fit
 from localfirst.transport import process
 from localfirst.transport.childlog import RotatedFile
 from localfirst.types import Clock
@@ -30,7 +31,8 @@ class Runner:
     A child and the address it listens on.
 
     `in_flight` and `last_used` are written by the engine alone; `keep_alive_s` is what the
-    last request asked for, negative for ever; `tight` says that it barely fits the memory.
+    last request asked for, negative for ever; `tight` says that it barely fits the memory;
+    `predicted` is what the load was expected to take, for comparison.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Runner:
         self.keep_alive_s = keep_alive_s
         self.last_used = clock.monotonic()
         self.child: process.Child | None = None
+        self.predicted: Fit | None = None
         self._clock = clock
         self._said = bytearray()
         self._first_line = asyncio.Event()
