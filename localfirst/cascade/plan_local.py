@@ -121,12 +121,15 @@ def pull_step(call: Call, world: World, wanted: Wanted) -> Step:
     asked = wanted.model if wanted.kind in {Asked.LOCAL_MODEL, Asked.PROVIDER} else ""
     model = asked or world.last_resort
     requested = wanted.model if wanted.kind is Asked.CLOUD_MODEL else ""
+    reason = f"`{model}` would be downloaded"
+    if not asked and world.last_resort_for:
+        requested = requested or world.last_resort_for
+        reason += f": {world.last_resort_reason}"
     target = Target(rung=Rung.PULL, provider="pull", model=model, requested=requested)
     no = _pull_refusal(call, world, model)
     if no:
         return skipped(target, no)
-    step = Step(target=target, state=StepState.READY, reason=f"`{model}` would be downloaded")
-    return with_health(step, world)
+    return with_health(Step(target=target, state=StepState.READY, reason=reason), world)
 
 
 def _pull_refusal(call: Call, world: World, model: str) -> str:
@@ -136,7 +139,7 @@ def _pull_refusal(call: Call, world: World, model: str) -> str:
     if not world.auto_pull:
         return "`local.auto_pull` is off"
     if not model:
-        return "`local.last_resort` is empty"
+        return world.last_resort_reason or "`local.last_resort` is empty"
     if (world.local_only or call.local_only) and not near:
         return "a download leaves this machine, and `local-only` is set"
     if world.local.kind == "none" and not world.local.can_start:

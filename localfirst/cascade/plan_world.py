@@ -102,9 +102,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     Everything that decides who answers.
 
     `health`, `quota`, `now_unix` and the three measured maps are filled by the cascade
-    itself; the rest comes from `look`. `online` None means "worth a try". `over_budget` is
-    empty or says why nothing more may be spent today. `priced` is USD per million tokens
-    by route, as far as known.
+    itself; the rest comes from `look`. `last_resort_for` is set when `last_resort` stands in
+    for the configured one, which does not fit; `last_resort_reason` says so. `online` None
+    means "worth a try". `over_budget` is empty or says why nothing more may be spent today.
+    `priced` is USD per million tokens by route, as far as known.
     """
 
     order: tuple[str, ...] = ORDER
@@ -113,6 +114,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     local: EngineView = NoEngine()
     local_model: str = "auto"
     last_resort: str = "llama2:7b"
+    last_resort_for: str = ""
+    last_resort_reason: str = ""
     auto_pull: bool = True
     skip_pull: bool = False
     skip_pull_reason: str = ""

@@ -16,6 +16,7 @@ import msgspec
 from localfirst.cascade.plan import ProviderView, World
 from localfirst.engines.base import Engine, EngineStatus
 from localfirst.machine.connectivity import Connectivity
+from localfirst.machine.recommend import Choice
 from localfirst.machine.serverless import Verdict
 from localfirst.providers import prices
 from localfirst.settings import Privacy, Settings
@@ -41,12 +42,14 @@ class Lookout:
         verdict: Verdict,
         clock: Clock,
         over_budget: Callable[[], str],
+        last_resort: Callable[[], Choice],
     ) -> None:
         self._engine = engine
         self._connectivity = connectivity
         self._clock = clock
         self._over_budget = over_budget
         self._providers = providers
+        self._last_resort = last_resort
         self._status: EngineStatus | None = None
         self._looked = float("-inf")
         self._refreshing: asyncio.Task[None] | None = None
@@ -71,12 +74,14 @@ class Lookout:
         online = self._connectivity.online()
         over = self._over_budget()
         providers = self._providers()
+        choice = self._last_resort()
         world = self._world
         if (
             status is not world.local
             or online is not world.online
             or over != world.over_budget
             or providers is not world.providers
+            or choice.name != world.last_resort
         ):
             self._world = msgspec.structs.replace(
                 world,
@@ -85,6 +90,9 @@ class Lookout:
                 offline_reason=self._connectivity.reason(),
                 over_budget=over,
                 providers=providers,
+                last_resort=choice.name,
+                last_resort_for=choice.requested,
+                last_resort_reason=choice.reason,
             )
         return self._world
 

@@ -37,6 +37,7 @@ from localfirst.runtime.budget import Budget
 from localfirst.runtime.clouds import Clouds
 from localfirst.runtime.entries import EmbedReply, ModelEntry
 from localfirst.runtime.gauge import Gauge
+from localfirst.runtime.last_resort import LastResort
 from localfirst.runtime.lookout import Lookout
 from localfirst.runtime.pulled import PulledBackend
 from localfirst.runtime.records import Records
@@ -127,6 +128,7 @@ class Runtime:
             verdict=self.serverless,
             clock=clock,
             over_budget=self.budget.spent,
+            last_resort=LastResort(settings, self.gauge, clock),
         )
         self.alarm = Alarm(
             settings.escalation,

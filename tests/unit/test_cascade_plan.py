@@ -160,6 +160,22 @@ def test_the_pull_rung_says_why_it_is_skipped() -> None:
     assert "local-only" in why("pull", local_only=True)
 
 
+def test_a_last_resort_that_does_not_fit_gives_way_and_says_so() -> None:
+    stand_in = {
+        "local": EngineStatus(kind="llamacpp", state="ready", ready=True),
+        "last_resort": "small:1b",
+        "last_resort_for": "llama2:7b",
+        "last_resort_reason": "`llama2:7b` does not fit",
+    }
+    found = plan(make_call(), world(**stand_in))
+    step = next(step for step in found.steps if step.target.rung is Rung.PULL)
+    assert (step.target.model, step.target.requested) == ("small:1b", "llama2:7b")
+    assert "does not fit" in step.reason
+    # Whoever asks for a model by name gets that one.
+    named = plan(make_call("other:3b"), world(**stand_in))
+    assert any(step.target.route == "pull/other:3b" for step in named.steps)
+
+
 def test_a_spent_budget_closes_the_clouds() -> None:
     assert ready(over_budget="spent") == ["local/llama3.2:3b", "pull/llama2:7b"]
 
