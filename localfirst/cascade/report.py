@@ -153,4 +153,4 @@ def _plain(value: str) -> str:
     """What may stand in a header: printable ASCII (RFC 9110 §5.5), of bounded length."""
     if not value.isascii() or not value.isprintable():
         value = "".join(c if " " <= c <= "~" else "?" for c in value)
-    return value[:_HEADER_CHARACTERS]
+    return value if len(value) <= _HEADER_CHARACTERS else value[:_HEADER_CHARACTERS]

@@ -138,5 +138,5 @@ def _is_minimal(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
 
     Then no key can be there twice, and nothing has to be searched; SDKs write such bodies.
     """
-    members = sum(len(name) + len(bytes(raw)) for name, raw in fields.items())
+    members = sum([len(name) + memoryview(raw).nbytes for name, raw in fields.items()])
     return len(body) == members + 4 * len(fields) + 1
