@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from localfirst.errors import InsufficientResources
-from localfirst.machine import fit
+from localfirst.machine import fit, recommend
 from localfirst.machine.fit import Fit, Hardware, ModelShape, Verdict
 from localfirst.models import gguf
 from localfirst.models.manifest import Manifest
 
 CONTEXT_TOKENS = 4096
 """The context a model must have room for when nobody asked for more: Ollama's own default."""
+
+NAMED = 3
+"""How many models a refusal names."""
 
 
 def shape_of(manifest: Manifest, head: bytes) -> ModelShape:
@@ -50,6 +53,16 @@ def gate(
                 kind="memory",
                 needed_bytes=found.needed_bytes,
                 available_bytes=found.available_bytes,
+                hint=what_fits(hardware()),
             )
 
     return check
+
+
+def what_fits(hardware: Hardware) -> str:
+    """The next step for whoever was refused: models that this machine can run."""
+    best = [one.model.name for one in recommend.rank(hardware, recommend.catalogue())[:NAMED]]
+    if not best:
+        return "no model of the catalogue fits this machine; a cloud's key would let it answer"
+    named = ", ".join(f"`{name}`" for name in best)
+    return f"these fit: {named}; `localfirst recommend` tells more"

@@ -158,6 +158,18 @@ def test_what_a_request_does_not_say_the_settings_do(tmp_path: Path, cloud: Fake
     assert (limits, [body["temperature"] for body in said]) == ([77, 5], [0.2, 1])
 
 
+def test_an_answer_is_remembered_when_that_is_asked_for(tmp_path: Path, cloud: FakeCloud) -> None:
+    environ = NO_ENGINE | keyed(cloud, "groq") | {"LOCALFIRST_CASCADE_CACHE_TTL_S": "60"}
+    with house(tmp_path, **environ) as at:
+        answers = [ask(at, temperature=0) for _ in range(2)]
+        other = ask(at, temperature=1)
+    texts = {answer.parse().choices[0].message.content for answer in answers}
+    assert len(texts) == 1
+    assert len(cloud.requests()) == 2
+    told = [answer.headers.get("x-localfirst-cache", "") for answer in (*answers, other)]
+    assert told == ["", "hit", ""]
+
+
 def test_the_days_budget_closes_the_clouds_and_says_so(tmp_path: Path, cloud: FakeCloud) -> None:
     environ = NO_ENGINE | keyed(cloud, "groq") | {"LLM_FALLBACK_ORDER": "local,groq"}
     with house(tmp_path, **environ, LOCALFIRST_BUDGET_CLOUD_REQUESTS_PER_DAY="1") as at:

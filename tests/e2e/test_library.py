@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,17 @@ import pytest
 
 import localfirst
 from localfirst.config import load
-from localfirst.errors import CascadeExhausted, InvalidRequest, UnknownModel
+from localfirst.errors import (
+    CascadeExhausted,
+    InsufficientResources,
+    InvalidRequest,
+    UnknownModel,
+)
 from localfirst.events import Finished, Progress, TextDelta
 from localfirst.models import toy
+from localfirst.models.manifest import parse as parse_manifest
 from localfirst.models.store import Store
-from localfirst.runtime import Runtime
+from localfirst.runtime import Runtime, fitness
 from localfirst.settings import Settings
 from localfirst.types import Rung
 from tests.fakes import registry
@@ -193,3 +200,40 @@ def test_a_schema_is_met_by_a_model_that_only_makes_noise(stocked: Path) -> None
         reply = client.chat("hello", schema=schema, max_tokens=300)
     assert isinstance(reply.parsed["yes"], bool)
     assert reply.parsed["n"] in {1, 2, 3}
+
+
+def test_a_model_that_cannot_run_here_is_refused_before_its_first_blob(
+    tmp_path: Path, shop: registry.FakeRegistry
+) -> None:
+    """The manifest names a size that no machine has free; the refusal names models that do fit."""
+    manifest = shop.folder / "manifests/registry.ollama.ai/library/tiny/latest"
+    document = json.loads(manifest.read_text())
+    for layer in document["layers"]:
+        if layer["mediaType"].endswith(".model"):
+            layer["size"] = 16 * 10**12
+    manifest.write_text(json.dumps(document))
+    settings = settings_at(tmp_path)
+
+    async def scenario() -> InsufficientResources:
+        async with Runtime(settings, environ={}) as runtime:
+            job = runtime.puller.start(shop.name(), force=False)
+            with pytest.raises(InsufficientResources) as caught:
+                await job.wait()
+            return caught.value
+
+    error = asyncio.run(scenario())
+    assert error.exit_code == 4
+    # The disk is asked first; the memory by the very same gate.
+    assert error.kind == "disk"
+    assert all(entry["range"] == "bytes=0-262143" for entry in shop.requests("cdn"))
+
+    async def gate() -> InsufficientResources:
+        async with Runtime(settings, environ={}) as runtime:
+            check = fitness.gate(runtime.hardware)
+            with pytest.raises(InsufficientResources) as caught:
+                await check(parse_manifest(manifest.read_bytes()), b"")
+            return caught.value
+
+    refused = asyncio.run(gate())
+    assert refused.kind == "memory"
+    assert "these fit: `" in refused.hint or "no model of the catalogue fits" in refused.hint
