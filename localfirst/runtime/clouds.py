@@ -120,10 +120,11 @@ def is_own(provider: Provider) -> bool:
     """
     Whether asking it counts as asking this machine.
 
-    A server on loopback that the user named is; a cloud's name on a loopback address may
-    well be a proxy to that cloud, and is believed only when `rung = "local"` says so.
+    Only what is on loopback can be. A server there that the user named is; a cloud's name
+    on a loopback address may well be a proxy to that cloud, and is believed only when
+    `rung = "local"` says so.
     """
-    return provider.rung is Rung.LOCAL or (provider.custom and provider.loopback)
+    return provider.loopback and (provider.custom or provider.rung is Rung.LOCAL)
 
 
 def view_of(provider: Provider) -> ProviderView:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -85,7 +86,11 @@ class Runtime:
         """Build everything; nothing here waits, connects or starts."""
         settings, clock = self.settings, self.clock
         self.gauge = Gauge(self.store.root, self.environ, clock)
-        self.upstream = UpstreamClient(clock, proxies=from_environment(self.environ))
+        self.upstream = UpstreamClient(
+            clock,
+            proxies=from_environment(self.environ),
+            local_only=settings.privacy is Privacy.LOCAL_ONLY,
+        )
         self.clouds = Clouds(settings, upstream=self.upstream, clock=clock)
         self.connectivity = Connectivity(
             clock,
@@ -337,7 +342,9 @@ class Runtime:
         """The Ollama that must pull *ref* itself, or "" where our store is read."""
         del ref
         local = self.settings.local
-        if local.engine not in {"auto", "ollama"}:
+        private = self.settings.privacy is Privacy.LOCAL_ONLY
+        away = not is_loopback(urlsplit(local.host).hostname or "")
+        if local.engine not in {"auto", "ollama"} or (private and away):
             return ""
         return await daemon_route.route(local.host, self.store)
 

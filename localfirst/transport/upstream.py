@@ -115,6 +115,7 @@ class UpstreamClient:
         connections_per_origin: idle sockets kept for each; more may be open at a time.
         ssl_context: with a custom CA; the system's when None, and always verifying.
         proxies: URLs by "http", "https", "all", and "no" (as `NO_PROXY`).
+        local_only: no socket of this client leaves the machine, whatever a request says.
     """
 
     def __init__(
@@ -124,10 +125,12 @@ class UpstreamClient:
         connections_per_origin: int = 1024,
         ssl_context: ssl.SSLContext | None = None,
         proxies: Mapping[str, str] = {},
+        local_only: bool = False,
     ) -> None:
         self._clock = clock
         self._ssl = ssl_context
         self._proxies = dict(proxies)
+        self._local_only = local_only
         self._keep = connections_per_origin
         self._names = Names()
         self._idle: dict[Origin, list[Connection]] = {}
@@ -167,6 +170,7 @@ class UpstreamClient:
             ValueError: a URL or header that would break the request's framing.
         """
         origin, target, host = self._routes.get(url) or self._route(url)
+        local_only = local_only or self._local_only
         if local_only and (origin.proxy or not is_loopback(origin.host)):
             raise PrivacyRefused(f"`{origin.host}` is not this machine")
         head = self._head(url, method, target, host, headers, len(body))

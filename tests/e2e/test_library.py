@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,3 +238,25 @@ def test_a_model_that_cannot_run_here_is_refused_before_its_first_blob(
     refused = asyncio.run(gate())
     assert refused.kind == "memory"
     assert "these fit: `" in refused.hint or "no model of the catalogue fits" in refused.hint
+
+
+def test_under_local_only_a_remote_ollama_is_not_even_looked_at(stocked: Path) -> None:
+    """No probe leaves the machine; the embedded engine answers instead."""
+    settings = settings_at(
+        stocked,
+        LOCALFIRST_PRIVACY="local-only",
+        LOCALFIRST_LOCAL_ENGINE="auto",
+        LOCALFIRST_LOCAL_START="false",
+        OLLAMA_HOST="http://192.0.2.1:11434",
+    )
+    reached: list[object] = []
+
+    def watch(name: str, args: tuple[object, ...]) -> None:
+        if name == "socket.connect" and "192.0.2.1" in repr(args):
+            reached.append(args)
+
+    sys.addaudithook(watch)
+    with localfirst.Client(settings) as client:
+        reply = client.chat("hello", max_tokens=4)
+    assert reply.route == "local/tiny:latest"
+    assert reached == []

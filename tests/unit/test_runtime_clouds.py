@@ -27,11 +27,12 @@ def test_a_clouds_name_on_loopback_is_still_a_cloud_and_ones_own_box_is_not() ->
         groq=ProviderSettings(base_url=url),
         deepseek=ProviderSettings(base_url=url, rung="local"),
         mybox=ProviderSettings(base_url=url),
+        lan=ProviderSettings(base_url="http://192.168.1.5:8000/v1", rung="local"),
     )
     assert found.own == {"deepseek", "mybox"}
     assert not found.views["groq"].own and found.views["groq"].loopback
-    assert found.near == {"local", "deepseek"}
-    assert found.hosts == {}
+    assert found.near == {"local", "deepseek", "lan"}
+    assert found.hosts == {"lan": "192.168.1.5:8000"}
 
 
 def test_a_model_that_is_gone_steps_behind_the_next_default() -> None:

@@ -14,7 +14,13 @@ from typing import TypeVar
 import msgspec
 
 from localfirst.engines.ollama.listing import Listed, Shown, listing
-from localfirst.errors import Breakage, UpstreamBroken, UpstreamError, UpstreamNonsense
+from localfirst.errors import (
+    Breakage,
+    PrivacyRefused,
+    UpstreamBroken,
+    UpstreamError,
+    UpstreamNonsense,
+)
 from localfirst.errors import UpstreamRefused as Refused
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Json
@@ -119,6 +125,9 @@ class Daemon:
                     # A HEAD's answer names the length of a body that does not come.
                     body = b"" if method == "HEAD" else await response.read(LIMIT_BYTES)
                     return response.status, body
+        except PrivacyRefused as error:
+            # For whoever asks, a daemon that may not be asked is one that does not answer.
+            raise UpstreamBroken(Breakage.OFFLINE, error.message) from error
         except TimeoutError as error:
             raise UpstreamBroken(
                 Breakage.FIRST_BYTE_TIMEOUT, f"`{path}` took longer than {timeout_s:g} s"
