@@ -156,9 +156,8 @@ class UpstreamClient:
 
         Args:
             url: `http` or `https`, without credentials.
-            method: `HEAD` and `GET` send no body.
+            method: `HEAD` and `GET` send no *body*.
             headers: lower-case names; host, length and encoding are ours.
-            body: the request's bytes.
             connect_s: to open a socket, proxy and TLS included.
             first_byte_s: silence before the answer's headers.
             stall_s: silence inside the body, while somebody reads it.
