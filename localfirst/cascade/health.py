@@ -230,7 +230,9 @@ class Health:
             return ()
         del now_unix
         self._bad_answers.pop((target.provider, "", target.model), None)
-        healed = tuple(place for place in places(target) if place in self._cooldowns)
+        # Without a key the account's place is the provider's: each is healed once.
+        met = dict.fromkeys(places(target))
+        healed = tuple(place for place in met if place in self._cooldowns)
         for place in healed:
             del self._cooldowns[place]
             self._probing.pop(place, None)
