@@ -266,6 +266,10 @@ class Climb:
     def _failed(self, take: Take, attempt: Ongoing, error: BaseException) -> None:
         """Classify, remember, and raise where the ladder must not go on."""
         if attempt.finished:
+            # The answer is whole; what breaks behind its end is not its caller's matter,
+            # but a fault of ours there must not be silent.
+            if not isinstance(error, classify.EXPECTED):
+                log.error("after an answer of `%s`", attempt.target.provider, exc_info=error)
             return
         if isinstance(error, InvalidRequest):
             raise error

@@ -156,8 +156,9 @@ class UpstreamClient:
 
         Args:
             url: `http` or `https`, without credentials.
-            method: `HEAD` and `GET` send no *body*.
+            method: `HEAD` and `GET` send no body.
             headers: lower-case names; host, length and encoding are ours.
+            body: the request's bytes.
             connect_s: to open a socket, proxy and TLS included.
             first_byte_s: silence before the answer's headers.
             stall_s: silence inside the body, while somebody reads it.
@@ -168,10 +169,9 @@ class UpstreamClient:
             PrivacyRefused: *local_only*, and the host is not this machine.
             ValueError: a URL or header that would break the request's framing.
         """
-        origin, target, host = self._routes.get(url) or self._route(url)
         local_only = local_only or self._local_only
-        if local_only and (origin.proxy or not is_loopback(origin.host)):
-            raise PrivacyRefused(f"`{origin.host}` is not this machine")
+        origin, target, host = self._routes.get(url) or self._route(url)
+        _check_allowed(origin, local_only)
         head = self._head(url, method, target, host, headers, len(body))
         connection = self._kept(origin)
         if connection is not None:
@@ -359,3 +359,9 @@ def request_head(method: str, target: str, host: str, headers: Headers, length_b
     if text.count("\n") != lines or text.count("\r") != lines or "\0" in text:
         raise ValueError("a header holds a line end")
     return text.encode("latin-1")
+
+
+def _check_allowed(origin: Origin, local_only: bool) -> None:
+    """Refuse here what is refused again where the socket opens: a kept one opens nothing."""
+    if local_only and (origin.proxy or not is_loopback(origin.host)):
+        raise PrivacyRefused(f"`{origin.host}` is not this machine")

@@ -270,3 +270,13 @@ def test_a_provider_takes_no_more_than_its_concurrency() -> None:
 
 def test_headers_that_are_no_limits_teach_nothing() -> None:
     assert windows_in([("x-request-id", "1"), ("x-ratelimit-remaining-requests", "many")], T0) == {}
+
+
+def test_a_keyless_provider_heals_although_its_account_and_itself_are_one_place() -> None:
+    """A server without a key: what cools the provider cools the "account" too, once."""
+    health = Health()
+    keyless = target("mybox", key="")
+    refused = Failure(cls=FailureClass.NETWORK, scope=Scope.PROVIDER)
+    assert health.failed(keyless, refused, 100.0) is not None
+    assert health.succeeded(keyless, 101.0) == (("mybox", "", ""),)
+    assert health.idle
