@@ -65,6 +65,15 @@ def test_a_relayed_json_answer_is_written_as_it_came() -> None:
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
 
 
+def test_a_model_that_loads_is_waited_for_without_a_word() -> None:
+    """The head must not go out before it is known who answers."""
+    loading = [Progress("queued"), Progress("loading", "llama3.2:3b")]
+    answer = chat(ScriptedRuntime([*loading, *HELLO]), stream=True)
+    assert answer.status == 200
+    assert answer.body.startswith(b"data: ")
+    assert b"loading" not in answer.body
+
+
 def test_a_download_is_seen_as_comments_in_the_same_answer() -> None:
     moving = Progress("pulling", "llama2:7b", 123, 1000)
     answer = chat(ScriptedRuntime([moving, *HELLO]), stream=True)
