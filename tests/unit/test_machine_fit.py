@@ -18,8 +18,7 @@ from localfirst.machine import fit
 from localfirst.machine.fit import Hardware, Layer, ModelShape, Verdict
 from localfirst.machine.fit.memory import ollama_estimate_bytes
 from localfirst.models import gguf, toy
-from tests.fakes.engine_memory import measure
-from tests.fakes.model_family import FAMILY, Member, predicted
+from tests.fakes.model_family import FAMILY, Member, predicted, weighed
 
 MIB = 2**20
 GIB = 2**30
@@ -166,15 +165,7 @@ def test_the_prediction_is_what_a_real_engine_takes(member: Member, tmp_path: Pa
         pytest.skip("the resident size is read from /proc")
     path = tmp_path / "model.gguf"
     found = predicted(member, path)
-    taken = measure(
-        path,
-        context=member.context,
-        parallel=member.parallel,
-        cache_type=member.cache_type,
-        flash_attention=member.flash_attention,
-        mmap=member.mmap,
-        prompt_tokens=600,
-    )
+    taken = weighed(member, path)
     assert found.weights_bytes == pytest.approx(taken.model, rel=0.01)
     assert found.kv_bytes == pytest.approx(taken.kv, rel=0.01)
     assert found.compute_bytes == pytest.approx(taken.compute + taken.output, rel=0.05)
