@@ -174,7 +174,7 @@ SETTINGS: tuple[Setting, ...] = (
 PROVIDER_FIELDS: tuple[Setting, ...] = (
     S("model", "text", "default model"),
     S("base_url", "text", "where `/chat/completions` is appended"),
-    S("dialect", "choice", "wire dialect", "", (), ("openai", "anthropic")),
+    S("dialect", "choice", "wire dialect", "", (), ("openai", "anthropic", "gemini")),
     S("keys", "secrets", "`env:NAME` or the key"),
     S("concurrency", "int", "requests at once, 0 the catalogue's", 0, (), (), "", 0),
     S("enabled", "bool", "false takes it off the ladder"),

@@ -1,1 +1,1 @@
-"""The clouds: a catalogue of data and two dialects."""
+"""The clouds: a catalogue of data and three dialects."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from localfirst.errors import ConfigError
 from localfirst.providers import keys
 from localfirst.providers.address import check_base_url
-from localfirst.providers.clouds import CLOUDS, PLAIN
+from localfirst.providers.clouds import CLOUDS, PLAIN, native_gemini
 from localfirst.providers.spec import ModelTiers as ModelTiers
 from localfirst.providers.spec import Provider as Provider
 from localfirst.providers.spec import ProviderSpec as ProviderSpec
@@ -45,11 +45,15 @@ def configured(settings: Settings) -> dict[str, Provider]:
 def _provider(name: str, given: ProviderSettings) -> Provider:
     custom = name not in CATALOG
     spec = CATALOG.get(name) or _custom(name, given)
-    dialect = Dialect(given.dialect) if given.dialect else spec.dialect
+    dialect = _dialect(spec, given)
+    if dialect is Dialect.GEMINI:
+        spec = native_gemini(spec)
     base_url = given.base_url or spec.base_url.replace("{account}", given.account or "{account}")
     missing_account = "{account}" in base_url
     if given.base_url:
         base_url = check_base_url(name, given.base_url)
+        if dialect is Dialect.GEMINI:
+            base_url = base_url.removesuffix("/openai")
     loopback = is_loopback(urlsplit(base_url).hostname or "")
     usable = keys.usable(given.keys, own_server=custom or loopback)
     state, reason = _state(spec, given, bool(usable), loopback, missing_account)
@@ -76,8 +80,17 @@ def _provider(name: str, given: ProviderSettings) -> Provider:
     )
 
 
+def _dialect(spec: ProviderSpec, given: ProviderSettings) -> Dialect:
+    """What is said, else what the address says: Gemini's own API is at `…/v1beta`."""
+    if given.dialect:
+        return Dialect(given.dialect)
+    if spec.dialect is Dialect.OPENAI and given.base_url.rstrip("/").endswith("/v1beta"):
+        return Dialect.GEMINI
+    return spec.dialect
+
+
 def _custom(name: str, given: ProviderSettings) -> ProviderSpec:
-    """A spec for an OpenAI-compatible server that only the user knows."""
+    """A spec for a server that only the user knows, OpenAI-compatible unless it says else."""
     if not given.base_url:
         setting = f"providers.{name}.base_url"
         raise ConfigError(f"`{setting}` is needed: `{name}` is no known cloud", setting=setting)

@@ -1,7 +1,7 @@
 """
 One request to one cloud, whatever its dialect: sent, refused or opened, read into events.
 
-The dialects' own halves are `openai` and `anthropic`. Here are the key, the address, the
+The dialects' own halves are `openai`, `anthropic` and `gemini`. Here are the key, the address, the
 retry without a refused field, and the rule that no key leaves in an error.
 """
 
@@ -45,7 +45,7 @@ class Waits(Protocol):
 
 
 class Reader(Protocol):
-    """What both dialects' stream readers can do."""
+    """What every dialect's stream reader can do."""
 
     failure: UpstreamError | None
 
@@ -91,6 +91,10 @@ class CloudBackend:
     def key_headers(self, secret: Secret | None) -> Headers:
         """How this dialect carries a key."""
         return () if secret is None else (("authorization", f"Bearer {secret.reveal()}"),)
+
+    def path_of(self, call: Call, model: str) -> str:
+        """Where below the base URL the request goes."""
+        return self.path
 
     def encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
         """The body of the request."""
@@ -181,7 +185,7 @@ class CloudBackend:
         self, call: Call, target: Target, limits: Waits, body: bytes
     ) -> UpstreamResponse:
         return await self._upstream.send(
-            self.provider.base_url + self.path,
+            self.provider.base_url + self.path_of(call, target.model),
             headers=self._headers_for(target.key_label),
             body=body,
             connect_s=limits.connect_s,

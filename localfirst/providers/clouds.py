@@ -9,9 +9,11 @@ whoever adds one has seen the 400.
 
 from __future__ import annotations
 
+import msgspec
+
 from localfirst.providers.spec import ModelTiers, ProviderSpec
 from localfirst.types import Dialect
-from localfirst.wire.quirks import Quirks
+from localfirst.wire.quirks import NONE, Quirks
 
 DATED = "2026-11-20"
 
@@ -86,6 +88,21 @@ _GEMINI = ProviderSpec(
     docs="https://ai.google.dev/gemini-api/docs/openai",
     notes="names unknown fields one by one; errors may come as a list of one",
 )
+
+
+def native_gemini(spec: ProviderSpec) -> ProviderSpec:
+    """*spec* for Gemini's native dialect: its address, its list, and none of the other's quirks."""
+    return msgspec.structs.replace(
+        spec,
+        base_url=spec.base_url.removesuffix("/openai"),
+        dialect=Dialect.GEMINI,
+        quirks=NONE,
+        model_quirks=(),
+        unless_thinking={},
+        # Without a size the list has 50 models and a token for the next page.
+        models_path="/models?pageSize=1000",
+    )
+
 
 _OPENROUTER = ProviderSpec(
     id="openrouter",

@@ -28,7 +28,8 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
     One cloud as the catalogue knows it.
 
-    - base_url: `/chat/completions` (Anthropic: `/messages`) is appended; may hold `{account}`.
+    - base_url: `/chat/completions` (Anthropic: `/messages`, Gemini: `/models/…`) is appended;
+      may hold `{account}`.
     - key_vars: variables that hold its keys, the canonical one first; `key_prefix` is how
       its keys begin, "" where that is unknown.
     - dated: the day the models and limits were true, YYYY-MM-DD; models rot in months.

@@ -13,6 +13,7 @@ from localfirst.providers import catalog
 from localfirst.providers.anthropic import AnthropicBackend
 from localfirst.providers.catalog import Provider
 from localfirst.providers.cloud import CloudBackend
+from localfirst.providers.gemini import GeminiBackend
 from localfirst.providers.listing import ModelLists
 from localfirst.providers.openai import OpenAIBackend
 from localfirst.settings import Privacy, Settings
@@ -22,7 +23,11 @@ from localfirst.types import Clock, Dialect, Rung
 LOOK_S = 60.0
 """How often it is looked whether a list is due."""
 
-BACKENDS = {Dialect.OPENAI: OpenAIBackend, Dialect.ANTHROPIC: AnthropicBackend}
+BACKENDS: Mapping[Dialect, type[CloudBackend]] = {
+    Dialect.OPENAI: OpenAIBackend,
+    Dialect.ANTHROPIC: AnthropicBackend,
+    Dialect.GEMINI: GeminiBackend,
+}
 
 
 class Clouds:
@@ -53,7 +58,7 @@ class Clouds:
         self.embedders = {
             name: backend
             for name, backend in self.backends.items()
-            if isinstance(backend, OpenAIBackend)
+            if isinstance(backend, OpenAIBackend | GeminiBackend)
         }
         self.hosts = {
             name: host_of(provider)

@@ -36,7 +36,7 @@ def unsupported(what: str) -> UpstreamRefused:
 
 
 def is_error_object(payload: bytes) -> bool:
-    """Whether *payload* is a JSON object with an `error` in it."""
+    """Whether *payload* is a JSON object with an `error` in it, or Google's list of one."""
     value = _loaded(payload)
     return isinstance(value, dict) and bool(value.get("error"))
 
@@ -57,6 +57,8 @@ def _named_status(payload: bytes) -> int | None:
 
 def _loaded(payload: bytes) -> Json:
     try:
-        return msgspec.json.decode(payload)
+        value = msgspec.json.decode(payload)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
+    # Gemini wraps its errors in a list of one.
+    return value[0] if isinstance(value, list) and value else value

@@ -57,7 +57,9 @@ class StreamReader:
         """
         events = self._take(self._frames.feed(data))
         # A terminator needs no blank line: some servers end right behind it.
-        if not self._over and _is_stop(self._frames.pending):
+        if self._over or self.failure is not None:
+            return events
+        if _is_stop(self._frames.pending):
             events += self._take(self._frames.close())
         return events
 

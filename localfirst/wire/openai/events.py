@@ -68,7 +68,9 @@ class StreamReader:
         """
         events = self._take(self._frames.feed(data))
         # A terminator needs no blank line: some servers end right behind it.
-        if not self._over and self._frames.pending.rstrip() in {b"data: [DONE]", b"data:[DONE]"}:
+        if self._over or self.failure is not None:
+            return events
+        if self._frames.pending.rstrip() in {b"data: [DONE]", b"data:[DONE]"}:
             events += self._take(self._frames.close())
         return events
 
