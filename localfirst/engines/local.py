@@ -216,7 +216,8 @@ class LocalEngine:
         return self._llamacpp
 
     async def _running_ollama(self) -> OllamaEngine:
-        if not (await self._ollama.status()).ready:
+        ready = (await self._ollama.status()).ready
+        if not ready or self.supervisor.orphaned:
             endpoint = await self.supervisor.ensure()
             if endpoint != self._ollama.daemon.endpoint:
                 self._ollama = self._ollama_at(endpoint)

@@ -13,6 +13,7 @@ adopted and never stopped. Ready means that it answers as an Ollama, not that a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -81,7 +82,7 @@ class Supervisor:
         self.places = places
         self._pace = pace
         self._life: Life | None = None
-        self._doubted = False
+        self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._error: EngineUnavailable | None = None
         self._changed = asyncio.Event()
@@ -96,6 +97,14 @@ class Supervisor:
     def owned(self) -> bool:
         """Whether a daemon runs that is ours to stop."""
         return self.state is ChildState.READY and not self.adopted
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the daemon that answers is of a localfirst that is gone: `ensure` takes it on."""
+        if self.state is not ChildState.STOPPED or not self.may_start:
+            return False
+        started = self._record.read()
+        return started is not None and started.endpoint == self.endpoint and started.alive
 
     @property
     def pid(self) -> int | None:
@@ -123,17 +132,33 @@ class Supervisor:
         while True:
             if self.state is ChildState.READY and await self._still_there():
                 return self.endpoint
-            changed = self._changed
-            self._begin()
-            await changed.wait()
+            await self._next_change()
             if self._stops != stops:
                 raise EngineUnavailable("the engine was stopped", code="ollama-stopped")
             if self._error is not None and self._idle:
                 raise self._error
 
+    async def _next_change(self) -> None:
+        """
+        Wait for another state, with a run loop that works on it.
+
+        A ready daemon that does not answer may answer again without any change, so it is
+        looked at anew after a while.
+        """
+        changed = self._changed
+        self._begin()
+        ready = self.state is ChildState.READY
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pace.try_s if ready else None):
+                await changed.wait()
+
     def doubt(self) -> None:
-        """Somebody was refused by a daemon that is held to be ready: `ensure` looks again."""
-        self._doubted = True
+        """
+        Somebody was refused by a daemon that is held to be ready: `ensure` looks again.
+
+        The doubt holds, for everybody who asks, until the daemon was seen to answer.
+        """
+        self._doubt.set()
 
     async def stop(self) -> None:
         """End the daemon if it is ours; returns once it is gone. Idempotent."""
@@ -142,6 +167,8 @@ class Supervisor:
             self._become(ChildState.STOPPING)
             self._task.cancel()
             await asyncio.wait({self._task})
+            if self.state is ChildState.STOPPING:  # it was cancelled before its first step
+                self._become(ChildState.STOPPED)
         elif self.adopted:
             self.adopted = False
             self._become(ChildState.STOPPED)
@@ -165,8 +192,9 @@ class Supervisor:
         if not self.adopted:
             # A child's end is known a moment after its socket refuses: whoever was refused
             # waits for the state that tells of it.
-            doubted, self._doubted = self._doubted, False
-            return not doubted or await self._look(self.endpoint) is Seen.OLLAMA
+            if self._doubt.is_set() and await self._look(self.endpoint) is Seen.OLLAMA:
+                self._doubt.clear()
+            return not self._doubt.is_set()
         if await self._look(self.endpoint) is Seen.OLLAMA:
             return True
         self.adopted = False
@@ -258,15 +286,32 @@ class Supervisor:
 
     async def _inherit(self, started: Started) -> None:
         """Own the daemon of a localfirst that died: watch it, and stop it when we stop."""
+        self.adopted = False
+        self._doubt.clear()
         self._become(ChildState.READY, "taken over from a localfirst that ended")
         try:
-            while started.alive:
-                await self._clock.sleep(self._pace.health_s)
-        except asyncio.CancelledError:
+            why = await self._watch_inherited(started)
+        finally:
             await asyncio.shield(asyncio.ensure_future(self._end_inherited(started)))
-            raise
-        self._record.forget()
-        self._become(ChildState.STOPPED, "the daemon ended")
+        self._become(ChildState.STOPPED, why)
+
+    async def _watch_inherited(self, started: Started) -> str:
+        """Why it is no more; nobody but its own parent is told of its end, so it is looked at."""
+        strikes = 0
+        while started.alive:
+            if strikes >= self._pace.strikes:
+                return f"the daemon did not answer {strikes} times in a row"
+            if self._doubt.is_set():
+                await self._clock.sleep(self._pace.poll_s)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._pace.health_s):
+                        await self._doubt.wait()
+            seen = await self._look(started.endpoint)
+            strikes = 0 if seen is Seen.OLLAMA else strikes + 1
+            if not strikes:
+                self._doubt.clear()
+        return "the daemon ended"
 
     async def _end_inherited(self, started: Started) -> None:
         process.end(started.pid, started.birth)
@@ -325,6 +370,7 @@ class Supervisor:
             if why := await self._life.until_ready():
                 return why
             self.adopted = False
+            self._doubt.clear()
             self._become(ChildState.READY, self._elsewhere)
             return await self._life.watch()
         finally:

@@ -29,8 +29,9 @@ def install(folder: Path, **faults: Any) -> Path:
     Faults: exit_code (leave at once), say (a last line on stderr), never_ready (accept,
     do not answer), ready_after_s, die_after_requests (SIGKILL itself while it answers the
     n-th generation), die_after_s, ignore_sigterm, grandchild ("group" or "session"),
-    noise_bytes (on stderr), html (answer as some other program), first (the faults hold
-    for the first n starts only).
+    noise_bytes (on stderr), html (answer as some other program), deaf_s (at SIGUSR1 refuse
+    every connection, and end that much later; at SIGUSR2 listen again), first (the faults
+    hold for the first n starts only).
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ollama"
@@ -99,6 +100,26 @@ def make_noise(size: int) -> None:
 
 
 def serve(faults: dict[str, Any]) -> None:
+    listener = listening()
+    say_listening(listener)
+    if wait := faults.get("ready_after_s"):
+        time.sleep(wait)
+    held: list[socket.socket] = []
+    state = {"generations": 0}
+    door = Door(listener, faults.get("deaf_s", 0))
+    while True:
+        try:
+            connection, _ = door.listener.accept()
+        except OSError:  # the door is shut
+            time.sleep(0.005)
+            continue
+        if faults.get("never_ready"):
+            held.append(connection)
+            continue
+        threading.Thread(target=talk, args=(connection, faults, state), daemon=True).start()
+
+
+def listening() -> socket.socket:
     host, _, port = os.environ["OLLAMA_HOST"].rpartition(":")
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,18 +130,34 @@ def serve(faults: dict[str, Any]) -> None:
         sys.stderr.flush()
         os._exit(1)
     listener.listen(128)
+    return listener
+
+
+def say_listening(listener: socket.socket) -> None:
+    host, port = listener.getsockname()
     sys.stderr.write(f"Listening on {host}:{port} (version {VERSION})\n")
     sys.stderr.flush()
-    if wait := faults.get("ready_after_s"):
-        time.sleep(wait)
-    held: list[socket.socket] = []
-    state = {"generations": 0}
-    while True:
-        connection, _ = listener.accept()
-        if faults.get("never_ready"):
-            held.append(connection)
-            continue
-        threading.Thread(target=talk, args=(connection, faults, state), daemon=True).start()
+
+
+class Door:
+    """The listening socket, shut by SIGUSR1 and opened again by SIGUSR2."""
+
+    def __init__(self, listener: socket.socket, deaf_s: float) -> None:
+        self.listener = listener
+        self.end: threading.Timer | None = None
+        self.deaf_s = deaf_s
+        signal.signal(signal.SIGUSR1, lambda *_: self.shut())
+        signal.signal(signal.SIGUSR2, lambda *_: self.open())
+
+    def shut(self) -> None:
+        self.listener.close()
+        self.end = threading.Timer(self.deaf_s, os._exit, (0,))
+        self.end.start()
+
+    def open(self) -> None:
+        if self.end is not None:
+            self.end.cancel()
+        self.listener = listening()
 
 
 def talk(connection: socket.socket, faults: dict[str, Any], state: dict[str, int]) -> None:

@@ -15,12 +15,14 @@ import pytest
 from localfirst.engines.launch import find_program, free_port
 from localfirst.engines.life import Pace
 from localfirst.engines.local import LocalEngine
+from localfirst.engines.record import Record, Started
 from localfirst.errors import EngineUnavailable, UpstreamBroken, UpstreamRefused
 from localfirst.events import Progress
 from localfirst.machine.fit import Cpu, Hardware
 from localfirst.models import toy
 from localfirst.models.store import Store
 from localfirst.settings import LocalSettings, Settings
+from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from tests.fakes import ollama_binary
@@ -180,6 +182,57 @@ def test_a_daemon_that_died_since_is_started_again_within_the_request(tmp_path: 
             await until(lambda: made.engine.supervisor.pid is None, "its end")
             assert text_of(await collect(made.engine, ask())) == "one two three"
             assert made.starts == 2
+
+    run(test)
+
+
+def test_a_daemon_that_refuses_before_it_ends_costs_no_request(tmp_path: Path) -> None:
+    """The supervisor still holds it to be ready: only who was refused knows better."""
+
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin, deaf_s=0.7, first=1)
+            await collect(made.engine, ask())
+            os.kill(ollama_binary.starts(made.bin)[-1]["pid"], signal.SIGUSR1)
+            await refusing(made.port)
+            answers = await asyncio.gather(*(collect(made.engine, ask()) for _ in range(5)))
+            assert {text_of(events) for events in answers} == {"one two three"}
+            assert made.starts == 2
+
+    run(test)
+
+
+async def refusing(port: int) -> None:
+    """Wait until nobody listens on *port*."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+def test_a_daemon_that_a_killed_localfirst_left_behind_is_stopped_by_the_next_one(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            program = ollama_binary.install(made.bin)
+            left = process.spawn(
+                [str(program), "serve"], env={"OLLAMA_HOST": f"127.0.0.1:{made.port}"}
+            )
+            (tmp_path / "state").mkdir(mode=0o700)
+            Record(tmp_path / "state").write(
+                Started(pid=left.pid, birth=left.birth, endpoint=f"http://127.0.0.1:{made.port}")
+            )
+            await until(lambda: any("Listening" in line for line in left.log.tail()), "it")
+            assert text_of(await collect(made.engine, ask())) == "one two three"
+            assert (made.starts, made.engine.supervisor.owned) == (1, True)
+        await until(lambda: not left.alive, "its end")
+        left.close()
 
     run(test)
 

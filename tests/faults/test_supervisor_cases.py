@@ -1,7 +1,8 @@
 """
 The supervisor against a real program that misbehaves.
 
-After each case: no zombie, no process of the group, no file left open, a truthful state.
+After each case: there was one daemon at any time, no zombie, no process of the group, no file
+left open, nobody listens on its ports, a truthful state and a state file that can be read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -54,6 +56,14 @@ class Bench:
         self.state = folder / "state"
         self.port = free_port()
         self.upstream = upstream
+        self.most = 0
+
+    async def count(self) -> None:
+        """Note how many daemons there were at once, as often as possible."""
+        while True:
+            alive = sum(bool(process.birth(pid)) for pid in self.starts)
+            self.most = max(self.most, alive)
+            await asyncio.sleep(0.005)
 
     def supervisor(
         self, *, pace: Pace = QUICK, may_start: bool = True, **faults: object
@@ -78,9 +88,14 @@ class Bench:
         )
 
     @property
+    def notes(self) -> list[dict[str, Any]]:
+        """What every start of the stand-in noted."""
+        return ollama_binary.starts(self.bin)
+
+    @property
     def starts(self) -> list[int]:
         """The pids of every start of the stand-in."""
-        return [start["pid"] for start in ollama_binary.starts(self.bin)]
+        return [start["pid"] for start in self.notes]
 
     def running(self) -> list[int]:
         """Processes that came from the stand-in's folder and still live."""
@@ -99,10 +114,16 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     before = psutil.Process().num_fds()
     upstream = UpstreamClient(SystemClock())
     made = Bench(folder, upstream)
+    counting = asyncio.ensure_future(made.count())
     try:
         yield made
         await until(lambda: made.running() == [], "nothing of ours runs")
+        assert made.most <= 1, "there were two daemons at once"
+        for port in {made.port, *(int(start["host"].rpartition(":")[2]) for start in made.notes)}:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), 1.0)
     finally:
+        counting.cancel()
         for pid in made.running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -292,6 +313,52 @@ def test_09_a_crash_between_requests_is_mended(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+async def shut(bench: Bench, supervisor: Supervisor, how: signal.Signals = signal.SIGUSR1) -> None:
+    """Have the daemon refuse connections (or listen again), and see it do so."""
+    wanted = launch.Seen.NOTHING if how == signal.SIGUSR1 else launch.Seen.OLLAMA
+    os.kill(bench.starts[-1], how)
+    async with asyncio.timeout(5):
+        while await launch.look(supervisor.endpoint, bench.upstream) is not wanted:
+            await asyncio.sleep(0.005)
+
+
+DEAF = Pace(**{**{name: getattr(QUICK, name) for name in QUICK.__struct_fields__}, "health_s": 60})
+"""Nobody looks by himself: only who was refused makes the supervisor look."""
+
+
+def test_09b_who_was_refused_waits_for_the_end_of_a_daemon_that_is_held_to_be_ready(
+    tmp_path: Path,
+) -> None:
+    async def test(bench: Bench) -> None:
+        supervisor = bench.supervisor(pace=DEAF, deaf_s=0.5, first=1)
+        await supervisor.ensure()
+        await shut(bench, supervisor)
+        assert (supervisor.state, supervisor.starts) == (ChildState.READY, 1)
+        supervisor.doubt()
+        endpoints = await asyncio.gather(*(supervisor.ensure() for _ in range(3)))
+        assert supervisor.starts == 2
+        for endpoint in endpoints:
+            assert await launch.look(endpoint, bench.upstream) is launch.Seen.OLLAMA
+        await supervisor.aclose()
+
+    run(tmp_path, test)
+
+
+def test_09c_a_doubt_ends_when_the_daemon_answers_again(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        supervisor = bench.supervisor(pace=DEAF, deaf_s=60)
+        endpoint = await supervisor.ensure()
+        await shut(bench, supervisor)
+        supervisor.doubt()
+        asking = [asyncio.ensure_future(supervisor.ensure()) for _ in range(2)]
+        await shut(bench, supervisor, signal.SIGUSR2)
+        assert await asyncio.gather(*asking) == [endpoint, endpoint]
+        assert (supervisor.starts, bench.running()) == (1, bench.starts)
+        await supervisor.aclose()
+
+    run(tmp_path, test)
+
+
 def test_11_a_crash_loop_rests_and_recovers_when_forgiven(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         supervisor = bench.supervisor(exit_code=1, say="no")
@@ -414,14 +481,7 @@ def test_17_two_that_start_at_once_make_one_daemon(tmp_path: Path) -> None:
 def test_18_the_daemon_of_a_localfirst_that_was_killed_is_taken_over(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         ollama_binary.install(bench.bin, grandchild="group")
-        owner = process.spawn(
-            [*python_line(), str(bench.port), str(bench.state), str(bench.bin)],
-            env=process.child_environ(os.environ, {"PYTHONPATH": str(Path.cwd())}),
-        )
-        await until(lambda: "ready" in owner.log.tail(), "the other localfirst")
-        os.kill(owner.pid, signal.SIGKILL)
-        await owner.wait()
-        owner.close()
+        await left_behind(bench)
         assert len(bench.running()) == 2
         supervisor = bench.another()
         await supervisor.ensure()
@@ -430,6 +490,43 @@ def test_18_the_daemon_of_a_localfirst_that_was_killed_is_taken_over(tmp_path: P
         assert bench.running() == []
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("fault", ["freezes", "ends", "refuses"])
+def test_18b_a_daemon_that_was_taken_over_is_watched_like_one_of_ours(
+    tmp_path: Path, fault: str
+) -> None:
+    async def test(bench: Bench) -> None:
+        ollama_binary.install(bench.bin, grandchild="group", deaf_s=60)
+        await left_behind(bench)
+        supervisor = bench.another(pace=DEAF if fault == "refuses" else QUICK)
+        await supervisor.ensure()
+        (old,) = bench.starts
+        if fault == "refuses":
+            await shut(bench, supervisor)
+            supervisor.doubt()
+        else:
+            os.kill(old, signal.SIGSTOP if fault == "freezes" else signal.SIGKILL)
+            await until(lambda: supervisor.state is ChildState.STOPPED, "its end was seen")
+        await supervisor.ensure()
+        assert (len(bench.starts), supervisor.starts) == (2, 1)
+        assert len(bench.running()) == 2
+        assert not process.birth(old)
+        await supervisor.aclose()
+
+    run(tmp_path, test)
+
+
+async def left_behind(bench: Bench) -> None:
+    """A daemon whose localfirst was killed."""
+    owner = process.spawn(
+        [*python_line(), str(bench.port), str(bench.state), str(bench.bin)],
+        env=process.child_environ(os.environ, {"PYTHONPATH": str(Path.cwd())}),
+    )
+    await until(lambda: "ready" in owner.log.tail(), "the other localfirst")
+    os.kill(owner.pid, signal.SIGKILL)
+    await owner.wait()
+    owner.close()
 
 
 OWNER = """
