@@ -213,6 +213,7 @@ class Health:
         """Count a failure; the cooldown it causes, or None when nothing cools for it."""
         place = place_of(target, failure.scope)
         if place is None:
+            self._release(target)
             return None
         if failure.cls is FailureClass.INVALID_RESPONSE and not self._too_many_bad(place):
             self._release(target)
