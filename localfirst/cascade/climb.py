@@ -13,6 +13,8 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from localfirst.cascade import classify, exits, report
 from localfirst.cascade.answer import Answer
 from localfirst.cascade.ladder import GiveUp, Ladder, Take, Wait
@@ -27,15 +29,19 @@ from localfirst.errors import (
     Unavailable,
 )
 from localfirst.events import Event
-from localfirst.types import Attempt, Call, Failure, Rung, Target
+from localfirst.types import Attempt, Call, Failure, FailureClass, Rung, Scope, Target
 
 if TYPE_CHECKING:
     from localfirst.cascade.run import Cascade
 
 log = logging.getLogger(__name__)
 
-# However the deadline is shared, nobody is asked for less than this.
+# What a candidate keeps back for each one behind it, where the deadline is long enough.
 LEAST_SHARE_S = 5.0
+# A whole answer shows nothing until its end: it may take so many waits for a first token.
+WHOLE_WAITS = 5.0
+# Whoever was given less, because the deadline was nearly over, is not blamed for it.
+JUDGED_S = 1.0
 # An answer that is over waits this long for the cooldowns it caused to be on disk.
 SETTLE_S = 0.5
 NOBODY = Target(rung=Rung.LOCAL, provider="", model="")
@@ -203,10 +209,12 @@ class Climb:
             return True
         provider = take.target.provider
         if self._local_only or self.call.local_only:
+            self.cascade.health.left(take.target)
             raise PrivacyRefused(f"`{provider}` is not on this machine")
         no = self.cascade.over_budget(take.target)
         if no:
             take.candidate.over = True
+            self.cascade.health.left(take.target)
             self.ladder.skipped.append((provider, no))
             return False
         self.egress.append(provider)
@@ -216,20 +224,21 @@ class Climb:
         """
         The waits of one attempt, its share of the deadline among them.
 
-        Content of a whole (not streamed) answer comes with its end, so it may take more
-        than its share, but never what the others need at least. A model of this machine is
-        bounded by its own limit, and by the deadline only when the caller set one.
+        Content of a whole (not streamed) answer comes with its end, so it may take longer
+        than a first token, but never what the others need at least. A model of this machine
+        is bounded by its own limit, and by the deadline only when the caller set one.
         """
         waits, step = self.cascade.settings.timeouts, take.candidate.step
-        mine = take.target.rung is not Rung.CLOUD
-        first_s = step.timeout_s or (waits.local_first_token_s if mine else waits.first_token_s)
+        mine, first_s = take.target.rung is not Rung.CLOUD, self._own_wait_s(take)
         left_s = max(0.0, self._deadline - self.cascade.clock.monotonic())
-        share_s = max(left_s / take.share, LEAST_SHARE_S)
-        if not self.call.stream:
-            first_s = max(first_s, share_s)
-        elif not mine:
-            first_s = min(first_s, share_s)
-        left_s = max(left_s - LEAST_SHARE_S * (take.share - 1), min(left_s, LEAST_SHARE_S))
+        share_s = left_s / take.share
+        if self.call.stream:
+            first_s = first_s if mine else min(first_s, share_s)
+        elif mine or take.share == 1:
+            first_s = first_s if step.timeout_s else max(first_s, share_s)
+        elif not step.timeout_s:
+            first_s = max(first_s, min(share_s, first_s * WHOLE_WAITS))
+        left_s -= min(LEAST_SHARE_S, share_s) * (take.share - 1)
         bounded = self._strict or not mine
         return Limits(
             connect_s=waits.connect_s,
@@ -239,6 +248,21 @@ class Climb:
             # A stream that moves may outlast the deadline: it bounds the way to an answer.
             deadline=self._deadline if bounded and not self.call.stream else float("inf"),
         )
+
+    def _own_wait_s(self, take: Take) -> float:
+        """The wait for a first token that the settings give this candidate."""
+        waits = self.cascade.settings.timeouts
+        mine = take.target.rung is not Rung.CLOUD
+        return take.candidate.step.timeout_s or (
+            waits.local_first_token_s if mine else waits.first_token_s
+        )
+
+    def _fairly(self, take: Take, attempt: Ongoing, failure: Failure) -> Failure:
+        """*failure*, and nobody's when there was too little time left to judge anybody by."""
+        enough_s = min(self._own_wait_s(take), JUDGED_S)
+        if failure.cls is not FailureClass.TIMEOUT or attempt.limits.first_token_s >= enough_s:
+            return failure
+        return msgspec.structs.replace(failure, scope=Scope.REQUEST)
 
     def _ask(self, attempt: Ongoing) -> AsyncGenerator[Event, None]:
         return self.cascade.backend(attempt.target).answer(
@@ -281,6 +305,7 @@ class Climb:
         )
         if not isinstance(error, classify.EXPECTED):
             log.error("`%s` failed unexpectedly", attempt.target.provider, exc_info=error)
+        failure = self._fairly(take, attempt, failure)
         attempt.settled = True
         record = attempt.record(failure.cls, failure)
         self.attempts.append(record)
