@@ -27,6 +27,10 @@ _ESSENTIAL = frozenset(
         "model", "messages", "stream", "tools", "tool_choice", "response_format", "input",
         "system", "prompt", "functions", "function_call", "output_config", "max_tokens",
         "max_completion_tokens",
+        # Gemini's own words.
+        "contents", "systemInstruction", "generationConfig", "toolConfig", "functionDeclarations",
+        "parametersJsonSchema", "responseJsonSchema", "responseMimeType", "maxOutputTokens",
+        "functionCall", "functionResponse", "inlineData", "fileData", "parts", "text",
     }
 )  # fmt: skip
 _OF_MESSAGES = frozenset(

@@ -188,5 +188,5 @@ def _shape(fields: dict[str, Json], quirks: Quirks) -> None:
     for name, value in quirks.defaults.items():
         config.setdefault(name, value)
     config.update(quirks.forced)
-    if not config:
-        fields.pop("generationConfig", None)
+    if config:
+        fields["generationConfig"] = config
