@@ -16,6 +16,10 @@ from localfirst.types import Json
 
 # Three wrappings were seen (a gateway around a gateway around a cloud); more is no error body.
 DEPTH = 4
+# Objects within objects of one document; error bodies stay below six.
+NESTED = 16
+# Sentences are looked through by a hundred patterns: a page of text is not let near them.
+SENTENCE_CHARACTERS, TEXT_CHARACTERS, SENTENCES = 2048, 4096, 24
 _HTML = re.compile(r"^\s*<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 _STATUS_IN_PROSE = re.compile(r"\b([45]\d\d)\b[ :]")
 # Keys whose values are words of a vocabulary, worth comparing whole.
@@ -67,6 +71,12 @@ class _Found:
         self.field = ""
         self.error_type = ""
         self.availability = ""
+        self.depth = 0
+
+    def say(self, text: str) -> None:
+        """Note a sentence, its middle left out where it is long."""
+        if len(self.messages) < SENTENCES:
+            self.messages.append(_short(text, SENTENCE_CHARACTERS))
 
 
 def read(body: bytes) -> Complaint:
@@ -78,10 +88,10 @@ def read(body: bytes) -> Complaint:
         return Complaint(text=_visible(text), message=_visible(text)[:300], html=True)
     found = _Found()
     _walk(text, found, DEPTH)
-    message = next((words for words in reversed(found.messages) if words), text)
+    message = next((words for words in reversed(found.messages) if words), "")
     return Complaint(
-        message=message,
-        text="\n".join(found.messages) or text,
+        message=message or _short(text, SENTENCE_CHARACTERS),
+        text=_short("\n".join(found.messages) or text, TEXT_CHARACTERS),
         codes=frozenset(found.codes),
         status=found.statuses[-1] if found.statuses else 0,
         retry=found.retry,
@@ -92,8 +102,9 @@ def read(body: bytes) -> Complaint:
 
 
 def _walk(value: Json, found: _Found, depth: int) -> None:
-    if depth < 0:
+    if depth < 0 or found.depth >= NESTED:
         return
+    found.depth += 1
     if isinstance(value, str):
         _walk_text(value, found, depth)
     elif isinstance(value, list):
@@ -101,18 +112,19 @@ def _walk(value: Json, found: _Found, depth: int) -> None:
             _walk(item, found, depth)
     elif isinstance(value, dict):
         _walk_object(value, found, depth)
+    found.depth -= 1
 
 
 def _walk_text(text: str, found: _Found, depth: int) -> None:
     inner = _json_inside(text)
     if inner is None:
-        found.messages.append(text)
+        found.say(text)
         return
     start, value = inner
     prose = text[:start].strip()
     if prose:
-        found.messages.append(prose)
-        if status := _STATUS_IN_PROSE.search(prose + " "):
+        found.say(prose)
+        if status := _STATUS_IN_PROSE.search(prose[:SENTENCE_CHARACTERS] + " "):
             found.statuses.append(int(status[1]))
     _walk(value, found, depth - 1)
 
@@ -193,4 +205,12 @@ def _field_in(messages: list[str]) -> str:
 def _visible(html: str) -> str:
     """The words of a page, for people: tags, scripts and styles taken out."""
     html = re.sub(r"(?is)<(script|style)\b.*?(</\1>|$)", " ", html[:65536])
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html)).strip()[:1000]
+    # A tag ends at the next one: a page of brackets costs no more than any other.
+    return re.sub(r"\s+", " ", re.sub(r"<[^<>]*>?", " ", html)).strip()[:1000]
+
+
+def _short(text: str, most: int) -> str:
+    """*text*, or its beginning and its end: what was meant stands at either."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 3 // 4]} … {text[-most // 4 :]}"
