@@ -6,7 +6,7 @@ so that one process can be many providers: the first path segment is the *part* 
 (`http://127.0.0.1:PORT/groq/v1`). Control, as JSON:
 
     POST /_script    {"part": "groq" or "", "steps": [STEP, …]}   queued, "" plays any part
-    GET  /_requests  what came: part, path, headers, body, connection, ended
+    GET  /_requests[/PART]  what came: part, path, headers, body, connection, ended, at
     GET  /_state     {"open": sockets, "accepted": sockets so far, "aborted": left by the client}
     POST /_reset     forget scripts, records and model lists
     POST /_models    {"part": …, "ids": […]}
@@ -25,6 +25,7 @@ import gzip
 import json
 import socket
 import struct
+import time
 from typing import Any
 
 from tests.fakes import cloud_answers as answers
@@ -165,6 +166,23 @@ class Acts:
             await x.chunk(b": keep-alive\n\n")
             await asyncio.sleep(step.get("pause_s", 0.02))
 
+    async def do_blanks(self, x: Exchange, step: Step) -> bool:
+        """A whole answer's keep-alives, blank lines, `count` of them (or for ever), then it."""
+        headers = {"content-type": "application/json", "transfer-encoding": "chunked"}
+        await x.head(200, headers)
+        for _ in range(step.get("count", 100_000)):
+            await x.chunk(b"\n")
+            await asyncio.sleep(step.get("pause_s", 0.02))
+        await x.chunk(json.dumps(answers.whole(x.dialect, step, x.model)).encode())
+        await x.send(b"0\r\n\r\n")
+        return True
+
+    async def do_continues(self, x: Exchange, step: Step) -> bool:
+        for _ in range(step.get("count", 100_000)):
+            await x.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await asyncio.sleep(3600)
+        return False
+
     async def do_stall(self, x: Exchange, step: Step) -> bool:
         await x.open_stream(step)
         for event in x.events(step)[: step.get("events", 0)]:
@@ -303,6 +321,7 @@ class Cloud(Acts):
             "body": body,
             "connection": number,
             "ended": "",
+            "at": time.time(),
         }
         self.records.append(record)
         exchange = Exchange(writer, record)
@@ -353,8 +372,9 @@ class Cloud(Acts):
             self.scripts.setdefault(given.get("part", ""), []).extend(given["steps"])
         elif path == "/_models":
             self.models[given["part"]] = given["ids"]
-        elif path == "/_requests":
-            answer = self.records
+        elif path.startswith("/_requests"):
+            part = path.removeprefix("/_requests").strip("/")
+            answer = [one for one in self.records if part in ("", one["part"])]
         elif path == "/_state":
             answer = {"open": self.open - 1, "accepted": self.accepted, "aborted": self.aborted}
         elif path == "/_reset":

@@ -34,8 +34,9 @@ class FakeCloud:
     def models(self, *ids: str, part: str = "cloud") -> None:
         self._ask("POST", "/_models", {"part": part, "ids": list(ids)})
 
-    def requests(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._ask("GET", "/_requests")
+    def requests(self, part: str = "") -> list[dict[str, Any]]:
+        """What came, all of it or what came for one part."""
+        found: list[dict[str, Any]] = self._ask("GET", f"/_requests/{part}")
         return found
 
     def state(self) -> dict[str, int]:
