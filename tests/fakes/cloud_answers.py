@@ -20,6 +20,10 @@ def words_of(step: Step) -> list[str]:
     return [step["text"]] if "text" in step else WORDS
 
 
+def tools_of(step: Step) -> list[dict[str, Any]]:
+    return list(step.get("tools", [step["tool"]] if "tool" in step else []))
+
+
 def usage_of(step: Step) -> tuple[int, int]:
     return step.get("prompt_tokens", 7), step.get("completion_tokens", 5)
 
@@ -28,33 +32,28 @@ def whole(dialect: str, step: Step, model: str) -> dict[str, Any]:
     """A JSON answer."""
     text = "".join(words_of(step))
     prompt, completion = usage_of(step)
-    tool = step.get("tool")
+    tools = tools_of(step)
     if dialect == "anthropic":
         blocks: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
-        if tool:
-            blocks.append(
-                {
-                    "type": "tool_use",
-                    "id": "toolu_1",
-                    "name": tool["name"],
-                    "input": tool["arguments"],
-                }
-            )
+        if thought := step.get("reasoning"):
+            blocks.insert(0, {"type": "thinking", "thinking": thought, "signature": "proof"})
+        blocks += [_block(number, tool, tool["arguments"]) for number, tool in enumerate(tools, 1)]
         return {
             "id": "msg_1",
             "type": "message",
             "role": "assistant",
             "model": model,
             "content": blocks,
-            "stop_reason": step.get("finish", "tool_use" if tool else "end_turn"),
+            "stop_reason": step.get("finish", "tool_use" if tools else "end_turn"),
             "stop_sequence": None,
             "usage": {"input_tokens": prompt, "output_tokens": completion},
         }
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if step.get("reasoning"):
         message["reasoning_content"] = step["reasoning"]
-    if tool:
-        message = {"role": "assistant", "content": None, "tool_calls": [_call(tool)]}
+    if tools:
+        calls = [_call(tool, number) for number, tool in enumerate(tools, 1)]
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -64,7 +63,7 @@ def whole(dialect: str, step: Step, model: str) -> dict[str, Any]:
             {
                 "index": 0,
                 "message": message,
-                "finish_reason": step.get("finish", "tool_calls" if tool else "stop"),
+                "finish_reason": step.get("finish", "tool_calls" if tools else "stop"),
             }
         ],
         "usage": {
@@ -75,10 +74,14 @@ def whole(dialect: str, step: Step, model: str) -> dict[str, Any]:
     }
 
 
-def _call(tool: dict[str, Any]) -> dict[str, Any]:
+def _block(number: int, tool: dict[str, Any], given: Any) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"toolu_{number}", "name": tool["name"], "input": given}
+
+
+def _call(tool: dict[str, Any], number: int = 1) -> dict[str, Any]:
     arguments = json.dumps(tool["arguments"])
     return {
-        "id": "call_1",
+        "id": f"call_{number}",
         "type": "function",
         "function": {"name": tool["name"], "arguments": arguments},
     }
@@ -96,17 +99,17 @@ def _openai_events(step: Step, model: str, *, usage: bool) -> list[bytes]:
     if step.get("reasoning"):
         made.append(_chunk(model, {"reasoning_content": step["reasoning"]}))
     finish = "stop"
-    if tool := step.get("tool"):
+    for index, tool in enumerate(tools_of(step)):
         finish = "tool_calls"
         arguments = json.dumps(tool["arguments"])
         half = len(arguments) // 2
-        head = {"index": 0, **_call(tool)}
+        head = {"index": index, **_call(tool, index + 1)}
         head["function"] = {"name": tool["name"], "arguments": ""}
         made.append(_chunk(model, {"tool_calls": [head]}))
         for piece in (arguments[:half], arguments[half:]):
-            call = {"index": 0, "function": {"arguments": piece}}
+            call = {"index": index, "function": {"arguments": piece}}
             made.append(_chunk(model, {"tool_calls": [call]}))
-    else:
+    if finish == "stop":
         made += [_chunk(model, {"content": word}) for word in words_of(step)]
     made.append(_chunk(model, {}, step.get("finish", finish)))
     if usage:
@@ -155,26 +158,38 @@ def _anthropic_events(step: Step, model: str) -> list[bytes]:
         "usage": {"input_tokens": prompt, "output_tokens": 1},
     }
     made = [_named("message_start", {"message": message})]
-    stop = "end_turn"
-    if tool := step.get("tool"):
-        stop = "tool_use"
-        arguments = json.dumps(tool["arguments"])
-        half = len(arguments) // 2
-        block = {"type": "tool_use", "id": "toolu_1", "name": tool["name"], "input": {}}
-        deltas = [
-            {"type": "input_json_delta", "partial_json": piece}
-            for piece in (arguments[:half], arguments[half:])
+    for index, (block, deltas) in enumerate(_anthropic_blocks(step)):
+        made.append(_named("content_block_start", {"index": index, "content_block": block}))
+        made += [_named("ping", {})] if not index else []
+        made += [
+            _named("content_block_delta", {"index": index, "delta": delta}) for delta in deltas
         ]
-    else:
-        block = {"type": "text", "text": ""}
-        deltas = [{"type": "text_delta", "text": word} for word in words_of(step)]
-    made.append(_named("content_block_start", {"index": 0, "content_block": block}))
-    made.append(_named("ping", {}))
-    made += [_named("content_block_delta", {"index": 0, "delta": delta}) for delta in deltas]
-    made.append(_named("content_block_stop", {"index": 0}))
+        made.append(_named("content_block_stop", {"index": index}))
+    stop = "tool_use" if tools_of(step) else "end_turn"
     ending = {"stop_reason": step.get("finish", stop), "stop_sequence": None}
     made.append(_named("message_delta", {"delta": ending, "usage": {"output_tokens": completion}}))
     return [*made, _named("message_stop", {})]
+
+
+def _anthropic_blocks(step: Step) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each block as it starts, and its deltas."""
+    made: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    if thought := step.get("reasoning"):
+        deltas = [
+            {"type": "thinking_delta", "thinking": thought},
+            {"type": "signature_delta", "signature": "proof"},
+        ]
+        made.append(({"type": "thinking", "thinking": "", "signature": ""}, deltas))
+    for number, tool in enumerate(tools_of(step), 1):
+        arguments = json.dumps(tool["arguments"])
+        half = len(arguments) // 2
+        pieces = (arguments[:half], arguments[half:])
+        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
+        made.append((_block(number, tool, {}), deltas))
+    if not tools_of(step):
+        deltas = [{"type": "text_delta", "text": word} for word in words_of(step)]
+        made.append(({"type": "text", "text": ""}, deltas))
+    return made
 
 
 def error_event(dialect: str, step: Step) -> bytes:

@@ -7,7 +7,8 @@ put in; what is scripted is which of them a model gives, and when.
     python -m tests.fakes.ollama_daemon '{"models": {"tiny": {}}}'
 
 prints its port. A model's script: `reply` (a recording's name), `load_s`, `word_delay_s`,
-`silent_after` and `die_after` (lines), `context` (its `num_ctx`; a longer prompt overflows
+`silent_after`, `die_after` and `cut_after` (lines), `says` (the messages of a streamed chat, in
+place of the recorded ones), `context` (its `num_ctx`; a longer prompt overflows
 on the path `overflow`: "error", "friendly" or "cut"), `window`, `capabilities`, `embeds`,
 `vram`, `loaded`, `remote`. Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
 back), `version`. `POST /fake` replaces parts of the script, `GET /fake` tells the requests.
@@ -239,7 +240,18 @@ class Daemon:
 
     async def play(self, writer: asyncio.StreamWriter, found: str, name: str) -> None:
         model = self.models[name]
-        await play(writer, renamed(recording(found), name), {}, script=model)
+        recorded = renamed(recording(found), name)
+        if model.get("says") and "lines" in recorded:
+            recorded["lines"] = spoken(recorded["lines"], model["says"])
+        await play(writer, recorded, {}, script=model)
+
+
+def spoken(lines: list[dict[str, Any]], says: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A recorded chat with other messages in it; its last line, which ends it, says `stop`."""
+    first, last = json.loads(lines[0]["line"]), json.loads(lines[-1]["line"])
+    pieces = [first | {"message": {"role": "assistant", "content": ""} | said} for said in says]
+    ending = last | {"done_reason": "stop"}
+    return [{"line": json.dumps(line, separators=(",", ":"))} for line in [*pieces, ending]]
 
 
 def renamed(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -331,6 +343,8 @@ async def play(
             await asyncio.sleep(3600)
         if number == script.get("die_after"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == script.get("cut_after"):
+            return writer.write(b"0\r\n\r\n")  # whole as HTTP has it, without `done: true`
         data = line["line"].encode() + b"\n"
         writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         await writer.drain()
