@@ -19,8 +19,12 @@ from localfirst.wire.anthropic import events as anthropic
 from localfirst.wire.ollama import events as ollama
 from localfirst.wire.openai import events as openai
 from tests.wire.support import DATA, dumps, hear, sliced
-from tests.wire.test_stream_cases import CASES, READERS
+from tests.wire.test_stream_cases import CASES, RELAYED, reader
 
+READ_OR_RELAYED = [
+    *(pytest.param(case, False, id=f"{case['id']}-read") for case in CASES),
+    *(pytest.param(case, True, id=f"{case['id']}-relay") for case in RELAYED),
+]
 READING = {"openai": openai, "anthropic": anthropic, "ollama": ollama}
 each_reader = pytest.mark.parametrize("module", READING.values(), ids=READING.keys())
 relayed_or_read = pytest.mark.parametrize("relay", [False, True], ids=["read", "relay"])
@@ -50,15 +54,14 @@ def damaged(raw: bytes, seed: int) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-@relayed_or_read
+@pytest.mark.parametrize(("case", "relay"), READ_OR_RELAYED)
 def test_damaged_streams_end_with_an_upstream_error_or_a_conclusion(
     case: dict[str, Any], relay: bool
 ) -> None:
     raw = case["raw"].encode()
     for seed in range(40):
         stream = damaged(raw, seed)
-        heard = hear(READERS[case["api"]](relay=relay), sliced(stream, 97))
+        heard = hear(reader(case, relay), sliced(stream, 97))
         assert heard.complete or heard.error is not None
 
 
