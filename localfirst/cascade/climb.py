@@ -200,6 +200,7 @@ class Climb:
             shows_progress=self.call.stream,
             keep=self.seen,
             watches=self.cascade.watches,
+            on_content=None if self.cascade.health.idle else self.cascade.began,
         )
         return attempt
 

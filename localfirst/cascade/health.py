@@ -1,147 +1,35 @@
 """
 Who is cooling down, why and until when: a circuit breaker for every scope of failure.
 
-States: closed (no entry) → open (`until_unix`) → probing (one request) → closed or open
-again, longer. A wait that a server named is a fact and is kept to the second; one that we
-made up is a guess, and after part of it a single request may try. Pure: nothing here waits,
-reads a clock or writes a file; `now_unix` comes in, and `Cooldown`s go out to the ledger.
+What may be asked now is `health_view`'s; here failures and successes come in. A wait that a
+server named is a fact and is kept to the second; one that we made up is a guess. Pure:
+nothing here waits, reads a clock or writes a file; `now_unix` comes in, and `Cooldown`s go
+out to the ledger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from enum import StrEnum
 
 import msgspec
 
-from localfirst.types import Failure, FailureClass, Scope, Target
+from localfirst.cascade.health_view import NEVER as NEVER
+from localfirst.cascade.health_view import Cooldown as Cooldown
+from localfirst.cascade.health_view import Gate as Gate
+from localfirst.cascade.health_view import HealthView as HealthView
+from localfirst.cascade.health_view import Place as Place
+from localfirst.cascade.health_view import place_of, places
+from localfirst.types import Failure, FailureClass, Target
 
 DAY_S = 86400.0
-NEVER = float("inf")
 LOCAL_LONGEST_S = 5.0  # this machine's own engine restarts in seconds; nobody else is affected
 LONGEST_GUESS_S = 300.0
 HEALTHY_S = 300.0  # one strike is forgiven per five minutes without a new one
 PROBE_LEASE_S = 60.0  # a probe whose process died frees its place after this
 BAD_ANSWERS_IN_A_ROW = 3
-# A guess is tried again by one request after this part of it; a guessed day after an hour.
-EARLY, EARLY_LONGEST_S = 0.5, 3600.0
 RATE_LIMIT_S, TIMEOUT_S, MODEL_GONE_S, CONFIG_S = 60.0, 30.0, DAY_S, 600.0
 NETWORK_BASE_S, UNAVAILABLE_BASE_S = 5.0, 5.0
 UNKNOWN_BASE_S, UNKNOWN_LONGEST_S = 5.0, 80.0
-
-Place = tuple[str, str, str]
-"""(provider, key label, model); an empty part means "any"."""
-
-
-class Gate(StrEnum):
-    """Whether a target may be asked now."""
-
-    READY = "ready"
-    PROBE = "probe"
-    COOLING = "cooling"
-
-
-class Cooldown(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    One place that is left alone, and why.
-
-    `duration_s` is the whole length, by which a clock that jumped back is found out.
-    `strikes` counts ejections; `mark` identifies the configuration that was at fault (a
-    digest made by the caller), so that a changed key is tried again.
-    """
-
-    provider: str
-    key_label: str = ""
-    model: str = ""
-    cls: FailureClass = FailureClass.UNKNOWN
-    since_unix: float = 0.0
-    until_unix: float = 0.0
-    duration_s: float = 0.0
-    fact: bool = False
-    strikes: int = 1
-    message: str = ""
-    mark: str = ""
-
-    @property
-    def place(self) -> Place:
-        """What cools."""
-        return (self.provider, self.key_label, self.model)
-
-    @property
-    def probe_unix(self) -> float:
-        """From when on a single request may try."""
-        if self.fact or self.duration_s == NEVER:
-            return self.until_unix
-        return min(self.until_unix, self.since_unix + min(self.duration_s * EARLY, EARLY_LONGEST_S))
-
-
-class HealthView(msgspec.Struct, frozen=True, kw_only=True):
-    """A frozen look at the health, good until `revision` changes."""
-
-    cooldowns: Mapping[Place, Cooldown] = {}
-    probing: Mapping[Place, float] = {}
-    revision: int = 0
-
-    def blockers(self, target: Target, now_unix: float) -> list[Cooldown]:
-        """Every cooldown that stands in this target's way, the longest first."""
-        if not self.cooldowns:
-            return []
-        found = [
-            entry
-            for place in places(target)
-            if (entry := self.cooldowns.get(place)) is not None and entry.until_unix > now_unix
-        ]
-        return sorted(found, key=lambda entry: -entry.until_unix)
-
-    def blocker(self, target: Target, now_unix: float) -> Cooldown | None:
-        """The cooldown that stands longest in this target's way, or None."""
-        return next(iter(self.blockers(target, now_unix)), None)
-
-    def gate(self, target: Target, now_unix: float) -> tuple[Gate, Cooldown | None]:
-        """Whether the target may be asked now, and what stands longest in the way."""
-        found = self.blockers(target, now_unix)
-        if not found:
-            return Gate.READY, None
-        # One that may not be tried yet is enough: a fact is not undone by a guess beside it.
-        if all(self._open_to_probe(entry, now_unix) for entry in found):
-            return Gate.PROBE, found[0]
-        return Gate.COOLING, found[0]
-
-    def _open_to_probe(self, entry: Cooldown, now_unix: float) -> bool:
-        busy = self.probing.get(entry.place, 0.0) > now_unix
-        return entry.probe_unix <= now_unix and not busy
-
-    def next_change_unix(self, now_unix: float) -> float:
-        """The earliest instant at which a gate opens by itself."""
-        edges = [
-            edge
-            for entry in self.cooldowns.values()
-            for edge in (entry.probe_unix, entry.until_unix, self.probing.get(entry.place, 0.0))
-            if edge > now_unix
-        ]
-        return min(edges, default=NEVER)
-
-
-def places(target: Target) -> tuple[Place, Place, Place, Place]:
-    """The four scopes that a target lies in, widest first."""
-    provider, key, model = target.provider, target.key_label, target.model
-    return (provider, "", ""), (provider, key, ""), (provider, "", model), (provider, key, model)
-
-
-def place_of(target: Target, scope: Scope) -> Place | None:
-    """The place that a failure of *scope* speaks of; None for the request's own fault."""
-    provider, key, model = target.provider, target.key_label, target.model
-    match scope:
-        case Scope.PROVIDER:
-            return (provider, "", "")
-        case Scope.KEY:
-            return (provider, key, "")
-        case Scope.MODEL:
-            return (provider, "", model)
-        case Scope.KEY_MODEL:
-            return (provider, key, model)
-        case _:
-            return None
 
 
 def guess_s(cls: FailureClass, strikes: int, now_unix: float, status: int | None = None) -> float:
@@ -205,6 +93,7 @@ class Health:
             self._view = HealthView(
                 cooldowns=dict(self._cooldowns),
                 probing=dict(self._probing),
+                local=self._local,
                 revision=self.revision,
             )
         return self._view
@@ -226,11 +115,15 @@ class Health:
         return entry
 
     def succeeded(self, target: Target, now_unix: float) -> tuple[Place, ...]:
-        """Close every breaker that this target passed; the places that were opened again."""
+        """Count an answer that came whole; the places that were closed by it."""
         if not self._cooldowns and not self._bad_answers:
             return ()
         del now_unix
         self._bad_answers.pop((target.provider, "", target.model), None)
+        return self.began(target)
+
+    def began(self, target: Target) -> tuple[Place, ...]:
+        """Close every breaker that this target passed: its first content is here."""
         # Without a key the account's place is the provider's: each is healed once.
         met = dict.fromkeys(places(target))
         healed = tuple(place for place in met if place in self._cooldowns)
@@ -248,7 +141,7 @@ class Health:
         view = self.view()
         gate, _ = view.gate(target, now_unix)
         if gate is Gate.PROBE:
-            for entry in view.blockers(target, now_unix):
+            for entry in view.to_try(target, now_unix):
                 self._probing[entry.place] = now_unix + PROBE_LEASE_S
             self._changed()
         return gate is not Gate.COOLING
@@ -278,7 +171,12 @@ class Health:
         A wait that was cut by a clock set back is at most its own length from now; a key
         that was refused under another configuration is tried again.
         """
-        kept = {entry.place: entry for entry in self._sane(entries, now_unix)}
+        kept = {
+            place: entry
+            for place, entry in self._cooldowns.items()
+            if entry.half_open(now_unix)  # the ledger tells only of what still cools
+        }
+        kept |= {entry.place: entry for entry in self._sane(entries, now_unix)}
         if kept == self._cooldowns:
             return
         for place, entry in kept.items():

@@ -76,13 +76,15 @@ class Candidate:
 class _Search:
     """One look along the ladder: the time, and the waits that were met."""
 
-    __slots__ = ("now", "now_unix", "recoveries", "waits")
+    __slots__ = ("now", "now_unix", "recoveries", "tried", "waits")
 
     def __init__(self, now: float, now_unix: float) -> None:
         self.now = now
         self.now_unix = now_unix
         self.waits: list[float] = []
         self.recoveries: list[float] = []
+        # Who is being tried by another request: asked all the same if nobody else is left.
+        self.tried: tuple[Candidate, Target] | None = None
 
 
 class Ladder:
@@ -228,6 +230,8 @@ class Ladder:
             target = self._ready(candidate, found)
             if target is not None:
                 return Take(candidate, target, self._turns_left())
+        if found.tried is not None:
+            return Take(*found.tried, self._turns_left())
         return Wait(min(found.waits)) if found.waits else None
 
     def _ready(self, candidate: Candidate, found: _Search) -> Target | None:
@@ -246,6 +250,8 @@ class Ladder:
             # Its own failure a moment ago has had its backoff; others' is respected.
             elif candidate.again_at or self._health.admit(target, found.now_unix):
                 return target
+            elif self._health.view().being_tried(target, found.now_unix):
+                found.tried = found.tried or (candidate, target)
             else:
                 self._note_recovery(target, found)
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from localfirst.cascade.answer import commits, cut_tool_call, reason_of, usage_of
 from localfirst.cascade.watch import Watches
@@ -26,7 +26,8 @@ class Ongoing:
     """
 
     __slots__ = (
-        "_began", "_began_unix", "_clock", "_deadline", "_keep", "_prelude", "_shows_progress",
+        "_began", "_began_unix", "_clock", "_deadline", "_keep", "_on_content", "_prelude",
+        "_shows_progress",
         "committed", "finished", "first_token_s", "headers", "limits", "settled", "target",
         "usage", "watch",
     )  # fmt: skip
@@ -41,6 +42,7 @@ class Ongoing:
         shows_progress: bool,
         keep: list[Event],
         watches: Watches,
+        on_content: Callable[[Target], None] | None = None,
     ) -> None:
         self.target = target
         self.limits = limits
@@ -58,6 +60,7 @@ class Ongoing:
         self._shows_progress = shows_progress
         self._prelude: list[Event] = []
         self._keep = keep
+        self._on_content = on_content
 
     @property
     def duration_s(self) -> float:
@@ -118,6 +121,8 @@ class Ongoing:
     def _commit(self, event: Event) -> Sequence[Event]:
         self.committed = True
         self.first_token_s = self.duration_s
+        if self._on_content is not None:
+            self._on_content(self.target)
         ready = [*self._prelude, event]
         for one in ready:
             self.take(one)

@@ -96,6 +96,8 @@ def _standing_in_the_way(
 ) -> tuple[float, str, bool] | None:
     gate, entry = world.health.gate(target, world.now_unix)
     if gate is Gate.COOLING and entry is not None:
+        if entry.until_unix <= world.now_unix:
+            return world.now_unix, f"one request is trying it after {entry.cls}", False
         return entry.until_unix, f"cooling down after {entry.cls}", entry.fact
     refusal = world.quota.refusal(target, tokens, world.now_unix) if world.quota else None
     if refusal is not None and refusal.ready_unix is not None:

@@ -241,6 +241,11 @@ class Cascade:
         """Why nothing more may be spent on *target* now, or ""."""
         return self._budget(target) if self._budget is not None else ""
 
+    def began(self, target: Target) -> None:
+        """Learn from a first content: whoever waited for *target* to recover may come."""
+        if healed := self.health.began(target):
+            self._recorder.drop_cooldowns(healed)
+
     def won(self, call: Call, attempt: Ongoing, record: Attempt) -> None:
         """Learn from an answer that came whole."""
         now_unix = self.now_unix()

@@ -152,7 +152,7 @@ def test_a_cooldown_survives_a_restart_and_a_clock_set_back() -> None:
     fail(first, FailureClass.TIMEOUT, Scope.PROVIDER)
     second.restore(first.snapshot(), T0 - 100_000.0)
     assert gate(second, T0 - 100_000.0 + 29) in {Gate.COOLING, Gate.PROBE}
-    assert gate(second, T0 - 100_000.0 + 31) is Gate.READY
+    assert gate(second, T0 - 100_000.0 + 31) is Gate.PROBE
 
 
 def test_what_is_over_is_not_restored() -> None:
