@@ -25,6 +25,7 @@ DAY_S = 86400.0
 LOCAL_LONGEST_S = 5.0  # this machine's own engine restarts in seconds; nobody else is affected
 LONGEST_GUESS_S = 300.0
 HEALTHY_S = 300.0  # one strike is forgiven per five minutes without a new one
+STRIKES_MOST = 60  # with these every guess is at its longest; more would only be held against it
 PROBE_LEASE_S = 60.0  # a probe whose process died frees its place after this
 BAD_ANSWERS_IN_A_ROW = 3
 RATE_LIMIT_S, TIMEOUT_S, MODEL_GONE_S, CONFIG_S = 60.0, 30.0, DAY_S, 600.0
@@ -271,7 +272,7 @@ class Health:
     def _strike(self, place: Place, now_unix: float) -> int:
         count, when = self._strikes.get(place, (0, now_unix))
         forgiven = int(max(0.0, now_unix - when) // HEALTHY_S)
-        count = max(0, count - forgiven) + 1
+        count = min(max(0, count - forgiven) + 1, STRIKES_MOST)
         self._strikes[place] = (count, now_unix)
         return count
 

@@ -88,6 +88,27 @@ def test_guesses_grow_with_every_ejection_and_shrink_with_health() -> None:
     assert later is not None and later.duration_s == 5.0
 
 
+@pytest.mark.parametrize(
+    "cls",
+    [
+        FailureClass.NETWORK,
+        FailureClass.UNKNOWN,
+        FailureClass.UNAVAILABLE,
+        FailureClass.INVALID_RESPONSE,
+    ],
+)
+def test_a_day_of_failures_cools_no_longer_than_the_longest_guess_and_is_forgiven_in_hours(
+    cls: FailureClass,
+) -> None:
+    health = Health()
+    for n in range(3000):
+        fail(health, cls, Scope.PROVIDER, T0 + n / 100)
+    worst = fail(health, cls, Scope.PROVIDER, T0 + 30)
+    assert worst is not None and worst.duration_s <= 300.0
+    later = fail(health, cls, Scope.PROVIDER, T0 + 6 * 3600)
+    assert later is not None and later.duration_s == 5.0
+
+
 def test_a_longer_wait_is_never_shortened() -> None:
     health = Health()
     fact = {"retry_after_s": 500.0, "retry_is_fact": True}
