@@ -155,7 +155,7 @@ def unknown(name: str, known: Known) -> UnknownModel:
     shown = name if len(name) <= 80 else name[:79] + "…"
     nearest = nearest_to(name, known)
     near = f"; near it: {', '.join(f'`{one}`' for one in nearest)}" if nearest else ""
-    return UnknownModel(f"there is no model `{shown}`{near}", nearest=nearest)
+    return UnknownModel(f"model `{shown}` not found{near}", nearest=nearest)
 
 
 def nearest_to(name: str, known: Known) -> tuple[str, ...]:

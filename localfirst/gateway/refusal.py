@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from localfirst.errors import LocalFirstError
+from localfirst.errors import CascadeExhausted, LocalFirstError
 from localfirst.gateway.exchange import STATUS_LINES
+from localfirst.types import FailureClass
 from localfirst.wire.anthropic import answers as anthropic
 from localfirst.wire.ollama import answers as ollama
 from localfirst.wire.openai import answers as openai
@@ -18,12 +19,19 @@ ErrorBody = Callable[..., bytes]
 AT_HOME = frozenset({"local", "pull"})
 """Providers that are this machine itself."""
 
+HOPELESS = frozenset({FailureClass.CONFIG, FailureClass.AUTH})
+"""What the same request again cannot mend; OpenAI's and Anthropic's clients would send it twice
+more, and ask `x-should-retry` first (`_base_client.py` of either)."""
+
 SAFE: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 """On every answer: no sniffing, no caches, no other page's `<img>`."""
+
+REQUEST_IDS = (b"x-localfirst-request-id", b"x-request-id", b"request-id")
+"""Ours, and where OpenAI's and Anthropic's clients look for what they show with an error."""
 
 JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
 
@@ -43,6 +51,8 @@ def error_headers(error: LocalFirstError) -> Headers:
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
+    if isinstance(error, CascadeExhausted) and error.dominating in HOPELESS:
+        headers.append((b"x-should-retry", b"false"))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers
@@ -50,7 +60,8 @@ def error_headers(error: LocalFirstError) -> Headers:
 
 def attempt_headers(error: LocalFirstError, request_id: str) -> Headers:
     """The `x-localfirst-*` facts of an error: who was asked, and who saw the request."""
-    facts: Headers = [(b"x-localfirst-request-id", request_id.encode())]
+    known = request_id.encode()
+    facts: Headers = [(name, known) for name in REQUEST_IDS]
     attempts = getattr(error, "attempts", None)
     if attempts is None:
         return facts

@@ -8,6 +8,7 @@ terminator whether the answer is one.
 from __future__ import annotations
 
 import json
+import secrets
 
 import msgspec
 
@@ -20,11 +21,12 @@ _ANY = msgspec.json.Decoder()
 
 
 class Pieces:
-    """One tool call as it grows; `open` while its arguments are not whole."""
+    """One tool call as it grows; `given` is the id its provider named, if it did."""
 
-    __slots__ = ("arguments", "id", "name")
+    __slots__ = ("arguments", "given", "id", "name")
 
-    def __init__(self, identifier: str, name: str) -> None:
+    def __init__(self, given: str, identifier: str, name: str) -> None:
+        self.given = given
         self.id = identifier
         self.name = name
         self.arguments: list[str] = []
@@ -32,8 +34,12 @@ class Pieces:
     @property
     def whole(self) -> bool:
         """Whether the arguments are complete JSON; none at all counts as `{}`."""
-        text = "".join(self.arguments)
-        return not text.strip() or is_json(text)
+        return not self.begun or is_json("".join(self.arguments))
+
+    @property
+    def begun(self) -> bool:
+        """Whether any argument has been written."""
+        return any(piece.strip() for piece in self.arguments)
 
 
 class Conclusion:
@@ -48,18 +54,24 @@ class Conclusion:
         self.usage: Usage | None = None
         self.said = False
 
-    def tool(self, index: int, identifier: str, name: str, arguments: str) -> ToolCallDelta | None:
+    def tool(
+        self, index: int, identifier: str, name: str, arguments: str, *, numbered: bool = True
+    ) -> ToolCallDelta | None:
         """
         Take one piece of a call; the event for it, or None when it adds nothing.
 
-        Some providers send no id, repeat it, or send an empty name with later pieces; the
-        event carries id and name exactly once, and an id is made up where none came.
+        Some providers send no id, repeat it, give one id to several calls, or send an empty
+        name with later pieces; the event carries id and name exactly once, and an id is made
+        up where none came. Without a number of its own (`numbered`) a piece belongs to the
+        call of its id.
         """
         self.said = True
         slot = self._slots.get(index)
-        if slot is None or self._is_another(slot, identifier, name):
+        if not numbered and identifier:
+            slot = next((n for n, c in enumerate(self.calls) if c.given == identifier), slot)
+        if slot is None or self._is_another(slot, identifier, name, arguments):
             slot = self._slots[index] = len(self.calls)
-            call = Pieces(identifier or f"call_{slot}", name)
+            call = Pieces(identifier, self._own_id(identifier), name)
             call.arguments.append(arguments)
             self.calls.append(call)
             return ToolCallDelta(slot, call.id, name, arguments)
@@ -69,9 +81,25 @@ class Conclusion:
         call.name = call.name or name
         return ToolCallDelta(slot, "", late, arguments) if arguments or late else None
 
-    def _is_another(self, slot: int, identifier: str, name: str) -> bool:
-        """Some servers number all parallel calls 0: a new id with a name is a new call."""
-        return bool(identifier and name and identifier != self.calls[slot].id)
+    def _is_another(self, slot: int, identifier: str, name: str, arguments: str) -> bool:
+        """
+        Whether a piece begins a new call although its number is taken.
+
+        Some servers number all parallel calls 0: a new id with a name is a new call, and so
+        is a name without any id once the call before it is whole.
+        """
+        call = self.calls[slot]
+        if not name or (identifier and identifier == call.given):
+            return False
+        if identifier and call.given:
+            return True
+        return call.begun and call.whole and bool(arguments.strip() or name != call.name)
+
+    def _own_id(self, identifier: str) -> str:
+        """An id that no other call has: clients and clouds match results by it, turns later."""
+        if identifier and all(call.id != identifier for call in self.calls):
+            return identifier
+        return f"call_{secrets.token_hex(8)}"
 
     def finish(
         self, *, stop_sequence: str = "", timings: dict[str, Json] | None = None
@@ -125,12 +153,14 @@ def arguments_object(arguments: str) -> msgspec.Raw:
     Models do write broken JSON, are cut by the token limit, and clients send such calls
     back; broken text stands as it is under one key, so that the conversation can go on.
     """
+    if arguments.strip() in {"", "null"}:
+        return msgspec.Raw(b"{}")
     try:
-        whole = isinstance(_ANY.decode(arguments or "{}"), dict)
+        whole = isinstance(_ANY.decode(arguments), dict)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         whole = False
     if whole:
-        return msgspec.Raw((arguments or "{}").encode())
+        return msgspec.Raw(arguments.encode())
     return msgspec.Raw(msgspec.json.encode({"arguments": arguments}))
 
 

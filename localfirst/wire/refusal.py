@@ -36,14 +36,25 @@ def unsupported(what: str) -> UpstreamRefused:
 
 
 def is_error_object(payload: bytes) -> bool:
-    """Whether *payload* is a JSON object with an `error` in it, or Google's list of one."""
+    """
+    Whether *payload* is a JSON object that says it is an error, or Google's list of one.
+
+    Beside an `error` in it: vLLM's and Mistral's `"object": "error"`, FastAPI's `detail`, and
+    a `message` with a code.
+    """
     value = _loaded(payload)
-    return isinstance(value, dict) and bool(value.get("error"))
+    if not isinstance(value, dict):
+        return False
+    if value.get("error") or "error" in (value.get("object"), value.get("type")):
+        return True
+    return bool(value.get("detail")) or (
+        isinstance(value.get("message"), str) and ("code" in value or "status" in value)
+    )
 
 
 def _named_status(payload: bytes) -> int | None:
     value = _loaded(payload)
-    error = value.get("error") if isinstance(value, dict) else None
+    error = value.get("error", value) if isinstance(value, dict) else None
     if not isinstance(error, dict):
         return None
     for name in ("status_code", "code", "status"):

@@ -172,3 +172,41 @@ def test_what_was_asked_is_echoed() -> None:
     assert given["text"]["format"]["schema"] == {"type": "object"}
     assert given["reasoning"] == {"effort": "low"}
     assert given["tools"][0]["name"] == "f"
+
+
+def kinds_of(stream: bytes) -> list[tuple[str, int]]:
+    """The events about output items, in order, with the item that each is about."""
+    found = [json.loads(line[6:]) for line in stream.split(b"\n") if line.startswith(b"data: ")]
+    about = [one for one in found if "output_index" in one]
+    return [(one["type"].removeprefix("response."), one["output_index"]) for one in about]
+
+
+def test_a_call_is_concluded_before_the_next_one_begins() -> None:
+    writer = answers.StreamWriter(model="m", request_id="req_1", created=1)
+    stream = writer.write(ToolCallDelta(0, "a", "now", "{}"))
+    stream += writer.write(ToolCallDelta(1, "b", "now", "{}")) + writer.write(Finished())
+    assert [kind for kind, index in kinds_of(stream) if index == 0] == [
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+    ]
+    assert [index for _, index in kinds_of(stream)] == sorted(i for _, i in kinds_of(stream))
+
+
+def test_calls_whose_pieces_are_mixed_are_each_concluded_once_and_whole() -> None:
+    writer = answers.StreamWriter(model="m", request_id="req_1", created=1)
+    pieces = [(0, "a", ""), (1, "b", ""), (0, "", '{"x":'), (1, "", "{}"), (0, "", "1}")]
+    events = [ToolCallDelta(index, name, name, text) for index, name, text in pieces]
+    stream = b"".join(writer.write(event) for event in [*events, Finished()])
+    kinds = kinds_of(stream)
+    assert kinds.count(("output_item.done", 0)) == kinds.count(("output_item.done", 1)) == 1
+    assert kinds[-1][0] == "output_item.done"
+    assert rb'"arguments":"{\"x\":1}"' in stream
+
+
+def test_a_message_that_was_cut_by_the_limit_is_incomplete_like_its_response() -> None:
+    writer = answers.StreamWriter(model="m", request_id="req_1", created=1)
+    stream = writer.write(TextDelta("a")) + writer.write(Finished(FinishReason.LENGTH))
+    last = json.loads(stream.rstrip().split(b"data: ")[-1])["response"]
+    assert (last["status"], last["output"][0]["status"]) == ("incomplete", "incomplete")

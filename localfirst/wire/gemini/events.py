@@ -160,12 +160,14 @@ class _Answer:
 
     def _call(self, call: FunctionCall, signature: str) -> list[Event]:
         slot = len(self._so_far.calls)
-        identifier = call.id or f"call_{self._id}_{slot}".replace("__", "_")
-        if self._marks is not None:
-            self._marks.put(identifier, signature, bool(call.id))
+        made = f"call_{self._id}_{slot}" if self._id else ""
         given = object_text(call.args) or "{}"
-        event = self._so_far.tool(slot, identifier, call.name or "", given)
-        return [event] if event else []
+        event = self._so_far.tool(slot, call.id or made, call.name or "", given)
+        if event is None:
+            return []
+        if self._marks is not None:
+            self._marks.put(event.id, signature, event.id == call.id)
+        return [event]
 
 
 def read_reply(body: bytes, *, marks: Marks | None = None) -> list[Event]:

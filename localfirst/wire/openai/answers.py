@@ -38,7 +38,6 @@ DONE = b"data: [DONE]\n\n"
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
-    404: "not_found_error",
     429: "rate_limit_error",
 }
 
@@ -228,7 +227,7 @@ def attempt_objects(err: CascadeExhausted) -> list[Json]:
 
 
 def _type(err: LocalFirstError) -> str:
-    if isinstance(err, InvalidRequest) and err.http_status != 404:
+    if isinstance(err, InvalidRequest):
         return "invalid_request_error"
     if err.http_status in _TYPES:
         return _TYPES[err.http_status]

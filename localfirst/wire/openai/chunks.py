@@ -8,6 +8,8 @@ fields never matter.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import msgspec
@@ -18,7 +20,13 @@ from localfirst.types import Json
 from localfirst.wire.conclusion import object_text
 
 ABSENT = Raw(b"")
+_HALVES = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 _NULL = Raw(b"null")
+_NO_ERROR = (ABSENT, _NULL, Raw(b'""'), Raw(b"{}"), Raw(b"[]"), Raw(b"false"))
+"""Servers that always write the field write one of these where there is none."""
 
 
 class FunctionPiece(msgspec.Struct, gc=False):
@@ -44,6 +52,14 @@ class Delta(msgspec.Struct, gc=False):
     reasoning: str | None = None
     refusal: str | None = None
     tool_calls: list[CallPiece] | None = None
+    function_call: FunctionPiece | None = None
+
+    @property
+    def calls(self) -> list[CallPiece]:
+        """Pieces of tool calls, OpenAI's old single `function_call` among them."""
+        if self.function_call is None:
+            return self.tool_calls or []
+        return [*(self.tool_calls or []), CallPiece(0, None, self.function_call)]
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -55,6 +71,7 @@ class Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     logprobs: Raw = ABSENT
     error: Raw = ABSENT
+    index: int | None = None
 
 
 class Details(msgspec.Struct, gc=False):
@@ -92,10 +109,15 @@ class Chunk(msgspec.Struct, gc=False):
     @property
     def failed(self) -> bool:
         """Whether the payload is an error, at its top or inside a choice."""
-        if self.error not in (ABSENT, _NULL):
-            return True
+        return self.error not in _NO_ERROR or any(
+            choice.error not in _NO_ERROR for choice in self.choices or ()
+        )
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether a finish reason says that the provider could not go on."""
         return any(
-            choice.finish_reason == "error" or choice.error not in (ABSENT, _NULL)
+            choice.finish_reason and choice.finish_reason.lower() in GAVE_UP
             for choice in self.choices or ()
         )
 
@@ -114,13 +136,26 @@ REASONS = {
     "end_turn": FinishReason.STOP,
     "length": FinishReason.LENGTH,
     "max_tokens": FinishReason.LENGTH,
+    "max_output_tokens": FinishReason.LENGTH,
     "model_length": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
     "tool_use": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
+    "refusal": FinishReason.CONTENT_FILTER,
+    "safety": FinishReason.CONTENT_FILTER,
+    "recitation": FinishReason.CONTENT_FILTER,
+    "prohibited_content": FinishReason.CONTENT_FILTER,
+    "sensitive": FinishReason.CONTENT_FILTER,
 }
 """Finish reasons seen at OpenAI-compatible providers; unknown ones count as stop."""
+
+GAVE_UP = frozenset({"error", "abort", "network_error", "insufficient_system_resource"})
+"""
+Reasons that are no end of an answer: OpenRouter's and Mistral's, vLLM's and SGLang's of a
+request they dropped, Z.AI's, and DeepSeek's of a machine without room.
+"""
 
 
 def reason_of(word: str) -> FinishReason:
@@ -134,12 +169,27 @@ def read(data: bytes) -> Chunk:
 
     Raises:
         msgspec.DecodeError: not a JSON object.
-        UnicodeDecodeError: text that is not UTF-8.
     """
     try:
         return CHUNK.decode(data)
     except msgspec.ValidationError:
         return _lenient(msgspec.json.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _lenient(_forgiven(data))
+
+
+def _forgiven(data: bytes) -> Any:
+    """
+    What Python's servers write and JSON does not know, read all the same.
+
+    `NaN` among the logprobs, halves of characters outside the basic plane where text was cut
+    between them, bytes that are not UTF-8, a byte order mark.
+    """
+    text = _HALVES.sub(r"\\ufffd", data.decode("utf-8-sig", "replace"))
+    try:
+        return json.loads(text, parse_constant=lambda _: None)
+    except ValueError as exc:
+        raise msgspec.DecodeError(str(exc)) from exc
 
 
 def usage_of(counts: Counts) -> Usage:
@@ -188,7 +238,15 @@ def _choice(item: dict[str, Any]) -> Choice:
         finish_reason=None if reason is None else str(reason),
         logprobs=_raw(item.get("logprobs")),
         error=_raw(item.get("error")),
+        index=_number(item.get("index")),
     )
+
+
+def _number(value: Any) -> int | None:
+    """A number, which some write as text."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value[:9])
+    return value if isinstance(value, int) else None
 
 
 def _delta(item: Any) -> Delta | None:
@@ -204,19 +262,23 @@ def _delta(item: Any) -> Delta | None:
         tool_calls=[_call(call) for call in calls if isinstance(call, dict)]
         if isinstance(calls, list)
         else None,
+        function_call=_function(item["function_call"])
+        if isinstance(item.get("function_call"), dict)
+        else None,
     )
 
 
 def _call(item: dict[str, Any]) -> CallPiece:
-    function = item.get("function")
-    if not isinstance(function, dict):
-        function = {}
-    index, identifier = item.get("index"), item.get("id")
+    function, identifier = item.get("function"), item.get("id")
     return CallPiece(
-        index=index if isinstance(index, int) else None,
+        index=_number(item.get("index")),
         id=None if identifier is None else str(identifier),
-        function=FunctionPiece(_text(function.get("name")), object_text(function.get("arguments"))),
+        function=_function(function if isinstance(function, dict) else {}),
     )
+
+
+def _function(item: dict[str, Any]) -> FunctionPiece:
+    return FunctionPiece(_text(item.get("name")), object_text(item.get("arguments")))
 
 
 def _split(content: Any) -> tuple[str | None, str | None]:

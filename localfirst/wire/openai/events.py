@@ -30,6 +30,9 @@ from localfirst.wire.refusal import in_band, is_error_object
 
 DONE = b"data: [DONE]\n\n"
 
+_BESIDE = frozenset({"ping", "heartbeat", "keepalive", "keep-alive"})
+"""Events of proxies that only keep a connection alive, with whatever in them."""
+
 
 class StreamReader:
     """
@@ -70,7 +73,7 @@ class StreamReader:
         # A terminator needs no blank line: some servers end right behind it.
         if self._over or self.failure is not None:
             return events
-        if self._frames.pending.rstrip() in {b"data: [DONE]", b"data:[DONE]"}:
+        if _is_done(self._frames.pending):
             events += self._take(self._frames.close())
         return events
 
@@ -119,15 +122,15 @@ class StreamReader:
         self._began = True
         if self._relay and self._passes(frame, batch):
             return
-        if data == b"[DONE]":
+        if data.strip() == b"[DONE]":
             batch.events += self._end(b"".join(batch.raw), batch.content)
             batch.raw.clear()
             return
-        chunk = _chunk(data)
-        if frame.event == "error" or chunk.failed:
+        if frame.event == "error":
             raise in_band(data)
-        if chunk.choices is None and chunk.usage is None and is_error_object(data):
-            raise in_band(data)
+        if frame.event in _BESIDE and not data.startswith(b"{"):
+            return
+        chunk = _sound(data)
         said = self._chunk(chunk, batch)
         if not self._relay:
             return
@@ -146,7 +149,7 @@ class StreamReader:
             return False
         choice = choices[0]
         delta = choice.delta
-        if delta is None or choice.finish_reason or delta.tool_calls:
+        if delta is None or choice.finish_reason or delta.tool_calls or delta.function_call:
             return False
         if chunk.error is not ABSENT or choice.error is not ABSENT:
             return False
@@ -173,6 +176,8 @@ class StreamReader:
             self._so_far.usage = usage
         said = False
         for choice in chunk.choices or ():
+            if choice.index and not self._relay:
+                continue  # another answer to the same question, which only a relay can show
             events = _events(choice, self._so_far)
             said |= bool(events)
             if not self._relay:
@@ -209,14 +214,10 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
         UpstreamRefused: the answer is an error in spite of its status.
         UpstreamNonsense: no JSON, no choices, nothing said, or a broken tool call.
     """
-    chunk = _chunk(body)
+    chunk = _sound(body)
     if relay and (reason := _plain_reason(chunk)) is not None:
         return [Relayed(body, True, True, chunk.counted, reason)]
-    if chunk.failed:
-        raise in_band(body)
     if not chunk.choices:
-        if is_error_object(body):
-            raise in_band(body)
         raise UpstreamNonsense("an answer without choices")
     so_far = Conclusion()
     so_far.usage = chunk.counted
@@ -232,22 +233,36 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
 
 def _plain_reason(chunk: Chunk) -> FinishReason | None:
     """Why one choice of text alone ended; None for an answer that is anything more."""
-    if not chunk.choices or chunk.error is not ABSENT:
+    if not chunk.choices:
         return None
     choice = chunk.choices[0]
     said = choice.message
     if said is None or choice.delta is not None or not said.content or said.tool_calls:
         return None
-    if len(chunk.choices) > 1 or choice.error is not ABSENT or choice.finish_reason == "error":
+    if len(chunk.choices) > 1 or said.function_call is not None:
         return None
     return reason_of(choice.finish_reason) if choice.finish_reason else FinishReason.STOP
 
 
-def _chunk(data: bytes) -> Chunk:
+def _sound(data: bytes) -> Chunk:
+    """The payload in *data*, which says of itself neither that it failed nor that it gave up."""
     try:
-        return read(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        chunk = read(data)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        if is_error_object(data):
+            raise in_band(data) from exc
         raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
+    if chunk.failed or (not chunk.choices and chunk.usage is None and is_error_object(data)):
+        raise in_band(data)
+    if chunk.gave_up:
+        raise in_band(data, status=503)
+    return chunk
+
+
+def _is_done(pending: bytes) -> bool:
+    """Whether what is pending is a terminator that only lacks its blank line."""
+    name, _, value = pending.rpartition(b"\n")[2].partition(b":")
+    return name == b"data" and value.strip() == b"[DONE]"
 
 
 def _events(choice: Choice, so_far: Conclusion) -> list[Event]:
@@ -260,20 +275,21 @@ def _events(choice: Choice, so_far: Conclusion) -> list[Event]:
         events.append(ReasoningDelta(thought))
     if text := delta.content or delta.refusal:
         events.append(TextDelta(text, logprobs_of(choice.logprobs)))
-    if delta.tool_calls:
+    if delta.tool_calls or delta.function_call:
         events += _calls(delta, so_far)
     return events
 
 
 def _calls(delta: Delta, so_far: Conclusion) -> list[ToolCallDelta]:
     found = []
-    for position, piece in enumerate(delta.tool_calls or ()):
+    for position, piece in enumerate(delta.calls):
         function = piece.function
         event = so_far.tool(
             position if piece.index is None else piece.index,
             piece.id or "",
             (function and function.name) or "",
             (function and function.arguments) or "",
+            numbered=piece.index is not None,
         )
         if event is not None:
             found.append(event)

@@ -20,6 +20,7 @@ from localfirst.events import (
 )
 from localfirst.types import ChatRequest, Json
 from localfirst.wire import progress
+from localfirst.wire.conclusion import is_json
 from localfirst.wire.openai.answers import ENCODER, error_object, finish_reason
 from localfirst.wire.openai.responses.objects import (
     call_item,
@@ -28,6 +29,7 @@ from localfirst.wire.openai.responses.objects import (
     output_of,
     reasoning_item,
     response_object,
+    status_of,
     stem,
     text_part,
 )
@@ -42,10 +44,12 @@ class _Item:
         self.id = identifier
         self.text = ""
         self.call_id = ""
+        self.status = ""
         self.name = ""
 
-    def object(self, status: str) -> dict[str, Json]:
-        """The item as it stands."""
+    def object(self, status: str = "") -> dict[str, Json]:
+        """The item as it stands; without *status* as it was concluded."""
+        status = status or self.status
         if self.kind == "message":
             return message_item(self.id, self.text, status)
         if self.kind == "reasoning":
@@ -133,7 +137,7 @@ class StreamWriter:
         start = b""
         item = self._open
         if item is None or item.kind != "message":
-            start = self._begin() + self._close()
+            start = self._next()
             item = self._open = self._item("message", "msg")
             added = message_item(item.id, None, "in_progress")
             start += self._frame("response.output_item.added", output_index=item.index, item=added)
@@ -147,7 +151,7 @@ class StreamWriter:
         start = b""
         item = self._open
         if item is None or item.kind != "reasoning":
-            start = self._begin() + self._close()
+            start = self._next()
             item = self._open = self._item("reasoning", "rs")
             added = item.object("in_progress")
             start += self._frame("response.output_item.added", output_index=item.index, item=added)
@@ -161,7 +165,7 @@ class StreamWriter:
         start = b""
         item = self._calls.get(event.index)
         if item is None:
-            start = self._begin() + self._close()
+            start = self._next()
             item = self._calls[event.index] = self._item("function_call", "fc")
             item.call_id, item.name = event.id, event.name
             added = call_item(item.id, item.call_id, item.name, "", "in_progress")
@@ -173,8 +177,12 @@ class StreamWriter:
             "response.function_call_arguments.delta", **item.at, delta=event.arguments
         )
 
-    def _close(self) -> bytes:
-        """Conclude the open message or reasoning; calls stay open to the end."""
+    def _next(self) -> bytes:
+        """Make room for another item: what is whole is concluded."""
+        return self._begin() + self._close() + self._close_calls(whole_only=True)
+
+    def _close(self, status: str = "completed") -> bytes:
+        """Conclude the open message or reasoning."""
         item, self._open = self._open, None
         if item is None:
             return b""
@@ -188,24 +196,31 @@ class StreamWriter:
             done = self._frame("response.reasoning_summary_text.done", **place, text=item.text)
             part = _summary(item.text)
             done += self._frame("response.reasoning_summary_part.done", **place, part=part)
-        return done + self._item_done(item)
+        return done + self._item_done(item, status)
 
-    def _item_done(self, item: _Item) -> bytes:
-        return self._frame(
-            "response.output_item.done", output_index=item.index, item=item.object("completed")
-        )
+    def _item_done(self, item: _Item, status: str = "completed") -> bytes:
+        item.status = status
+        return self._frame("response.output_item.done", output_index=item.index, item=item.object())
 
-    def _close_calls(self) -> bytes:
+    def _close_calls(self, *, whole_only: bool = False) -> bytes:
+        """
+        Conclude the open calls.
+
+        One call follows the other in this dialect; only a backend that mixes their pieces
+        has several open, and those that are not whole yet wait for the end.
+        """
         done = b""
         for item in self._calls.values():
+            if item.status or (whole_only and not is_json(item.text)):
+                continue
             ending = {**item.at, "name": item.name, "arguments": item.text or "{}"}
             done += self._frame("response.function_call_arguments.done", **ending)
             done += self._item_done(item)
         return done
 
     def _finish(self, event: Finished) -> bytes:
-        before = self._begin() + self._close() + self._close_calls()
-        output = [item.object("completed") for item in self._items]
+        before = self._begin() + self._close(status_of(event.reason)) + self._close_calls()
+        output = [item.object() for item in self._items]
         response = concluded(self._response, output, event.reason, event.usage or Usage())
         return before + self._frame(f"response.{response['status']}", response=response)
 

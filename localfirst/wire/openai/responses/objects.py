@@ -65,11 +65,16 @@ def concluded(
     why = _INCOMPLETE.get(reason)
     return {
         **response,
-        "status": "incomplete" if why else "completed",
+        "status": status_of(reason),
         "incomplete_details": {"reason": why} if why else None,
         "output": output,
         "usage": usage_object(usage),
     }
+
+
+def status_of(reason: FinishReason) -> str:
+    """The word for a response, and for its last message, that ended so."""
+    return "incomplete" if reason in _INCOMPLETE else "completed"
 
 
 def usage_object(usage: Usage) -> dict[str, Json]:
@@ -130,7 +135,8 @@ def output_of(reply: Reply) -> list[Json]:
     if reply.reasoning:
         output.append(reasoning_item(f"rs_{identifier}", reply.reasoning))
     if reply.text or not reply.tool_calls:
-        output.append(message_item(f"msg_{identifier}", reply.text, "completed"))
+        status = "completed" if reply.tool_calls else status_of(reply.finish_reason)
+        output.append(message_item(f"msg_{identifier}", reply.text, status))
     for index, call in enumerate(reply.tool_calls):
         arguments = call.arguments or "{}"
         item = call_item(f"fc_{identifier}_{index}", call.id, call.name, arguments, "completed")
