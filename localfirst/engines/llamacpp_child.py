@@ -87,6 +87,7 @@ def _server(settings: dict[str, Any]) -> Any:
     params.ui = False
     params.endpoint_slots = False
     params.cache_ram_mib = settings["cache_mib"]
+    params.n_ctx_checkpoints = settings["checkpoints"]
     params.cors_origins = ""
     params.cors_origins_explicit = True
     _optional(llama, params, settings)

@@ -18,6 +18,7 @@ from localfirst.machine.fit import Fit, Hardware
 from localfirst.models import gguf
 from tests.fakes.engine_memory import Taken, measure
 from tests.fakes.model_shapes import delta, gemma3, hybrid, latent, llama, mamba, mixture
+from tests.fakes.model_shapes_more import bert, dense, mixtral, qwen3, starcoder2
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def predicted(member: Member, path: Path) -> Fit:
         cache_type_v=member.cache_type,
         flash_attention=member.flash_attention,
         mmap=member.mmap,
+        embedding=member.embedding,
+        batch=fit.embedding_batch(member.context) if member.embedding else fit.EMBEDDED.batch,
     )
     machine = Hardware(ram_total_bytes=64 * 2**30, ram_available_bytes=48 * 2**30)
     return fit.predict(shape, machine, context_tokens=member.context, loading=loading)
@@ -156,5 +159,54 @@ FAMILY = (
         "delta nets and attention",
         delta(layers=8, wide=768, deep=2048, count=8, kv=2, size=128, inner=1536),
         8192,
+    ),
+    Member(
+        "heads wider than the stream",
+        qwen3(layers=7, wide=512, deep=1024, count=16, kv=4, size=128, kind="Q8_0"),
+        12288,
+    ),
+    Member(
+        "shorter than a batch", dense(layers=6, wide=768, deep=2048, count=12, kv=4, size=64), 256
+    ),
+    Member(
+        "few large experts (mixtral)",
+        mixtral(layers=4, wide=768, deep=1792, count=12, kv=4, size=64, experts=8, used=2),
+        4096,
+    ),
+    Member(
+        "many small experts",
+        mixture(layers=5, wide=640, deep=192, count=10, kv=2, size=128, experts=48, used=8),
+        6144,
+    ),
+    Member(
+        "delta nets, other sizes",
+        delta(layers=12, wide=640, deep=1728, count=5, kv=1, size=256, inner=2048),
+        4096,
+    ),
+    Member(
+        "no gate (starcoder2)",
+        starcoder2(layers=6, wide=768, deep=3072, count=12, kv=2, size=64),
+        4096,
+    ),
+    Member(
+        "encoder (bert)",
+        bert(layers=6, wide=384, deep=1536, count=12, context=512, vocab=30522),
+        512,
+        embedding=True,
+        prompt_tokens=2040,
+    ),
+    Member(
+        "encoder of long texts (bert)",
+        bert(layers=12, wide=768, deep=3072, count=12, context=2048, vocab=30522),
+        2048,
+        embedding=True,
+        prompt_tokens=2040,
+    ),
+    Member(
+        "decoder that embeds (qwen3)",
+        qwen3(layers=8, wide=640, deep=1920, count=10, kv=5, size=64, kind="Q8_0"),
+        2048,
+        embedding=True,
+        prompt_tokens=2040,
     ),
 )

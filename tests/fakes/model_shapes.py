@@ -1,12 +1,14 @@
 """
 Synthetic models of many shapes and architectures, to weigh predictions against an engine.
 
-Weights are noise; dimensions, key names and tensor names are those that llama.cpp's
-converters write (gguf-py/gguf/constants.py), small enough to make and load in a second.
+Weights are noise or zeros, which makes no difference here; key names and tensor names are
+those that llama.cpp's converters write (gguf-py/gguf/constants.py); sizes are small enough
+to make and load in a second.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,9 +83,17 @@ def ends(wide: int, vocab: int, kind: TensorType, *, tied: bool = False) -> list
     return tables if tied else [*tables, ("output.weight", (wide, vocab), kind)]
 
 
+def zeros(tensor: Tensor, _: random.Random) -> Iterator[bytes]:
+    """Nothing but zeros, in pieces."""
+    left = toy_gguf.size_bytes(tensor)
+    while left > 0:
+        yield bytes(min(left, 2**20))
+        left -= 2**20
+
+
 def save(keys: dict[str, Value], tensors: list[Tensor]) -> Callable[[Path], int]:
     """A function that writes this model."""
-    return lambda path: toy_gguf.write(path, keys, tensors, fill=toy_gguf.noise)
+    return lambda path: toy_gguf.write(path, keys, tensors, fill=zeros)
 
 
 def gemma3(

@@ -1,34 +1,17 @@
 """
 More architectures, all of one skeleton: attention, feed-forward, and what each adds to them.
-
-Weights are zeros: what a model takes does not depend on them, and files are written at once.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from localfirst.models import toy_gguf
 from localfirst.models.gguf_types import TensorType
 from localfirst.models.toy_gguf import Tensor, Value
-from tests.fakes.model_shapes import F32, attention, common, ends, heads, mlp, norms
+from tests.fakes.model_shapes import F32, attention, common, ends, heads, mlp, norms, save
 
 Maker = Callable[[Path], int]
-
-
-def zeros(tensor: Tensor, _: random.Random) -> Iterator[bytes]:
-    """Nothing but zeros, in pieces."""
-    left = toy_gguf.size_bytes(tensor)
-    while left > 0:
-        yield bytes(min(left, 2**20))
-        left -= 2**20
-
-
-def saved(keys: dict[str, Value], tensors: list[Tensor]) -> Maker:
-    """A function that writes this model."""
-    return lambda path: toy_gguf.write(path, keys, tensors, fill=zeros)
 
 
 def biases(at: str, *named: tuple[str, int]) -> list[Tensor]:
@@ -60,7 +43,7 @@ def dense(
         at = f"blk.{layer}"
         tensors += attention(at, wide, count, kv, size, matrix) + mlp(at, wide, deep, matrix)
         tensors += norms(at, wide, "attn_norm", "ffn_norm") + block(at)
-    return saved(keys, tensors)
+    return save(keys, tensors)
 
 
 def qwen2(*, wide: int, count: int, kv: int, size: int, **shape: object) -> Maker:
@@ -118,7 +101,7 @@ def mixtral(
             (f"{at}.ffn_up_exps.weight", (wide, deep, experts), kind),
             (f"{at}.ffn_down_exps.weight", (deep, wide, experts), kind),
         ]
-    return saved(keys, tensors)
+    return save(keys, tensors)
 
 
 def gpt_oss(
@@ -165,7 +148,7 @@ def gpt_oss(
             (f"{at}.ffn_up_exps.bias", (deep, experts), F32),
             (f"{at}.ffn_down_exps.bias", (wide, experts), F32),
         ]
-    return saved(keys, tensors)
+    return save(keys, tensors)
 
 
 def phi3(*, layers: int, wide: int, deep: int, count: int, kv: int, size: int) -> Maker:
@@ -183,7 +166,7 @@ def phi3(*, layers: int, wide: int, deep: int, count: int, kv: int, size: int) -
             (f"{at}.ffn_up.weight", (wide, 2 * deep), kind),
             (f"{at}.ffn_down.weight", (deep, wide), kind),
         ]
-    return saved(keys, tensors)
+    return save(keys, tensors)
 
 
 def starcoder2(*, layers: int, wide: int, deep: int, count: int, kv: int, size: int) -> Maker:
@@ -211,7 +194,7 @@ def starcoder2(*, layers: int, wide: int, deep: int, count: int, kv: int, size: 
             ("ffn_up", deep),
             ("ffn_down", wide),
         )
-    return saved(keys, tensors)
+    return save(keys, tensors)
 
 
 def bert(*, layers: int, wide: int, deep: int, count: int, context: int, vocab: int) -> Maker:
@@ -249,4 +232,53 @@ def bert(*, layers: int, wide: int, deep: int, count: int, context: int, vocab: 
             ("ffn_up", deep),
             ("ffn_down", wide),
         )
-    return saved(keys, tensors)
+    return save(keys, tensors)
+
+
+def nomic_bert(*, layers: int, wide: int, deep: int, count: int, context: int, vocab: int) -> Maker:
+    """An encoder with turned positions and a gate (nomic-embed-text)."""
+    kind, arch = TensorType.F16, "nomic-bert"
+    keys = common(arch, layers, wide, deep, vocab)
+    keys |= {
+        f"{arch}.context_length": context,
+        f"{arch}.attention.head_count": count,
+        f"{arch}.attention.layer_norm_epsilon": 1e-12,
+        f"{arch}.attention.causal": False,
+        f"{arch}.pooling_type": 1,
+        f"{arch}.rope.freq_base": 1000.0,
+        "tokenizer.ggml.token_type_count": 2,
+    }
+    tensors: list[Tensor] = [
+        ("token_embd.weight", (wide, vocab), kind),
+        ("token_types.weight", (wide, 2), F32),
+        ("token_embd_norm.weight", (wide,), F32),
+        ("token_embd_norm.bias", (wide,), F32),
+    ]
+    for layer in range(layers):
+        at = f"blk.{layer}"
+        tensors += [
+            (f"{at}.attn_qkv.weight", (wide, 3 * wide), kind),
+            (f"{at}.attn_output.weight", (wide, wide), kind),
+            *mlp(at, wide, deep, kind),
+        ]
+        tensors += norms(at, wide, "attn_output_norm", "layer_output_norm")
+        tensors += biases(at, ("attn_output_norm", wide), ("layer_output_norm", wide))
+    return save(keys, tensors)
+
+
+def gemma_embedding(*, wide: int, size: int, window: int, **shape: object) -> Maker:
+    """A gemma that looks both ways (embeddinggemma)."""
+
+    def more(at: str) -> list[Tensor]:
+        own = norms(at, wide, "post_attention_norm", "post_ffw_norm")
+        return own + norms(at, size, "attn_q_norm", "attn_k_norm")
+
+    return dense(
+        "gemma-embedding",
+        wide=wide,
+        size=size,
+        tied=True,
+        more={"attention.sliding_window": window, "attention.causal": False, "pooling_type": 1},
+        block=more,
+        **shape,  # type: ignore[arg-type]
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from localfirst.machine import fit
 from localfirst.machine.fit import Hardware, Layer, ModelShape, Verdict
 from localfirst.machine.fit.memory import ollama_estimate_bytes
 from localfirst.models import gguf, toy
-from tests.fakes.model_family import FAMILY, Member, predicted, weighed
 
 MIB = 2**20
 GIB = 2**30
@@ -139,37 +137,6 @@ def test_recorded_loads_of_ollama_are_predicted(row: dict[str, Any]) -> None:
         assert found.needed_bytes == pytest.approx(row["rss"], rel=0.10)
     else:
         assert found.needed_bytes > row["rss"] * (0.55 if amx_copies else 0.98)
-
-
-# --- a real engine ---------------------------------------------------------------------------
-
-SAMPLE = [
-    member
-    for member in FAMILY
-    if member.name
-    in {
-        "Q4_0, rewritten for the CPU",
-        "sliding windows, two sequences",
-        "mixture of experts",
-        "recurrent and attention",
-    }
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("member", SAMPLE, ids=lambda member: member.name)
-def test_the_prediction_is_what_a_real_engine_takes(member: Member, tmp_path: Path) -> None:
-    """Four of the twenty-two that `scripts/bench fit` weighs; ±10 % of buffers and process."""
-    pytest.importorskip("xllamacpp")
-    if sys.platform != "linux":
-        pytest.skip("the resident size is read from /proc")
-    path = tmp_path / "model.gguf"
-    found = predicted(member, path)
-    taken = weighed(member, path)
-    assert found.weights_bytes == pytest.approx(taken.model, rel=0.01)
-    assert found.kv_bytes == pytest.approx(taken.kv, rel=0.01)
-    assert found.compute_bytes == pytest.approx(taken.compute + taken.output, rel=0.05)
-    assert found.needed_bytes == pytest.approx(taken.resident, rel=0.10)
 
 
 # --- shapes from headers ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from localfirst.machine import fit
 from localfirst.machine.fit import Cpu
 from localfirst.types import ChatRequest, Json, Message
 
@@ -27,7 +28,8 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
     What a child needs to know; `context_tokens` is the window of each of `parallel` slots.
 
     `gpu_layers` −1 lets llama.cpp fill what memory there is; `pooling` "" leaves the model's.
-    `mapped` maps the file instead of reading it.
+    `batch` 0 is llama.cpp's own; of a state that cannot be rolled back `checkpoints` copies
+    are kept (32 would be, which is gigabytes for wide windows); `mapped` maps the file instead of reading it.
     """
 
     model: str
@@ -39,9 +41,21 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
     projector: str = ""
     embedding: bool = False
     pooling: str = ""
+    batch: int = 0
+    checkpoints: int = 2
     threads: int = 0
     cache_mib: int = 0
     mapped: bool = True
+
+
+def embedding_batch(context_tokens: int, pooling: str) -> int:
+    """
+    Tokens computed at once for vectors; memory for logits of each is taken along.
+
+    A text must lie in one batch, unless only its last token speaks for it (llama.cpp,
+    tools/server/server-context.cpp, `can_split`): with a large vocabulary that is gigabytes less.
+    """
+    return fit.EMBEDDED.batch if pooling == "last" else fit.embedding_batch(context_tokens)
 
 
 def context_for(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan, threads_for
+from localfirst.engines.llamacpp.plan import (
+    MIN_CONTEXT_TOKENS,
+    ChildPlan,
+    embedding_batch,
+    threads_for,
+)
 from localfirst.errors import InsufficientResources
 from localfirst.machine import fit
 from localfirst.machine.fit import Fit, Hardware, ModelShape
@@ -17,15 +22,24 @@ def predict(plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> Fit | Non
     """What loading *plan* will take; None when nothing is known of the model."""
     if not shape.known:
         return None
-    loading = msgspec.structs.replace(fit.EMBEDDED, parallel=plan.parallel, mmap=plan.mapped)
+    loading = msgspec.structs.replace(
+        fit.EMBEDDED,
+        parallel=plan.parallel,
+        mmap=plan.mapped,
+        batch=plan.batch or fit.EMBEDDED.batch,
+        embedding=plan.embedding,
+    )
     return fit.predict(shape, hardware, context_tokens=plan.context_tokens, loading=loading)
 
 
 def arranged(plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> ChildPlan:
-    """*plan* with as many slots as fit easily, each has a context of its own, and threads."""
+    """*plan* with as many slots as fit easily, each has a context of its own; batch, threads."""
     threads = threads_for(hardware.cpu, shape.weights_bytes)
     # llama.cpp rewrites such weights for the CPU; of a mapped file they would be held twice.
-    plan = msgspec.structs.replace(plan, mapped=not shape.repack_bytes or bool(hardware.gpus))
+    mapped = not shape.repack_bytes or bool(hardware.gpus)
+    batch = embedding_batch(plan.context_tokens, plan.pooling) if plan.embedding else 0
+    kept = fit.checkpoints(plan.context_tokens)
+    plan = msgspec.structs.replace(plan, mapped=mapped, batch=batch, checkpoints=kept)
     for parallel in (plan.parallel, 2):
         fewer = msgspec.structs.replace(
             plan, threads=threads, parallel=min(parallel, plan.parallel)

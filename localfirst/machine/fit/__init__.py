@@ -12,7 +12,14 @@ from localfirst.machine.fit.facts import (
     Verdict,
 )
 from localfirst.machine.fit.measured import Measured, corrected
-from localfirst.machine.fit.memory import checkpoint_bytes, compute_bytes, default_batch, kv_bytes
+from localfirst.machine.fit.memory import (
+    checkpoint_bytes,
+    checkpoints,
+    compute_bytes,
+    default_batch,
+    embedding_batch,
+    kv_bytes,
+)
 from localfirst.machine.fit.room import at_rest, default_context_tokens, freed
 from localfirst.machine.fit.shape import shape_from_gguf, shape_from_size
 from localfirst.machine.fit.verdict import EMBEDDED, OLLAMA, Loading, predict, shown
@@ -33,10 +40,12 @@ __all__ = [
     "Verdict",
     "at_rest",
     "checkpoint_bytes",
+    "checkpoints",
     "compute_bytes",
     "corrected",
     "default_batch",
     "default_context_tokens",
+    "embedding_batch",
     "freed",
     "kv_bytes",
     "predict",

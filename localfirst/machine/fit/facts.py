@@ -129,7 +129,8 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     `weights_bytes` all tensors; `embedding_bytes` the input table, which stays in RAM even
     with every layer on a GPU, `tied` when it serves as the output too; `repack_bytes` the
     weights that llama.cpp rewrites for the CPU; `active_bytes` what one token reads;
-    `work` the values that the widest step of a layer holds per token, beside the stream.
+    `work` the values that the widest step of a layer holds per token, beside the stream;
+    `tensors` how many there are. An encoder's layers keep nothing.
     """
 
     architecture: str = ""
@@ -147,7 +148,14 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int = 0
     quantization: str = ""
     projector_bytes: int = 0
+    tensors: int = 0
     known: bool = True
+
+    @property
+    def encoder(self) -> bool:
+        """True for a model that sees a text as a whole, and keeps nothing of it."""
+        kept = any(layer.key or layer.state_bytes for layer in self.layers)
+        return bool(self.layers) and not kept
 
 
 class Verdict(StrEnum):

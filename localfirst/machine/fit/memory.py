@@ -28,9 +28,19 @@ STREAM_COPIES = 5  # of the residual stream, live at once; Ollama 0.33's llama.c
 CELLS = 256  # the cache grows in steps of this many tokens (llama.cpp, GGML_PAD of n_ctx)
 
 
+MANY_NODES = {"qwen3next", "qwen35", "qwen35moe", "kimi-linear", "deepseek4"}
+LEAST_NODES = 1024
+NODE_BYTES = 1280  # a tensor's description in two graphs, and the scheduler's tables, measured
+
+
 def default_batch(context_tokens: int) -> int:
     """Tokens computed at once: what Ollama passes as `-ub`; never more than the context."""
     return min(1024 if context_tokens > 4096 else 512, max(context_tokens, 1))
+
+
+def embedding_batch(context_tokens: int) -> int:
+    """Tokens computed at once by the embedded engine for vectors: a text must be in one batch."""
+    return max(512, min(context_tokens, 8192))
 
 
 def padded(tokens: int) -> int:
@@ -79,26 +89,29 @@ def compute_bytes(
     batch: int = 0,
     flash_attention: bool = True,
     stream_copies: int = STREAM_COPIES,
+    embedding: bool = False,
 ) -> int:
     """
     Bytes of the buffers that intermediate results live in, for one batch.
 
     The residual stream is held *stream_copies* times over, and the widest step of a layer
     comes on top; then the attention mask (half precision), or without flash attention the
-    scores themselves; last the logits of each sequence.
+    scores themselves; last the logits of each sequence. With *embedding* a decoder's
+    logits are wanted of every token, and can be the widest step.
     """
-    batch = batch or default_batch(context_tokens * parallel)
+    batch = min(batch or default_batch(context_tokens * parallel), context_tokens * parallel)
     stream = 4 * stream_copies * shape.embedding + 20
     cells = [_cells(layer, context_tokens, 1, batch) for layer in shape.layers if layer.key]
+    if shape.encoder:
+        cells = [batch]
+    work = max(shape.work, shape.vocab) if embedding and not shape.encoder else shape.work
     if flash_attention:
         masks = 2 * sum(set(cells))
-        steps = batch * (4 * shape.work + stream + masks)
+        steps = batch * (4 * work + stream + masks)
     else:
         scores = 4 * max(cells, default=0) * (shape.heads + 1)
         narrow = 2 * max((layer.key for layer in shape.layers), default=0)
-        steps = batch * max(
-            4 * shape.work + stream, scores + 4 * narrow + 4 * shape.embedding + stream
-        )
+        steps = batch * max(4 * work + stream, scores + 4 * narrow + 4 * shape.embedding + stream)
     return steps + 4 * shape.vocab * parallel
 
 
@@ -113,19 +126,38 @@ def work_bytes(shape: ModelShape, context_tokens: int, *, parallel: int = 1, bat
     return 2 * batch * cells * shape.heads
 
 
+def checkpoints(context_tokens: int) -> int:
+    """How many copies of its state a sequence of this length makes in one go; at most 32."""
+    return min(2 + max(0, context_tokens - 1) // 8192, 32)
+
+
 def checkpoint_bytes(shape: ModelShape, context_tokens: int, *, parallel: int = 1) -> int:
     """
     RAM for copies of what cannot be rolled back: windows and recurrent states.
 
-    llama-server keeps one every 8192 tokens, at most 32 a sequence (`--ctx-checkpoints`),
-    so that a changed conversation need not be read from its start.
+    llama-server keeps one every 8192 tokens and two at a prompt's end, so that a changed
+    conversation need not be read from its start; unless told otherwise (`--ctx-checkpoints`)
+    up to 32 as the conversation goes on.
     """
     one = sum(
         min(layer.window, context_tokens) * (layer.key + layer.value) * 2 + layer.state_bytes
         for layer in shape.layers
         if layer.window or layer.state_bytes
     )
-    return one * parallel * min(1 + context_tokens // 8192, 32)
+    return one * parallel * checkpoints(context_tokens)
+
+
+def graph_bytes(shape: ModelShape, context_tokens: int, *, batch: int) -> int:
+    """
+    RAM for the plan of a computation beyond the smallest: its nodes, several times over.
+
+    Not in the engine's report. How many nodes: `llama_context::graph_max_nodes` in
+    src/llama-context.cpp; delta nets need tens for each token of a batch.
+    """
+    nodes = 8 * shape.tensors
+    if shape.architecture in MANY_NODES:
+        nodes = max(40 * min(batch, context_tokens), 32 * shape.tensors)
+    return NODE_BYTES * max(0, nodes - LEAST_NODES)
 
 
 def ollama_estimate_bytes(shape: ModelShape, file_bytes: int, context_tokens: int) -> int:

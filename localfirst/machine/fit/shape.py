@@ -8,7 +8,7 @@ too small.
 from __future__ import annotations
 
 from localfirst.machine.fit.facts import ModelShape
-from localfirst.machine.fit.layers import heads_of, layers_of, size, sizes
+from localfirst.machine.fit.layers import ENCODERS, heads_of, layers_of, size, sizes
 from localfirst.models.gguf import GgufHeader, LongArray
 from localfirst.models.gguf_types import TensorType
 
@@ -27,7 +27,8 @@ def shape_from_gguf(
     architecture, a layer count, or anything to say of its cache gives `shape_from_size`.
     """
     layers = layers_of(header)
-    if not header.architecture or not any(layer.key or layer.state_bytes for layer in layers):
+    encodes = bool(layers) and header.architecture in ENCODERS
+    if not encodes and not any(layer.key or layer.state_bytes for layer in layers):
         return shape_from_size(file_size_bytes + projector_bytes)
     weights = sum(tensor.size_bytes for tensor in header.tensors)
     if not header.complete or not weights:
@@ -48,6 +49,7 @@ def shape_from_gguf(
         parameters=_parameters(header),
         quantization=header.quantization,
         projector_bytes=projector_bytes,
+        tensors=len(header.tensors) if header.complete else 12 * len(layers),
     )
 
 
@@ -58,24 +60,49 @@ def shape_from_size(size_bytes: int) -> ModelShape:
 
 def _work(header: GgufHeader) -> int:
     """Float32 values per token of the widest step: feed-forward, attention or state."""
-    embedding, used = size(header, "embedding_length"), size(header, "expert_used_count")
+    return max(_feed_forward(header), _attention(header), _state_work(header), 0)
+
+
+def _feed_forward(header: GgufHeader) -> int:
+    """
+    Of a feed-forward: gate, up and their product; without a gate one matrix's, in place.
+
+    What comes down takes the room of gate and up again, where that is enough: buffers are
+    not moved together (ggml/src/ggml-alloc.c). Many small experts have not enough.
+    """
+    embedding = size(header, "embedding_length")
+    dense = max(sizes(header, "feed_forward_length"), default=0)
+    used = size(header, "expert_used_count") if size(header, "expert_count") else 0
+    expert = used * (size(header, "expert_feed_forward_length") or dense)
+    if not _gated(header):
+        return max(dense, expert, embedding * used)
+    down = 0 if 2 * expert >= embedding * used else embedding * used
+    return max(3 * dense, 3 * expert + down)
+
+
+def _gated(header: GgufHeader) -> bool:
+    """Whether the feed-forward has a gate, of its own or in one matrix with `up`."""
+    if not header.complete or not header.tensors:
+        return True
+    deep = max(sizes(header, "feed_forward_length"), default=0)
+    return any(
+        "ffn_gate" in tensor.name or ("ffn_up." in tensor.name and max(tensor.shape) == 2 * deep)
+        for tensor in header.tensors
+    )
+
+
+def _attention(header: GgufHeader) -> int:
+    """Of an attention: queries, keys and values; then the queries beside the result."""
     heads = max(sizes(header, "attention.head_count"), default=0)
     rank = size(header, "attention.kv_lora_rank")
     if rank:
         latent = rank + size(header, "rope.dimension_count", 64)
-        attention = heads * (2 * latent + size(header, "attention.value_length_mla", 128))
-    else:
-        kv_heads = max(sizes(header, "attention.head_count_kv"), default=0)
-        attention = heads_of(header).key * (heads + 2 * kv_heads)
-    return max(
-        # Gate, up, and their product.
-        3 * max(sizes(header, "feed_forward_length"), default=0),
-        3 * size(header, "expert_feed_forward_length") * used,
-        embedding * used,
-        attention,
-        _state_work(header),
-        0,
-    )
+        return heads * (2 * latent + size(header, "attention.value_length_mla", 128))
+    if header.architecture in ENCODERS:
+        # Of the stream's copies fewer live beside them; keys and values in half precision.
+        return 3 * size(header, "embedding_length") // 2
+    kv_heads = max(sizes(header, "attention.head_count_kv"), default=0)
+    return heads_of(header).key * max(heads + 2 * kv_heads, 2 * heads)
 
 
 def _state_work(header: GgufHeader) -> int:

@@ -14,6 +14,7 @@ from localfirst.machine.fit.memory import (
     checkpoint_bytes,
     compute_bytes,
     default_batch,
+    graph_bytes,
     kv_bytes,
     work_bytes,
 )
@@ -32,7 +33,8 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     How an engine will load a model.
 
     `parallel` sequences of the context each; `batch` 0 is Ollama's own choice; `mmap` maps
-    the file, and then weights that are rewritten for the CPU are held twice;
+    the file, and then weights that are rewritten for the CPU are held twice; `embedding`
+    asks for vectors, of every token at once;
     `process_bytes` is what the engine's process takes before any model; `stream_copies` how
     often its llama.cpp holds the residual stream.
     """
@@ -43,6 +45,7 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     cache_type_v: str = "f16"
     flash_attention: bool = True
     mmap: bool = False
+    embedding: bool = False
     process_bytes: int = PROCESS_BYTES
     stream_copies: int = STREAM_COPIES
 
@@ -119,6 +122,7 @@ def _parts(shape: ModelShape, context: int, loading: Loading) -> Parts:
             batch=batch,
             flash_attention=loading.flash_attention,
             stream_copies=loading.stream_copies,
+            embedding=loading.embedding,
         ),
         process=_beside(shape, context, loading, batch),
         copies=shape.repack_bytes if loading.mmap else 0,
@@ -129,6 +133,10 @@ def _beside(shape: ModelShape, context: int, loading: Loading, batch: int) -> in
     """What the engine's process takes that it does not report as a buffer."""
     beside = loading.process_bytes + WORD_BYTES * shape.vocab
     beside += checkpoint_bytes(shape, context, parallel=loading.parallel)
+    beside += graph_bytes(shape, context, batch=batch)
+    if loading.embedding:
+        # The answers' buffer holds logits of a whole batch, wanted or not (output_reserve).
+        beside += 4 * shape.vocab * min(batch, context)
     if not loading.flash_attention:
         beside += work_bytes(shape, context, parallel=loading.parallel, batch=batch)
     return beside
