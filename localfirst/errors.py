@@ -321,7 +321,13 @@ class Breakage(StrEnum):
 
 
 class UpstreamError(Exception):
-    """Base of what one attempt may raise; `cascade.classify` turns each into a `Failure`."""
+    """
+    Base of what one attempt may raise; `cascade.classify` turns each into a `Failure`.
+
+    `before` are refusals that the same attempt met and learnt from, each a request sent.
+    """
+
+    before: tuple[Exception, ...] = ()
 
 
 class UpstreamRefused(UpstreamError):

@@ -39,10 +39,15 @@ class FinishReason(StrEnum):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """The backend answered with a success status; its headers teach limits. Commits nothing."""
+    """
+    The backend answered with a success status; its headers teach limits. Commits nothing.
+
+    `before` are the refusals (`UpstreamRefused`) that taught how to ask, each a request.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
+    before: tuple[Exception, ...] = ()
 
 
 class TextDelta(msgspec.Struct, frozen=True):

@@ -27,6 +27,7 @@ from localfirst.errors import (
     PrivacyRefused,
     StreamInterrupted,
     Unavailable,
+    UpstreamError,
 )
 from localfirst.events import Event
 from localfirst.types import Attempt, Call, Failure, FailureClass, Rung, Scope, Target
@@ -110,7 +111,7 @@ class Climb:
         target = self.target if self.target.provider else None
         attempts, current = self.attempts, self._ongoing
         if current is not None and current.committed and not current.settled:
-            attempts = [*attempts, current.record("ok")]
+            attempts = [*attempts, *self._taught(current), current.record("ok")]
         found = report.headers(
             attempts, request_id=self.call.request_id, target=target, egress=self.egress
         )
@@ -273,6 +274,7 @@ class Climb:
     async def _won(self, attempt: Ongoing) -> None:
         """The terminator came: settle everything before the last event is handed over."""
         attempt.settled = True
+        self._note_taught(attempt)
         record = attempt.record("ok")
         self.attempts.append(record)
         self.cascade.won(self.call, attempt, record)
@@ -298,12 +300,10 @@ class Climb:
             return
         if isinstance(error, InvalidRequest):
             raise error
-        failure = classify.failure(
-            attempt.target.provider,
-            error,
-            model=attempt.target.model,
-            now_unix=self.cascade.now_unix(),
-        )
+        if isinstance(error, UpstreamError) and error.before:
+            attempt.before = error.before
+        self._note_taught(attempt)
+        failure = self._failure(attempt, error)
         if not isinstance(error, classify.EXPECTED):
             log.error("`%s` failed unexpectedly", attempt.target.provider, exc_info=error)
         failure = self._fairly(take, attempt, failure)
@@ -318,6 +318,25 @@ class Climb:
                 f"{attempt.target.route} broke off: {failure.message}", cls=failure.cls
             ) from error
         self._judge(take, attempt, failure)
+
+    def _failure(self, attempt: Ongoing, error: BaseException) -> Failure:
+        return classify.failure(
+            attempt.target.provider,
+            error,
+            model=attempt.target.model,
+            now_unix=self.cascade.now_unix(),
+        )
+
+    def _taught(self, attempt: Ongoing) -> list[Attempt]:
+        """The requests of this attempt that were refused for a field, and sent without it."""
+        found = [self._failure(attempt, refused) for refused in attempt.before]
+        return [attempt.record(failure.cls, failure) for failure in found]
+
+    def _note_taught(self, attempt: Ongoing) -> None:
+        if attempt.before:
+            for record in self._taught(attempt):
+                self.attempts.append(record)
+                self.cascade.taught(self.call, attempt, record)
 
     def _judge(self, take: Take, attempt: Ongoing, failure: Failure) -> None:
         fault = exits.at_fault(failure, attempt.target.provider)

@@ -28,7 +28,7 @@ class Ongoing:
     __slots__ = (
         "_began", "_began_unix", "_clock", "_deadline", "_keep", "_on_content", "_prelude",
         "_shows_progress",
-        "committed", "finished", "first_token_s", "headers", "limits", "settled", "target",
+        "before", "committed", "finished", "first_token_s", "headers", "limits", "settled", "target",
         "usage", "watch",
     )  # fmt: skip
 
@@ -53,6 +53,7 @@ class Ongoing:
         self.first_token_s = 0.0
         self.usage: Usage | None = None
         self.headers: tuple[tuple[str, str], ...] = ()
+        self.before: tuple[Exception, ...] = ()
         self._clock = clock
         self._began = clock.monotonic()
         self._began_unix = clock.unix()
@@ -107,7 +108,7 @@ class Ongoing:
     def _before(self, event: Event) -> Sequence[Event]:
         kind = type(event)
         if isinstance(event, Opened):
-            self.headers = event.headers
+            self.headers, self.before = event.headers, event.before
             return ()
         if kind is Progress:
             return self._progress(event)

@@ -266,6 +266,11 @@ class Cascade:
         if self.alarm is not None:
             self.alarm.attempted(record)
 
+    def taught(self, call: Call, attempt: Ongoing, record: Attempt) -> None:
+        """Remember a request that was refused for a field: sent and paid for, nobody's failure."""
+        self.over_budget(attempt.target)
+        self._recorder.record_attempt(record, call=call, target=attempt.target)
+
     def lost(
         self, call: Call, attempt: Ongoing, record: Attempt, failure: Failure
     ) -> asyncio.Future[None] | None:

@@ -59,10 +59,15 @@ class Reader(Protocol):
 
 
 class Encoded(msgspec.Struct, frozen=True):
-    """A request's body, and whether its answer's bytes go to the caller as they are."""
+    """
+    A request's body, and whether its answer's bytes go to the caller as they are.
+
+    `before` are the refusals that made it what it is.
+    """
 
     body: bytes
     relay: bool
+    before: tuple[Exception, ...] = ()
 
 
 class CloudBackend:
@@ -126,7 +131,7 @@ class CloudBackend:
         """
         quirks, encoded, response = await self._ask(call, target, limits)
         try:
-            yield Opened(response.status, tuple(response.headers))
+            yield Opened(response.status, tuple(response.headers), encoded.before)
             if not call.stream:
                 for event in self.whole(await response.read(), encoded.relay):
                     yield event
@@ -155,18 +160,25 @@ class CloudBackend:
     ) -> tuple[Quirks, Encoded, UpstreamResponse]:
         """An answer with a success status, after at most `LESSONS_MOST` smaller requests."""
         base = self._base_quirks(call, target.model)
-        for lesson in range(LESSONS_MOST + 1):
-            quirks = self._learned.over(base, target.model)
-            encoded = self.encoded(call, target.model, quirks)
-            response = await self._send(call, target, limits, encoded.body)
-            if response.status < 400:
-                return quirks, encoded, response
-            refused = await self._refusal(response)
-            if lesson == LESSONS_MOST or not self._learned.from_refusal(
-                refused, target.model, encoded.body
-            ):
-                raise refused
-        raise AssertionError("the last lesson raises")
+        before: tuple[UpstreamRefused, ...] = ()
+        try:
+            while True:
+                quirks = self._learned.over(base, target.model)
+                encoded = self.encoded(call, target.model, quirks)
+                response = await self._send(call, target, limits, encoded.body)
+                if response.status < 400:
+                    if before:
+                        encoded = msgspec.structs.replace(encoded, before=before)
+                    return quirks, encoded, response
+                refused = await self._refusal(response)
+                if len(before) == LESSONS_MOST or not self._learned.from_refusal(
+                    refused, target.model, encoded.body
+                ):
+                    raise refused
+                before = (*before, refused)
+        except UpstreamError as error:
+            error.before = before
+            raise
 
     def _base_quirks(self, call: Call, model: str) -> Quirks:
         """The catalogue's quirks of a model; made once, for they match patterns and merge."""

@@ -220,3 +220,38 @@ def _ollama_line(told: Told, said: dict[str, Any]) -> None:
         return
     told.text += said["message"]["content"]
     told.finished = bool(said["done"])
+
+
+# --- what a stranger writes into config.toml -----------------------------------------------
+
+BARE = """
+order = []
+[local]
+engine = "none"
+auto_pull = false
+[escalation]
+same_error = 1000000
+failures = 1000000
+"""
+
+
+def provider(name: str, url: str, dialect: str = "openai", keys: int = 1, **more: Any) -> str:
+    """A provider's table; *keys* are `key-1-of-NAME` and so on."""
+    found = ", ".join(f'"key-{number}-of-{name}"' for number in range(1, keys + 1))
+    lines = [
+        f"[providers.{name}]",
+        f'base_url = "{url}"',
+        'model = "m"',
+        f'dialect = "{dialect}"',
+        f"keys = [{found}]",
+        *(f"{field} = {json.dumps(value)}" for field, value in more.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def route(name: str, *targets: str, **more: Any) -> str:
+    """A route's table; a bare provider stands for its model `m`."""
+    whole = [target if "/" in target else f"{target}/m" for target in targets]
+    lines = [f"[routes.{name}]", f"targets = {json.dumps(whole)}"]
+    lines += [f"{field} = {json.dumps(value)}" for field, value in more.items()]
+    return "\n".join(lines) + "\n"

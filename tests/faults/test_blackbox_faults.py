@@ -18,7 +18,7 @@ import pytest
 
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
 from tests.fakes.house import house
-from tests.fakes.stranger import SURFACES, Told, ask
+from tests.fakes.stranger import BARE, SURFACES, Told, ask, provider, route
 from tests.faults import blackbox_statuses as statuses
 from tests.faults import blackbox_table as table
 from tests.faults.blackbox_table import Row, Step
@@ -27,19 +27,12 @@ DIALECTS = ("openai", "anthropic")
 TEXT = "Hello from the cloud."
 ROWS = (*table.CONNECTION, *table.CONTENT, *table.HARMLESS, *table.CUTS, *statuses.ROWS)
 LIMITS = """
-order = []
-[local]
-engine = "none"
-auto_pull = false
 [timeouts]
 connect_s = 1
 first_token_s = 0.8
 stall_s = 0.8
 [cascade]
 deadline_s = 5
-[escalation]
-same_error = 1000000
-failures = 1000000
 """
 
 
@@ -73,18 +66,6 @@ def cells(row: Row) -> list[Cell]:
     return [cell for cell in every if cell.step is not None]
 
 
-def provider(name: str, url: str, dialect: str = "openai") -> str:
-    return (
-        f'[providers.{name}]\nbase_url = "{url}"\nmodel = "m"\ndialect = "{dialect}"\n'
-        f'keys = ["key-of-{name}"]\n'
-    )
-
-
-def route(cell: Cell) -> str:
-    targets = f'["{cell.name}/m", "good-{cell.dialect}/m"]'
-    return f"[routes.to-{cell.name}]\ntargets = {targets}\n"
-
-
 class Bench:
     """
     The gateway and two clouds.
@@ -96,12 +77,12 @@ class Bench:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.kind = stack.enter_context(fake_cloud())
         self.rude = stack.enter_context(fake_cloud())
-        config = LIMITS
+        config = BARE + LIMITS
         for dialect in DIALECTS:
             config += provider(f"good-{dialect}", self.kind.base_url("good"), dialect)
         for cell in (cell for row in ROWS for cell in cells(row)):
             config += provider(cell.name, self.cloud(cell.row).base_url(cell.name), cell.dialect)
-            config += route(cell)
+            config += route(f"to-{cell.name}", cell.name, f"good-{cell.dialect}")
         self.at = stack.enter_context(house(folder, config=config))
 
     def cloud(self, row: Row) -> FakeCloud:
