@@ -41,13 +41,20 @@ class Served:
 
 
 class JumpyClock(SystemClock):
-    """Real time, with a wall clock that can be made to jump as a suspend makes it."""
+    """
+    Real time, with a wall clock that can be made to jump as a suspend makes it, and both
+    clocks that can be made later.
+    """
 
     def __init__(self) -> None:
         self.jumped_s = 0.0
+        self.later_s = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.later_s
 
     def unix(self) -> float:
-        return super().unix() + self.jumped_s
+        return super().unix() + self.jumped_s + self.later_s
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from localfirst.engines import refusals
 from localfirst.engines.base import LocalModel
 from localfirst.engines.launch import connectable
 from localfirst.engines.ollama import guard
@@ -145,32 +146,32 @@ def test_a_context_is_never_larger_than_the_models_window() -> None:
     [("chat_gguf_both_false", 746, 256), ("chat_tmpl_shift_false", 0, 0)],
 )
 def test_both_ways_of_saying_too_long_are_understood(name: str, prompt: int, size: int) -> None:
-    found = guard.overflow(recorded(name))
-    assert found == guard.Overflow(prompt_tokens=prompt, context_tokens=size)
+    found = refusals.overflow(recorded(name))
+    assert found == refusals.Overflow(prompt_tokens=prompt, context_tokens=size)
 
 
 @pytest.mark.parametrize("name", ["chat_missing_model", "queue_full_503", "root_get"])
 def test_other_errors_are_no_overflow(name: str) -> None:
-    assert guard.overflow(recorded(name)) is None
+    assert refusals.overflow(recorded(name)) is None
 
 
 def test_an_error_of_llama_server_is_unwrapped_from_its_string() -> None:
-    inner = guard.unwrapped(recorded("image_on_text_model_chat"))
+    inner = refusals.unwrapped(recorded("image_on_text_model_chat"))
     assert inner["type"] == "server_error"
     assert "image input is not supported" in inner["message"]
-    assert guard.unwrapped(b"plain")["message"] == ""
-    assert guard.unwrapped(b'{"error":"plain"}')["error"] == "plain"
+    assert refusals.unwrapped(b"plain")["message"] == ""
+    assert refusals.unwrapped(b'{"error":"plain"}')["error"] == "plain"
 
 
 def test_what_a_model_cannot_do_is_known_before_it_is_asked() -> None:
     text = LocalModel(name="m", capabilities=("completion",))
     both = LocalModel(name="m", capabilities=("completion", "tools", "vision"))
     encoder = LocalModel(name="m", capabilities=("embedding",))
-    assert guard.missing(text, Needs(tools=True)) == "tools"
-    assert guard.missing(text, Needs(vision=True)) == "vision"
-    assert guard.missing(both, Needs(vision=True, tools=True)) == ""
-    assert guard.missing(encoder, Needs()) == "completion"
-    assert guard.missing(LocalModel(name="unknown"), Needs(tools=True, vision=True)) == ""
+    assert refusals.missing(text, Needs(tools=True)) == "tools"
+    assert refusals.missing(text, Needs(vision=True)) == "vision"
+    assert refusals.missing(both, Needs(vision=True, tools=True)) == ""
+    assert refusals.missing(encoder, Needs()) == "completion"
+    assert refusals.missing(LocalModel(name="unknown"), Needs(tools=True, vision=True)) == ""
 
 
 def test_a_prepared_request_keeps_every_field_it_does_not_settle() -> None:

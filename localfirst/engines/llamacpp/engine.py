@@ -8,23 +8,25 @@ one for each loaded model, each on a loopback port with a key of its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
 
+from localfirst.engines import refusals
 from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.experience import Experience
 from localfirst.engines.gap import Gap
 from localfirst.engines.llamacpp.about import About, Shelf
 from localfirst.engines.llamacpp.exchange import answers, embed, exchange
-from localfirst.engines.llamacpp.plan import DEFAULT_CONTEXT_TOKENS, ChildPlan, context_for
+from localfirst.engines.llamacpp.plan import ChildPlan
 from localfirst.engines.llamacpp.pool import Key, Pool
 from localfirst.engines.llamacpp.runner import Runner
-from localfirst.engines.llamacpp.templates import jinja_for
+from localfirst.engines.llamacpp.wanted import chat_plan, embed_plan, longer_plan
 from localfirst.engines.queue import Line
 from localfirst.engines.wishes import said, seconds_of
 from localfirst.errors import (
@@ -32,6 +34,7 @@ from localfirst.errors import (
     EngineUnavailable,
     UnknownModel,
     UpstreamBroken,
+    UpstreamError,
     UpstreamRefused,
 )
 from localfirst.events import Event, Progress
@@ -43,10 +46,7 @@ from localfirst.types import Call, Clock, Json, Target
 
 INSTALL = "pip install 'localfirst-runtime[embedded]'"
 DEATH_SHOWS_S = 1.0
-EMBED_CONTEXT_TOKENS = 2048
 TELL_EVERY_S = 1.0
-PARALLEL = 4
-"""Slots wished for, as llama-server's own default; fewer where memory is short."""
 
 
 def installed() -> bool:
@@ -96,6 +96,9 @@ class LlamaCppEngine:
     ) -> AsyncGenerator[Event, None]:
         """As `Backend.answer`; a load is shared with everyone who waits for the same model."""
         about = await self._about(target.model)
+        can = LocalModel(name=about.name, capabilities=about.capabilities)
+        if word := refusals.missing(can, call.needs):
+            raise refusals.refuse_capability(target.model, word)
         key = (about.name, False)
         async with self._line(key).place() as place:
             async with aclosing(place.turn()) as turns:
@@ -111,17 +114,19 @@ class LlamaCppEngine:
     ) -> AsyncGenerator[Event, None]:
         """
         Load if need be, and ask. A child that died before it took the request, while nobody
-        looked, is loaded again once.
+        looked, is loaded again once; one whose context turns out too short is loaded with a
+        longer one, once.
         """
         plan, keep_alive_s = self._plan(about, call), self._keep_alive(call)
-        for last in (False, True):
+        reloaded = grown = False
+        while True:
             wanted = self._pool.get(key, plan, about.shape, limits.load_s, keep_alive_s)
             if not isinstance(wanted, Runner):
                 while not wanted.done():
                     await asyncio.wait({wanted}, timeout=TELL_EVERY_S)
                     if not wanted.done():
                         yield Progress("loading", about.name)
-            runner = wanted if isinstance(wanted, Runner) else wanted.result()
+            runner = wanted if isinstance(wanted, Runner) else _result(wanted)
             self._line(key).widen(runner.plan.parallel)
             began = False
             try:
@@ -131,56 +136,85 @@ class LlamaCppEngine:
                         yield event
                 return
             except UpstreamBroken:
-                if began or last or runner.alive:
+                if began or reloaded or runner.alive:
                     raise
+                reloaded = True
+            except UpstreamRefused as error:
+                longer = longer_plan(plan, about, call, refusals.overflow(error.body))
+                if began or grown or longer is None:
+                    raise
+                plan, grown = longer, True
 
     async def _asked(
         self, key: Key, runner: Runner, call: Call, about: About, limits: Limits
     ) -> AsyncGenerator[Event, None]:
+        await self._trusted(key, runner)
+        with _at_work(runner):
+            runner.keep_alive_s = self._keep_alive(call)
+            try:
+                heard = exchange(self._upstream, runner, call, about, limits)
+                async with aclosing(heard) as events:
+                    async for event in events:
+                        yield event
+            except UpstreamBroken as error:
+                raise await self._told(key, runner, error) from error
+        self._pool.note_success(key)
+
+    async def _trusted(self, key: Key, runner: Runner) -> None:
+        """
+        Look at a child whose last answer was given up: it may hang. While others are being
+        answered it is let alone.
+
+        Raises:
+            UpstreamBroken: it is gone, or was thrown out now.
+        """
+        if runner.alive and runner.doubted and not runner.in_flight:
+            runner.doubted = False
+            if not await answers(self._upstream, runner):
+                await self._pool.bury(key, runner)
         if not runner.alive:
             raise UpstreamBroken(Breakage.ENGINE_DIED, "the model was unloaded meanwhile")
-        runner.in_flight += 1
-        runner.keep_alive_s = self._keep_alive(call)
-        try:
-            async with aclosing(exchange(self._upstream, runner, call, about, limits)) as events:
-                async for event in events:
-                    yield event
-            self._pool.note_success(key)
-        except UpstreamBroken as error:
-            if await runner.died_within(DEATH_SHOWS_S):
-                await self._pool.bury(key, runner)
-                raise runner.death() from error
-            raise
-        finally:
-            runner.in_flight -= 1
-            runner.touch()
+
+    async def _told(self, key: Key, runner: Runner, error: UpstreamBroken) -> UpstreamError:
+        """What broke: the child, which is buried then, or only the connection."""
+        if not await runner.died_within(DEATH_SHOWS_S):
+            return error
+        await self._pool.bury(key, runner)
+        return runner.death()
 
     async def embed(
         self, model: str, texts: list[str], options: dict[str, Json]
     ) -> list[list[float]]:
-        """As `Engine.embed`; `options["dimensions"]` shortens and renormalises."""
+        """
+        As `Engine.embed`; `options["dimensions"]` shortens and renormalises. A child that
+        died while nobody looked is loaded again once.
+        """
         about = await self._about(model)
         key = (about.name, True)
+        plan = embed_plan(about, texts)
+        vectors: list[list[float]] = []
         async with self._line(key).place() as place:
             async for _ in place.turn():
                 pass
             with self._pool.claim(key):
-                runner = await self._loaded(key, self._embed_plan(about), about)
-                vectors = await self._embedded(key, runner, texts)
+                for last in (False, True):
+                    runner = await self._loaded(key, plan, about)
+                    self._line(key).widen(runner.plan.parallel)
+                    try:
+                        vectors = await self._embedded(key, runner, texts) if texts else []
+                        break
+                    except UpstreamBroken:
+                        if last or runner.alive:
+                            raise
         return [_shortened(vector, options.get("dimensions")) for vector in vectors]
 
     async def _embedded(self, key: Key, runner: Runner, texts: list[str]) -> list[list[float]]:
-        runner.in_flight += 1
-        try:
-            vectors = await embed(self._upstream, runner, texts, self._limits())
-        except UpstreamBroken as error:
-            if await runner.died_within(DEATH_SHOWS_S):
-                await self._pool.bury(key, runner)
-                raise runner.death() from error
-            raise
-        finally:
-            runner.in_flight -= 1
-            runner.touch()
+        await self._trusted(key, runner)
+        with _at_work(runner):
+            try:
+                vectors = await embed(self._upstream, runner, texts, self._limits())
+            except UpstreamBroken as error:
+                raise await self._told(key, runner, error) from error
         self._pool.note_success(key)
         return vectors
 
@@ -188,7 +222,7 @@ class LlamaCppEngine:
         """As `Engine.load`."""
         about = await self._about(model)
         if about.capabilities == ("embedding",):
-            await self._loaded((about.name, True), self._embed_plan(about), about)
+            await self._loaded((about.name, True), embed_plan(about, []), about)
         else:
             await self._loaded((about.name, False), self._plan(about, None), about)
 
@@ -238,6 +272,7 @@ class LlamaCppEngine:
             model,
             loaded=True,
             loaded_bytes=runner.resident_bytes() or model.size_bytes,
+            loaded_context_tokens=runner.plan.context_tokens,
             expires_unix=until,
         )
 
@@ -264,40 +299,13 @@ class LlamaCppEngine:
         keep_alive_s = self._settings.local.keep_alive_s
         load_s = self._settings.timeouts.load_s
         wanted = self._pool.get(key, plan, about.shape, load_s, keep_alive_s)
-        return wanted if isinstance(wanted, Runner) else await asyncio.shield(wanted)
+        if isinstance(wanted, Runner):
+            return wanted
+        await asyncio.wait({wanted})
+        return _result(wanted)
 
     def _plan(self, about: About, call: Call | None) -> ChildPlan:
-        asked = call.needs if call else None
-        context = context_for(
-            asked=(said(call, "num_ctx") or 0) if call else 0,
-            prompt_tokens=asked.prompt_tokens if asked else 0,
-            max_tokens=asked.max_tokens if asked else 0,
-            usual=self._usual_context(about),
-            window=about.context_tokens,
-            largest=0,
-        )
-        return ChildPlan(
-            model=about.path,
-            alias=about.name,
-            context_tokens=context,
-            parallel=PARALLEL,
-            template="" if about.template else jinja_for(about.go_template),
-            projector=about.projector,
-        )
-
-    def _usual_context(self, about: About) -> int:
-        said = about.params.get("num_ctx")
-        own = said if isinstance(said, int) and said > 0 else 0
-        return self._settings.local.num_ctx or own or DEFAULT_CONTEXT_TOKENS
-
-    def _embed_plan(self, about: About) -> ChildPlan:
-        return ChildPlan(
-            model=about.path,
-            alias=about.name,
-            context_tokens=min(about.context_tokens or EMBED_CONTEXT_TOKENS, EMBED_CONTEXT_TOKENS),
-            embedding=True,
-            pooling=about.pooling if about.pooling not in {"", "none"} else "mean",
-        )
+        return chat_plan(about, call, self._settings.local.num_ctx)
 
     def _keep_alive(self, call: Call) -> float:
         return seconds_of(said(call, "keep_alive"), self._settings.local.keep_alive_s)
@@ -318,6 +326,30 @@ class LlamaCppEngine:
             stall_s=timeouts.stall_s,
             load_s=timeouts.load_s,
         )
+
+
+@contextlib.contextmanager
+def _at_work(runner: Runner) -> Iterator[None]:
+    """*runner* has one request more; one that was not answered to its end leaves a doubt."""
+    runner.in_flight += 1
+    doubted = True
+    try:
+        yield
+        doubted = False
+    except UpstreamRefused:
+        doubted = False
+        raise
+    finally:
+        runner.doubted = runner.doubted or doubted
+        runner.in_flight -= 1
+        runner.touch()
+
+
+def _result(load: asyncio.Task[Runner]) -> Runner:
+    """What a load came to; raises as it did. That it was given up is no cancellation of ours."""
+    if load.cancelled():
+        raise EngineUnavailable("the engine was closed while the model loaded")
+    return load.result()
 
 
 def _shortened(vector: list[float], dimensions: Json) -> list[float]:

@@ -7,13 +7,15 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
+from localfirst.engines import refusals
 from localfirst.engines.base import Limits
+from localfirst.engines.llamacpp import forced
 from localfirst.engines.llamacpp.about import About
 from localfirst.engines.llamacpp.plan import with_model_defaults
 from localfirst.engines.llamacpp.runner import Runner
 from localfirst.errors import UpstreamError, UpstreamNonsense, UpstreamRefused
 from localfirst.events import Event, Opened
-from localfirst.transport.upstream import UpstreamClient
+from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, ChatRequest, Dialect, Json
 from localfirst.wire.openai import events, requests
 
@@ -37,17 +39,31 @@ def relayed(call: Call, about: About) -> bool:
         and not about.system
         and not about.params
         and b'"num_ctx"' not in call.body
+        and b'"tool_choice"' not in call.body
     )
 
 
-def body_of(call: Call, about: About) -> tuple[str, bytes, bool]:
-    """Path, body and whether the answer's bytes can be relayed."""
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What is sent for a call: `relay` says that the answer's bytes can pass as they are,
+    `forced` that the answer has to be a tool call.
+    """
+
+    body: bytes
+    relay: bool = False
+    forced: bool = False
+
+
+def question(call: Call, about: About) -> Question:
+    """*call* as llama.cpp's server is asked; raises `InvalidRequest`."""
     if relayed(call, about):
-        return "/v1/chat/completions", requests.splice(call.body, model=about.name), True
+        return Question(body=requests.splice(call.body, model=about.name), relay=True)
     request = with_model_defaults(call.chat, about.params, about.system)
     request = msgspec.structs.replace(request, stream=True, include_usage=True)
+    if tools := forced.choices(request):
+        request = forced.constrained(request, tools)
     body = _with_engine_fields(requests.encode(request, about.name), request)
-    return "/v1/chat/completions", body, False
+    return Question(body=body, forced=bool(tools))
 
 
 def _with_engine_fields(body: bytes, request: ChatRequest) -> bytes:
@@ -74,11 +90,11 @@ async def exchange(
         UpstreamError: as the upstream client and the wire raise it; the child's death is
             for the engine to tell from a broken socket.
     """
-    path, body, relay = body_of(call, about)
+    asked = question(call, about)
     response = await upstream.send(
-        runner.address + path,
+        runner.address + "/v1/chat/completions",
         headers=headers_of(runner),
-        body=body,
+        body=asked.body,
         connect_s=CONNECT_S,
         first_byte_s=limits.first_token_s,
         stall_s=limits.stall_s,
@@ -90,17 +106,30 @@ async def exchange(
                 response.status, await response.read(ERROR_BYTES), response.headers
             )
         yield Opened(response.status, tuple(response.headers))
-        # The usage that we ask for is not shown to a client who did not.
-        reader = events.StreamReader(
-            relay=relay, strip_usage=relay and not requests.wants_usage(call.body)
-        )
-        async for chunk in response:
-            for event in reader.feed(chunk):
-                yield event
-        for event in reader.close():
-            yield event
+        heard = _read(response, asked, call)
+        call_reader = forced.CallReader() if asked.forced else None
+        async with contextlib.aclosing(heard):
+            async for event in heard:
+                if call_reader is None:
+                    yield event
+                    continue
+                for told in call_reader.feed(event):
+                    yield told
     finally:
         await response.aclose()
+
+
+async def _read(
+    response: UpstreamResponse, asked: Question, call: Call
+) -> AsyncGenerator[Event, None]:
+    # The usage that we ask for is not shown to a client who did not.
+    strip_usage = asked.relay and not requests.wants_usage(call.body)
+    reader = events.StreamReader(relay=asked.relay, strip_usage=strip_usage)
+    async for chunk in response:
+        for event in reader.feed(chunk):
+            yield event
+    for event in reader.close():
+        yield event
 
 
 async def answers(upstream: UpstreamClient, runner: Runner) -> bool:
@@ -124,7 +153,12 @@ async def answers(upstream: UpstreamClient, runner: Runner) -> bool:
 async def embed(
     upstream: UpstreamClient, runner: Runner, texts: list[str], limits: Limits
 ) -> list[list[float]]:
-    """Embeddings of *texts* in order; raises `UpstreamError`."""
+    """
+    Embeddings of *texts* in order.
+
+    Raises:
+        UpstreamError: as `exchange`; a text that is too long is a 400 with its numbers.
+    """
     response = await upstream.send(
         runner.address + "/v1/embeddings",
         headers=headers_of(runner),
@@ -137,11 +171,15 @@ async def embed(
     async with contextlib.aclosing(response):
         body = await response.read(REPLY_BYTES)
     if response.status >= 400:
+        if (found := refusals.overflow(body)) is not None and found.prompt_tokens:
+            raise refusals.too_long(found)
         raise UpstreamRefused(response.status, body, response.headers)
     try:
         items = msgspec.json.decode(body, type=_Embeddings).data
     except msgspec.DecodeError as error:
         raise UpstreamNonsense(f"no embeddings: {error}") from error
+    if len(items) != len(texts):
+        raise UpstreamNonsense(f"{len(items)} embeddings for {len(texts)} texts")
     return [item.embedding for item in sorted(items, key=lambda item: item.index)]
 
 

@@ -19,9 +19,9 @@ import msgspec
 from localfirst.engines.experience import Experience
 from localfirst.engines.llamacpp import room
 from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
-from localfirst.engines.llamacpp.runner import SIGKILL, Runner
+from localfirst.engines.llamacpp.runner import SIGKILL, STOP_GRACE_S, Runner
 from localfirst.engines.queue import busy
-from localfirst.errors import LocalFirstError, Unavailable, UpstreamError
+from localfirst.errors import EngineUnavailable, LocalFirstError, Unavailable, UpstreamError
 from localfirst.machine.fit import Fit, Hardware, ModelShape
 from localfirst.transport import process
 from localfirst.transport.childlog import RotatedFile
@@ -69,6 +69,7 @@ class Pool:
         self._experience = experience or Experience(None)
         self._runners: dict[Key, Runner] = {}
         self._loads: dict[Key, asyncio.Task[Runner]] = {}
+        self._ending: dict[Key, asyncio.Task[None]] = {}
         self._trouble: dict[Key, Trouble] = {}
         self._claims: Counter[Key] = Counter()
         self._one_load = asyncio.Lock()
@@ -107,12 +108,18 @@ class Pool:
         The runner of *key* if it will do, else the task that is loading one.
 
         The task belongs to the pool: a caller that goes away does not stop a load that
-        others wait for, and the next request finds the model warm.
+        others wait for, and the next request finds the model warm. A runner whose context
+        is shorter than asked for will do when it was as long as the memory allowed.
+
+        Raises:
+            EngineUnavailable: the pool is closed.
         """
+        if self._closed:
+            raise EngineUnavailable("the engine is closed")
         if (task := self._loads.get(key)) is not None:
             return task
         runner = self.runner(key)
-        if runner is not None and runner.plan.context_tokens >= self._context(key, plan):
+        if runner is not None and runner.asked_tokens >= self._context(key, plan):
             return runner
         task = asyncio.ensure_future(self._load(key, plan, shape, load_s, keep_alive_s))
         self._loads[key] = task
@@ -138,9 +145,11 @@ class Pool:
         self._refuse_while_resting(key)
         async with self._one_load:
             await self._retire(key)
-            plan = msgspec.structs.replace(plan, context_tokens=self._context(key, plan))
+            asked_tokens = self._context(key, plan)
+            plan = msgspec.structs.replace(plan, context_tokens=asked_tokens)
             plan, tight = await self._make_room(plan, shape)
             runner = Runner(plan, self._clock, keep_alive_s, tight=tight)
+            runner.asked_tokens = asked_tokens
             runner.predicted = room.predict(plan, shape, await asyncio.to_thread(self._hardware))
             self._runners[key] = runner
             try:
@@ -166,6 +175,8 @@ class Pool:
 
     async def _retire(self, key: Key) -> None:
         """End the runner that the new one replaces, once its last answer is out."""
+        if (ending := self._ending.get(key)) is not None:
+            await asyncio.wait({ending})
         old = self._runners.get(key)
         if old is None:
             return
@@ -173,8 +184,7 @@ class Pool:
             await self._clock.sleep(0.02)
         if not old.alive:
             self._note_death(key, old)
-        await old.stop()
-        self._runners.pop(key, None)
+        await self._end(key, old)
 
     async def _make_room(self, plan: ChildPlan, shape: ModelShape) -> tuple[ChildPlan, bool]:
         """
@@ -184,18 +194,31 @@ class Pool:
         hardware = await asyncio.to_thread(self._hardware)
         plan = room.arranged(plan, shape, hardware)
         while not room.fits(found := self._predict(plan, shape, hardware)):
+            # Whatever is dead and not yet swept up is idle, too, and its memory is back.
             idle = [key for key in self._runners if self._idle(key)]
             if not idle:
                 break
             oldest = min(idle, key=lambda key: self._runners[key].last_used)
             log.info("unloading %s to make room for %s", oldest[0], plan.alias)
-            await self.unload(oldest)
+            await self._end(oldest, self._runners[oldest])
             hardware = await asyncio.to_thread(self._hardware)
         if found is None or room.fits(found):
             return room.placed(plan, found), room.tight(found)
         if self._runners:
             raise busy(f"no memory for `{plan.alias}` while other models answer", 5.0)
-        return room.shortened(plan, found), True
+        return self._shortened(plan, shape, hardware, found), True
+
+    def _shortened(
+        self, plan: ChildPlan, shape: ModelShape, hardware: Hardware, found: Fit
+    ) -> ChildPlan:
+        """*plan* with a context that fits, if only tightly; raises where no useful one does."""
+        size = plan.context_tokens // 2
+        while found.max_context_tokens < MIN_CONTEXT_TOKENS <= size:
+            shorter = msgspec.structs.replace(plan, context_tokens=size, parallel=1)
+            if room.fits(self._predict(shorter, shape, hardware)):
+                return shorter
+            size //= 2
+        return room.shortened(plan, found)
 
     def _predict(self, plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> Fit | None:
         """What loading *plan* will take, by formula and by what it took before."""
@@ -225,7 +248,7 @@ class Pool:
         """Take a dead runner out, so that the next request makes another."""
         if self._runners.get(key) is runner:
             self._note_failure(key, runner)
-        await runner.stop(grace_s=0)
+        await self._end(key, runner, grace_s=0)
 
     def _note_failure(self, key: Key, runner: Runner) -> None:
         self._runners.pop(key, None)
@@ -254,14 +277,27 @@ class Pool:
 
     async def unload(self, key: Key) -> bool:
         """Take a model out of memory once its answers are out; False when it was not there."""
-        runner = self._runners.get(key)
-        if runner is None or not runner.alive:
+        if self.runner(key) is None:
             return False
-        while runner.alive and runner.in_flight:
+        # It may be replaced by one with a longer context while its answers are waited for.
+        while (runner := self.runner(key)) is not None and runner.in_flight:
             await self._clock.sleep(0.02)
-        self._runners.pop(key, None)
-        await runner.stop()
+        if runner is not None:
+            await self._end(key, runner)
         return True
+
+    async def _end(self, key: Key, runner: Runner, grace_s: float = STOP_GRACE_S) -> None:
+        """End a child; a load of the same model waits for it, so that there never are two."""
+        if self._runners.get(key) is runner:
+            del self._runners[key]
+        ending = asyncio.ensure_future(runner.stop(grace_s))
+        self._ending[key] = ending
+        ending.add_done_callback(lambda done: self._ended(key, done))
+        await asyncio.shield(ending)
+
+    def _ended(self, key: Key, ending: asyncio.Task[None]) -> None:
+        if self._ending.get(key) is ending:
+            del self._ending[key]
 
     def _sweep_soon(self) -> None:
         if self._sweeper is None or self._sweeper.done():
@@ -274,9 +310,8 @@ class Pool:
             for key, runner in list(self._runners.items()):
                 idle = not self._claims[key] and runner.idle_at <= now
                 if runner.address and (idle or not runner.alive):
-                    self._runners.pop(key, None)
                     self._note_death(key, runner)
-                    await runner.stop()
+                    await self._end(key, runner)
             await self._clock.sleep(SWEEP_S)
 
     async def aclose(self) -> None:
@@ -290,7 +325,7 @@ class Pool:
         await _settled(tasks)
         runners = list(self._runners.values())
         self._runners.clear()
-        await asyncio.gather(*(runner.stop() for runner in runners))
+        await asyncio.gather(*(runner.stop() for runner in runners), *self._ending.values())
 
 
 async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> None:

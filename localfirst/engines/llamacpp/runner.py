@@ -32,7 +32,9 @@ class Runner:
 
     `in_flight` and `last_used` are written by the engine alone; `keep_alive_s` is what the
     last request asked for, negative for ever; `tight` says that it barely fits the memory;
-    `predicted` is what the load was expected to take, for comparison.
+    `predicted` is what the load was expected to take, for comparison. `asked_tokens` is the
+    context that was wished for, which memory may have made shorter; `doubted` says that an
+    answer of it was given up, so that it is asked for its health before the next one.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Runner:
         self.key = secrets.token_hex(16)
         self.address = ""
         self.in_flight = 0
+        self.asked_tokens = plan.context_tokens
+        self.doubted = False
         self.keep_alive_s = keep_alive_s
         self.last_used = clock.monotonic()
         self.child: process.Child | None = None

@@ -15,6 +15,7 @@ from contextlib import aclosing
 
 import msgspec
 
+from localfirst.engines import refusals
 from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.gap import Gap
 from localfirst.engines.ollama import guard
@@ -106,8 +107,8 @@ class OllamaEngine:
 
     def _refuse_what_cannot_be(self, call: Call, name: str, model: LocalModel) -> None:
         self._refuse_remote(model, local_only=call.local_only)
-        if word := guard.missing(model, call.needs):
-            raise guard.refuse_capability(name, word)
+        if word := refusals.missing(model, call.needs):
+            raise refusals.refuse_capability(name, word)
 
     def _refuse_remote(self, model: LocalModel, *, local_only: bool) -> None:
         if model.remote and (local_only or self._settings.privacy is Privacy.LOCAL_ONLY):
@@ -180,7 +181,7 @@ class OllamaEngine:
 
     def _grow(self, call: Call, model: LocalModel, error: UpstreamRefused) -> bool:
         """Settle on a larger context after an overflow; False when the model has none."""
-        found = guard.overflow(error.body)
+        found = refusals.overflow(error.body)
         if found is None or not found.prompt_tokens or error.in_band:
             return False
         size = guard.stable_context(
