@@ -59,9 +59,10 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
     A model that a local engine lists.
 
     `size_bytes` and `digest` as `ollama list` prints them; `context_tokens` is the model's
-    own window (0 unknown); `capabilities` in Ollama's words ("completion", "tools",
-    "vision", "thinking", "embedding", …), empty = unknown; `fit` is a verdict of
-    `machine.fit`; `remote` marks Ollama's `:cloud` models.
+    own window and `loaded_context_tokens` the one it was loaded with (0 unknown);
+    `capabilities` in Ollama's words ("completion", "tools", "vision", "thinking",
+    "embedding", …), empty = unknown; `fit` is a verdict of `machine.fit`; `remote` marks
+    Ollama's `:cloud` models.
     """
 
     name: str
@@ -77,6 +78,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
     loaded: bool = False
     loaded_vram_bytes: int = 0
     loaded_bytes: int = 0
+    loaded_context_tokens: int = 0
     expires_unix: float = 0.0
     remote: bool = False
 

@@ -346,6 +346,8 @@ def test_ollama_lists_shows_and_embeds() -> None:
     assert (listed.model, listed.size) == ("llama3.2:3b", 2_019_393_189)
     assert listed.details.parameter_size == "3.2B"
     assert (loaded.model, loaded.size_vram) == ("llama3.2:3b", 0)
+    assert loaded.context_length == 4096, "what it was loaded with, not what it could have"
+    assert shown.modelinfo == {"general.architecture": "llama", "llama.context_length": 131_072}
     assert shown.details.quantization_level == "Q4_K_M"
     assert shown.capabilities == ["completion", "tools"]
     assert embedded.embeddings == [[1.0, 0.5], [3.0, 0.5]]

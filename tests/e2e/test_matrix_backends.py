@@ -37,6 +37,7 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+HI = {"role": "user", "content": "hi"}
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"type": "boolean"}},
@@ -47,8 +48,11 @@ PLACE = {"type": "object", "properties": {"city": {"type": "string"}}}
 
 _STARS = (
     (re.compile(r'"(created|created_at|completed_at|\w+_duration)":("[^"]*"|[\d.]+)'), r'"\1":"*"'),
+    (re.compile(r'"(modified_at|expires_at)":"[^"]*"'), r'"\1":"*"'),
+    (re.compile(r"\[-?\d+\.\d+[^\]\[]*\]"), '["*"]'),
+    (re.compile(r"FROM /\S*/blobs"), "FROM */blobs"),
     (re.compile(r"(killed, perhaps out of memory)[^\"]*"), r"\1"),
-    (re.compile(r'"(chatcmpl-|(?:req|msg|resp|fc|rs|call)_)[0-9a-f]{12,}'), r'"\1*'),
+    (re.compile(r'"(chatcmpl-|cmpl-|(?:req|msg|resp|fc|rs|call)_)[0-9a-f]{12,}'), r'"\1*'),
 )
 _WORDS = re.compile(r'"(content|text|response|delta|arguments)":"(?:[^"\\]|\\.)+"')
 _COUNTS = re.compile(r'"(\w+)":\d+')
@@ -150,7 +154,13 @@ def collapsed(lines: list[str]) -> list[str]:
 
 def answer_of(behind: Backend, surface: str, cell: str) -> dict[str, Any]:
     model = behind.prepare(cell)
-    status, kind, data, whole = behind.ask(cell, PATHS[surface], asked(surface, cell, model))
+    return answer_to(behind, cell, PATHS[surface], asked(surface, cell, model))
+
+
+def answer_to(
+    behind: Backend, cell: str, path: str, body: dict[str, Any] | None
+) -> dict[str, Any]:
+    status, kind, data, whole = behind.ask(cell, path, body)
     noise = behind.kind == "embedded"
     lines = [starred(line, noise=noise) for line in data.decode().split("\n") if line]
     return {
@@ -160,6 +170,23 @@ def answer_of(behind: Backend, surface: str, cell: str) -> dict[str, Any]:
         "says": collapsed(lines) if noise else lines,
         "asked": behind.asked(),
     }
+
+
+QUESTIONS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "tags": ("/api/tags", None),
+    "show": ("/api/show", {"model": "tiny"}),
+    "show of none": ("/api/show", {"model": "absent"}),
+    "load": ("/api/generate", {"model": "tiny"}),
+    "ps": ("/api/ps", None),
+    "unload": ("/api/chat", {"model": "tiny", "messages": [], "keep_alive": 0}),
+    "models": ("/v1/models", None),
+    "one model": ("/v1/models/tiny:latest", None),
+    "embed": ("/api/embed", {"model": "tiny", "input": ["a", "b"]}),
+    "embed one": ("/api/embeddings", {"model": "tiny", "prompt": "a"}),
+    "embeddings": ("/v1/embeddings", {"model": "tiny", "input": "a"}),
+    "complete": ("/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 2}),
+    "count": ("/v1/messages/count_tokens", {"model": "tiny", "messages": [HI]}),
+}
 
 
 def hold(name: str, found: dict[str, Any]) -> None:
@@ -197,6 +224,18 @@ def test_a_surface_says_over_this_backend_what_it_always_said(
     assert all(answer["whole"] for answer in found.values())
     assert found["text"]["status"] == found["stream"]["status"] == 200
     assert found["error"]["status"] >= 400
+
+
+@pytest.mark.parametrize("kind", ["ollama", "embedded"])
+def test_what_a_local_backend_has_and_counts_is_told_as_ollama_and_openai_tell_it(
+    kind: str, tmp_path: Path
+) -> None:
+    needs(kind)
+    with backend(kind, tmp_path) as running:
+        running.prepare("embed")
+        found = {name: answer_to(running, name, *asks) for name, asks in QUESTIONS.items()}
+    hold(f"questions over {kind}", found)
+    assert [name for name, one in found.items() if one["status"] != 200] == ["show of none"]
 
 
 @pytest.mark.parametrize("surface", list(PATHS))

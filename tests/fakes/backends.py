@@ -70,13 +70,19 @@ class Backend:
         """The bodies that the backend was sent since `prepare`."""
         return []
 
-    def ask(self, cell: str, path: str, body: dict[str, Any]) -> tuple[int, str, bytes, bool]:
-        """Status, content type, bytes, and whether the answer was whole."""
-        self.shape(cell, body)
+    def ask(
+        self, cell: str, path: str, body: dict[str, Any] | None
+    ) -> tuple[int, str, bytes, bool]:
+        """Status, content type, bytes, and whether the answer was whole; a GET without *body*."""
+        if body is not None:
+            self.shape(cell, body)
         connection = http.client.HTTPConnection(self.at, timeout=20)
         headers = {"content-type": "application/json", "anthropic-version": "2023-06-01"}
         try:
-            connection.request("POST", path, json.dumps(body), headers)
+            if body is None:
+                connection.request("GET", path, headers={"accept": "application/json"})
+            else:
+                connection.request("POST", path, json.dumps(body), headers)
             answer = connection.getresponse()
             data, whole = b"", True
             try:
@@ -149,6 +155,7 @@ class OllamaBackend(Backend):
             "think": thought,
             "think_stream": thought,
             "schema": {"says": [{"content": OBJECT[:5]}, {"content": OBJECT[5:]}]},
+            "embed": {"embeds": True},
             "cut": {"reply": "runner_killed_chat"},
             "unfinished": {"cut_after": 3},
         }

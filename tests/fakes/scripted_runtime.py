@@ -47,6 +47,7 @@ LLAMA = LocalModel(
     modified_unix=1_767_225_600.0,
     loaded=True,
     loaded_bytes=3_000_000_000,
+    loaded_context_tokens=4096,
 )
 
 

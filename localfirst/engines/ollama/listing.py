@@ -106,6 +106,7 @@ def _model(entry: Listed, running: Listed | None) -> LocalModel:
         modified_unix=unix(entry.modified_at),
         loaded=running is not None,
         loaded_bytes=running.size if running else 0,
+        loaded_context_tokens=running.context_length if running else 0,
         loaded_vram_bytes=running.size_vram if running else 0,
         expires_unix=unix(running.expires_at) if running else 0.0,
         remote=bool(entry.remote_host or entry.remote_model) or is_remote(entry.name),

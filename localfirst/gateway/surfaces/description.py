@@ -7,6 +7,7 @@ from pathlib import Path
 from localfirst.errors import LocalFirstError
 from localfirst.gateway.views import Installed, Shelf
 from localfirst.models import gguf
+from localfirst.models.gguf_types import TensorType
 from localfirst.types import Json
 from localfirst.wire.ollama.answers import stamp
 
@@ -25,7 +26,7 @@ def describe(store: Shelf, model: Installed, verbose: bool) -> dict[str, Json]:
             "parameter_size": model.parameters,
             "quantization_level": model.quantization,
         },
-        "model_info": {},
+        "model_info": _known(model),
         "capabilities": list(model.capabilities),
         "modified_at": stamp(model.modified_unix),
     }
@@ -41,15 +42,18 @@ def _stored(store: Shelf, name: str, verbose: bool) -> dict[str, Json]:
     weights = store.model_file(name)
     params = store.params(name)
     template, system = store.text(name, "template"), store.text(name, "system")
-    info = _metadata(weights, verbose)
-    return {
+    head = _head(weights)
+    info = _metadata(head, verbose)
+    told = {
         "license": store.text(name, "license"),
         "modelfile": _modelfile(name, weights, template, system, params),
         "parameters": "\n".join(f"{key:<30} {value}" for key, value in _flat(params)),
         "template": template or str(info.get("tokenizer.chat_template") or ""),
         "system": system,
         "model_info": info,
+        "tensors": [_tensor(tensor) for tensor in head.tensors] if head else [],
     }
+    return {key: value for key, value in told.items() if value}
 
 
 def _modelfile(
@@ -73,14 +77,38 @@ def _flat(params: dict[str, Json]) -> list[tuple[str, Json]]:
     return pairs
 
 
-def _metadata(weights: Path, verbose: bool) -> dict[str, Json]:
-    """The GGUF's key-values; long lists only when asked for, as Ollama does it."""
+def _known(model: Installed) -> dict[str, Json]:
+    """The metadata that clients look for, where the model's file is not ours to read."""
+    if not model.family or not model.context_tokens:
+        return {}
+    window = f"{model.family}.context_length"
+    return {"general.architecture": model.family, window: model.context_tokens}
+
+
+def _head(weights: Path) -> gguf.GgufHeader | None:
     with weights.open("rb") as file:
         try:
-            found = gguf.read_header(file.read(HEAD_BYTES)).metadata
+            return gguf.read_header(file.read(HEAD_BYTES))
         except LocalFirstError:
-            return {}
+            return None
+
+
+def _metadata(head: gguf.GgufHeader | None, verbose: bool) -> dict[str, Json]:
+    """
+    The GGUF's key-values; lists only when asked for, as Ollama does it.
+
+    Those too long to be kept when the header was read (a vocabulary) stay null even then.
+    """
+    kept = bool | int | float | str | (list | tuple if verbose else str)
     return {
-        key: value if verbose or not isinstance(value, list | tuple) else None
-        for key, value in found.items()
+        key: value if isinstance(value, kept) else None
+        for key, value in (head.metadata if head else {}).items()
     }
+
+
+def _tensor(tensor: gguf.TensorInfo) -> dict[str, Json]:
+    try:
+        kind = TensorType(tensor.type).name
+    except ValueError:
+        kind = "unknown"
+    return {"name": tensor.name, "type": kind, "shape": tensor.shape}

@@ -128,7 +128,7 @@ async def tags(gateway: Gateway, request: Request) -> None:
 
 async def ps(gateway: Gateway, request: Request) -> None:
     """`GET /api/ps`: what is in memory now."""
-    models = (await gateway.runtime.engine.status(max_age_s=0.5)).models
+    models = (await gateway.runtime.engine.status(max_age_s=0)).models
     loaded = [model for model in models if model.loaded]
     loaded.sort(key=lambda model: -(model.expires_unix or FOREVER_UNIX))
     await request.struct({"models": [_loaded(model) for model in loaded]})
@@ -187,5 +187,5 @@ def _loaded(model: Installed) -> dict[str, Json]:
         "details": details(model),
         "expires_at": answers.stamp(min(model.expires_unix or FOREVER_UNIX, FOREVER_UNIX)),
         "size_vram": model.loaded_vram_bytes,
-        "context_length": model.context_tokens,
+        "context_length": model.loaded_context_tokens or model.context_tokens,
     }
