@@ -53,10 +53,7 @@ def is_error_object(payload: bytes) -> bool:
 
 
 def _named_status(payload: bytes) -> int | None:
-    value = _loaded(payload)
-    error = value.get("error", value) if isinstance(value, dict) else None
-    if not isinstance(error, dict):
-        return None
+    error = _error_in(_loaded(payload))
     for name in ("status_code", "code", "status"):
         number = error.get(name)
         if isinstance(number, str) and number.isdecimal() and len(number) == 3:
@@ -64,6 +61,18 @@ def _named_status(payload: bytes) -> int | None:
         if isinstance(number, int) and not isinstance(number, bool) and 400 <= number <= 599:
             return number
     return None
+
+
+def _error_in(value: Json) -> dict[str, Json]:
+    """The object that speaks of the error: inside, inside the first choice, or the whole."""
+    if not isinstance(value, dict):
+        return {}
+    if isinstance(inner := value.get("error"), dict):
+        return inner
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    found = first.get("error") if isinstance(first, dict) else None
+    return found if isinstance(found, dict) else value
 
 
 def _loaded(payload: bytes) -> Json:

@@ -55,13 +55,11 @@ class StreamReader:
             UpstreamBroken: an event over the size limit.
             UpstreamNonsense: a malformed event, an empty answer, a broken tool call.
         """
-        events = self._take(self._frames.feed(data))
+        frames = self._frames.feed(data)
         # A terminator needs no blank line: some servers end right behind it.
-        if self._over or self.failure is not None:
-            return events
         if _is_stop(self._frames.pending):
-            events += self._take(self._frames.close())
-        return events
+            frames += self._frames.close()
+        return self._take(frames)
 
     def close(self) -> list[Event]:
         """
@@ -205,9 +203,9 @@ def block_events(index: int, block: Block, so_far: Conclusion) -> list[Event]:
 
 def _comment(frame: SseEvent) -> list[Event]:
     text = frame.raw.strip()
-    if text.startswith(b"{") and is_error_object(text):
+    if text.startswith((b"{", b"[")) and is_error_object(text):
         raise in_band(text)
-    if text.startswith((b"<", b"{")):
+    if text.startswith((b"<", b"{", b"[")):
         raise UpstreamNonsense("the answer is no event stream")
     return []
 

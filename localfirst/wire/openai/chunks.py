@@ -8,6 +8,7 @@ fields never matter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -172,8 +173,6 @@ def read(data: bytes) -> Chunk:
     """
     try:
         return CHUNK.decode(data)
-    except msgspec.ValidationError:
-        return _lenient(msgspec.json.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _lenient(_forgiven(data))
 
@@ -185,11 +184,15 @@ def _forgiven(data: bytes) -> Any:
     `NaN` among the logprobs, halves of characters outside the basic plane where text was cut
     between them, bytes that are not UTF-8, a byte order mark.
     """
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(data)
     text = _HALVES.sub(r"\\ufffd", data.decode("utf-8-sig", "replace"))
     try:
-        return json.loads(text, parse_constant=lambda _: None)
-    except ValueError as exc:
+        value = json.loads(text, parse_constant=lambda _: None)
+        msgspec.json.encode(value)  # what cannot be written again must not come in
+    except (ValueError, OverflowError) as exc:
         raise msgspec.DecodeError(str(exc)) from exc
+    return value
 
 
 def usage_of(counts: Counts) -> Usage:

@@ -69,13 +69,11 @@ class StreamReader:
             UpstreamBroken: an event over the size limit.
             UpstreamNonsense: a malformed chunk, an empty answer, a broken tool call.
         """
-        events = self._take(self._frames.feed(data))
+        frames = self._frames.feed(data)
         # A terminator needs no blank line: some servers end right behind it.
-        if self._over or self.failure is not None:
-            return events
         if _is_done(self._frames.pending):
-            events += self._take(self._frames.close())
-        return events
+            frames += self._frames.close()
+        return self._take(frames)
 
     def close(self) -> list[Event]:
         """
@@ -161,9 +159,9 @@ class StreamReader:
     def _comment(self, frame: SseEvent, batch: _Batch) -> None:
         """Keep-alives go on to a relaying client; a bare JSON error is still an error."""
         text = frame.raw.strip()
-        if text.startswith(b"{") and is_error_object(text):
+        if text.startswith((b"{", b"[")) and is_error_object(text):
             raise in_band(text)
-        if text.startswith((b"<", b"{")):
+        if text.startswith((b"<", b"{", b"[")):
             raise UpstreamNonsense("the answer is no event stream")
         if text.startswith(b":"):
             self._began = True
@@ -261,8 +259,10 @@ def _sound(data: bytes) -> Chunk:
 
 def _is_done(pending: bytes) -> bool:
     """Whether what is pending is a terminator that only lacks its blank line."""
-    name, _, value = pending.rpartition(b"\n")[2].partition(b":")
-    return name == b"data" and value.strip() == b"[DONE]"
+    if b"[DONE]" not in pending:
+        return False
+    last = pending.splitlines()[-1]
+    return last.startswith(b"data:") and last[5:].strip() == b"[DONE]"
 
 
 def _events(choice: Choice, so_far: Conclusion) -> list[Event]:
