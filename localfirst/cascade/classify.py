@@ -30,6 +30,8 @@ from localfirst.types import FailureClass as F
 # A wait of more than this that comes with a 429 is a quota, not a rate (gemini-cli stops
 # retrying there: packages/core/src/utils/googleQuotaErrors.ts).
 LONG_WAIT_S = 86400.0
+# The longest that any cloud's limits last is a month: beyond it, somebody's arithmetic failed.
+ABSURD_S = 32 * 86400.0
 # A daily quota that asks for a wait shorter than this is not to be believed.
 SHORT_WAIT_S = 300.0
 MESSAGE_CHARACTERS = 300
@@ -138,29 +140,33 @@ def _refused(provider: str, error: UpstreamRefused, model: str, now_unix: float)
     complaint = classify_body.read(error.body)
     headers = {name.lower(): value for name, value in error.headers}
     status = complaint.status or error.status
-    wait_s, stated = _wait(complaint, headers, now_unix)
+    wait_s = _wait(complaint, headers, now_unix, limited=status == 429)
     cls = _verdict(provider, status, complaint, wait_s)
+    if wait_s is not None and wait_s > ABSURD_S:
+        wait_s = None
     return Failure(
         cls=cls,
         scope=_scope(cls, complaint, model),
         message=redact(complaint.message or f"HTTP {error.status} without a body"),
         status=error.status,
         retry_after_s=wait_s,
-        retry_is_fact=stated and _believable(cls, complaint, wait_s),
+        retry_is_fact=wait_s is not None and _believable(cls, complaint, wait_s),
         field=complaint.field if cls is F.INVALID_REQUEST else "",
     )
 
 
 def _wait(
-    complaint: Complaint, headers: dict[str, str], now_unix: float
-) -> tuple[float | None, bool]:
-    """Seconds to stay away, and whether anybody said so."""
-    wait_s = classify_wait.in_headers(headers, now_unix)
+    complaint: Complaint, headers: dict[str, str], now_unix: float, *, limited: bool
+) -> float | None:
+    """Seconds to stay away, as far as anybody said so."""
+    wait_s = classify_wait.in_headers(headers, now_unix, limited=limited)
+    if wait_s is None and complaint.headers:
+        wait_s = classify_wait.in_headers(complaint.headers, now_unix, limited=limited)
     if wait_s is None and complaint.retry:
         wait_s = classify_wait.reset(complaint.retry, now_unix)
     if wait_s is None:
         wait_s = classify_wait.in_text(complaint.text, now_unix)
-    return wait_s, wait_s is not None
+    return wait_s
 
 
 def _believable(cls: F, complaint: Complaint, wait_s: float | None) -> bool:

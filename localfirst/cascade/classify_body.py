@@ -20,6 +20,7 @@ DEPTH = 4
 NESTED = 16
 # Sentences are looked through by a hundred patterns: a page of text is not let near them.
 SENTENCE_CHARACTERS, TEXT_CHARACTERS, SENTENCES = 2048, 4096, 24
+HEADERS = 32
 _HTML = re.compile(r"^\s*<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 _STATUS_IN_PROSE = re.compile(r"\b([45]\d\d)\b[ :]")
 # Keys whose values are words of a vocabulary, worth comparing whole.
@@ -44,8 +45,8 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
 
     `message` is the innermost human sentence, `text` every sentence found, `codes` every
     code word in lower case, `status` the innermost status or 0, `retry` what a structured
-    field asks for ("56s", "40"), `field` the request field named, `error_type` and
-    `availability` OpenRouter's own verdicts. `html` marks a page, `empty` no body at all.
+    field asks for ("56s", "40"), `field` the request field named, `headers` those that an
+    inner gateway was sent, `error_type` and `availability` OpenRouter's own verdicts. `html` marks a page, `empty` no body at all.
     """
 
     message: str = ""
@@ -54,6 +55,7 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
     status: int = 0
     retry: str = ""
     field: str = ""
+    headers: dict[str, str] = {}
     error_type: str = ""
     availability: str = ""
     html: bool = False
@@ -69,6 +71,7 @@ class _Found:
         self.statuses: list[int] = []
         self.retry = ""
         self.field = ""
+        self.headers: dict[str, str] = {}
         self.error_type = ""
         self.availability = ""
         self.depth = 0
@@ -96,6 +99,7 @@ def read(body: bytes) -> Complaint:
         status=found.statuses[-1] if found.statuses else 0,
         retry=found.retry,
         field=found.field or _field_in(found.messages),
+        headers=found.headers,
         error_type=found.error_type,
         availability=found.availability,
     )
@@ -152,6 +156,7 @@ def _walk_object(value: dict[str, Json], found: _Found, depth: int) -> None:
     if isinstance(value.get("retry_after"), int | float):
         found.retry = str(value["retry_after"])
     _note_field(value, found)
+    _note_headers(value, found)
     for key in _TEXT_KEYS:
         if isinstance(value.get(key), str) and value[key]:
             _walk_text(value[key], found, depth - 1)
@@ -193,6 +198,13 @@ def _note_field(value: dict[str, Json], found: _Found) -> None:
     where = value.get("loc")
     if isinstance(where, list) and len(where) > 1 and where[0] == "body":
         found.field = found.field or ".".join(str(part) for part in where[1:])
+
+
+def _note_headers(value: dict[str, Json], found: _Found) -> None:
+    headers = value.get("headers")
+    if isinstance(headers, dict):
+        pairs = list(headers.items())[:HEADERS]
+        found.headers |= {name.lower(): str(text)[:64] for name, text in pairs}
 
 
 def _field_in(messages: list[str]) -> str:

@@ -52,8 +52,12 @@ def seconds(text: str) -> float | None:
 
 
 def retry_after(text: str, now_unix: float) -> float | None:
-    """Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110 §10.2.3)."""
-    found = seconds(text)
+    """
+    Seconds of a `Retry-After` header: a number or an HTTP date (RFC 9110 §10.2.3).
+
+    What servers send there beside the RFC is read as well: durations, RFC 3339, epochs.
+    """
+    found = reset(text, now_unix)
     if found is not None:
         return found
     try:
@@ -108,12 +112,15 @@ def in_text(text: str, now_unix: float) -> float | None:
     return instant(f"{dated[1]}T{dated[2] or '00:00'}+00:00", now_unix) or None
 
 
-def in_headers(headers: Mapping[str, str], now_unix: float) -> float | None:
+def in_headers(
+    headers: Mapping[str, str], now_unix: float, *, limited: bool = False
+) -> float | None:
     """
     Seconds that response headers ask for, the most explicit first.
 
     `retry-after-ms`, then `retry-after` (openai-python `_base_client.py` reads them in this
-    order), then the reset of any limit whose remainder is 0.
+    order), then the reset of any limit whose remainder is 0; where the status says that a
+    limit was met (*limited*), also of one whose remainder is not told.
     """
     millis = seconds(headers.get("retry-after-ms", ""))
     if millis is not None:
@@ -125,11 +132,12 @@ def in_headers(headers: Mapping[str, str], now_unix: float) -> float | None:
     waits = [
         wait
         for name, value in headers.items()
-        if "ratelimit-" in name and "reset" in name and _spent(headers, name)
+        if "ratelimit-" in name and "reset" in name and _spent(headers, name, limited)
         if (wait := reset(value, now_unix)) is not None
     ]
     return max(waits) if waits else None
 
 
-def _spent(headers: Mapping[str, str], reset_name: str) -> bool:
-    return seconds(headers.get(reset_name.replace("reset", "remaining"), "")) == 0.0
+def _spent(headers: Mapping[str, str], reset_name: str, unsaid: bool) -> bool:
+    remaining = headers.get(reset_name.replace("reset", "remaining"))
+    return unsaid if remaining is None else seconds(remaining) == 0.0
