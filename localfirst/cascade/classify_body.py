@@ -46,7 +46,8 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
     `message` is the innermost human sentence, `text` every sentence found, `codes` every
     code word in lower case, `status` the innermost status or 0, `retry` what a structured
     field asks for ("56s", "40"), `field` the request field named, `headers` those that an
-    inner gateway was sent, `error_type` and `availability` OpenRouter's own verdicts. `html` marks a page, `empty` no body at all.
+    inner gateway was sent, `error_type` and `availability` OpenRouter's own verdicts.
+    `html` marks a page, `empty` no body at all.
     """
 
     message: str = ""

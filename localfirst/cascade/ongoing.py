@@ -27,9 +27,8 @@ class Ongoing:
 
     __slots__ = (
         "_began", "_began_unix", "_clock", "_deadline", "_keep", "_on_content", "_prelude",
-        "_shows_progress",
-        "before", "committed", "finished", "first_token_s", "headers", "limits", "settled", "target",
-        "usage", "watch",
+        "_shows_progress", "before", "committed", "finished", "first_token_s", "headers", "limits",
+        "settled", "target", "usage", "watch",
     )  # fmt: skip
 
     def __init__(
