@@ -19,7 +19,16 @@ from localfirst.events import (
     Relayed,
     TextDelta,
 )
-from localfirst.wire.anthropic.frames import FRAME, MESSAGE, REASONS, Block, Counts, Delta, Frame
+from localfirst.wire.anthropic.frames import (
+    FRAME,
+    GAVE_UP,
+    MESSAGE,
+    REASONS,
+    Block,
+    Counts,
+    Delta,
+    Frame,
+)
 from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
 from localfirst.wire.framing import SseDecoder, SseEvent
 from localfirst.wire.refusal import in_band, is_error_object
@@ -40,7 +49,7 @@ class StreamReader:
         self._so_far = Conclusion()
         self._counts = Counts()
         self._stop_sequence = ""
-        self._tools: dict[int, bool] = {}
+        self._tools: dict[int, str] = {}
         self._relay = relay
         self._began = False
         self._over = False
@@ -108,25 +117,33 @@ class StreamReader:
         self._began = True
         if frame.event == "error" or (b'"error"' in data and is_error_object(data)):
             raise in_band(data)
+        if data == b"[DONE]" or (frame.event == "ping" and not data.startswith(b"{")):
+            return []  # of proxies that also speak OpenAI's dialect; it ends nothing here
         try:
             found = FRAME.decode(data)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise UpstreamNonsense(f"a malformed event: {exc}") from exc
-        return self._event(found)
+        if not found.type and not frame.event and is_error_object(data):
+            raise in_band(data)
+        if found.delta is not None and found.delta.stop_reason in GAVE_UP:
+            raise in_band(data, status=503)
+        return self._event(found, found.type or frame.event)
 
-    def _event(self, frame: Frame) -> list[Event]:
+    def _event(self, frame: Frame, kind: str) -> list[Event]:
         events: list[Event] = []
-        match frame.type:
+        match kind:
             case "content_block_delta" if frame.delta:
-                events = self._delta(frame.index, frame.delta)
+                events = self._delta(frame.index or 0, frame.delta)
             case "content_block_start" if frame.content_block:
-                events = self._block(frame.index, frame.content_block)
+                events = self._block(frame.index or 0, frame.content_block)
+            case "content_block_stop":
+                events = self._whole_input(frame.index or 0)
             case "message_start" if frame.message and frame.message.usage:
                 self._counts = frame.message.usage.over(self._counts)
             case "message_delta":
                 self._ending(frame)
             case "message_stop":
-                return [self._finish()]
+                return [*self._inputs_at_end(), self._finish()]
         self._so_far.said |= bool(events)
         return events
 
@@ -136,14 +153,26 @@ class StreamReader:
         if delta.thinking or delta.signature:
             return [ReasoningDelta(delta.thinking or "", delta.signature or "")]
         if delta.partial_json and index in self._tools:
+            self._tools[index] = ""
             piece = self._so_far.tool(index, "", "", delta.partial_json)
             return [piece] if piece else []
         return []
 
     def _block(self, index: int, block: Block) -> list[Event]:
         if block.type == "tool_use":
-            self._tools[index] = True
+            # Some servers give the input at once, and some of those again in pieces.
+            self._tools[index] = object_text(block.input) if block.input else ""
+            block.input = None
         return block_events(index, block, self._so_far)
+
+    def _whole_input(self, index: int) -> list[Event]:
+        """The input that stood in a block's start, when no piece of it followed."""
+        given, self._tools[index] = self._tools.get(index, ""), ""
+        piece = self._so_far.tool(index, "", "", given) if given else None
+        return [piece] if piece else []
+
+    def _inputs_at_end(self) -> list[Event]:
+        return [event for index in [*self._tools] for event in self._whole_input(index)]
 
     def _ending(self, frame: Frame) -> None:
         if frame.usage:
@@ -169,10 +198,14 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     """
     try:
         found = MESSAGE.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
+        if is_error_object(body):
+            raise in_band(body) from exc
         raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
     if found.type == "error" or (found.content is None and is_error_object(body)):
         raise in_band(body)
+    if found.stop_reason in GAVE_UP:
+        raise in_band(body, status=503)
     if found.type != "message":
         raise UpstreamNonsense("an answer that is no message")
     so_far = Conclusion()
@@ -223,5 +256,5 @@ def _is_stop(pending: bytes) -> bool:
         return False
     try:
         return FRAME.decode(pending.partition(b"data:")[2]).type == "message_stop"
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, RecursionError):
         return False

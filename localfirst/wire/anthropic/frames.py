@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from localfirst.events import FinishReason, Usage
+from localfirst.wire import forgiving
 
 REASONS = {
     "end_turn": FinishReason.STOP,
@@ -17,6 +18,9 @@ REASONS = {
     "tool_use": FinishReason.TOOL_CALLS,
     "refusal": FinishReason.CONTENT_FILTER,
 }
+
+GAVE_UP = frozenset({"error", "abort", "network_error"})
+"""Reasons by which servers that only imitate this API say that they could not go on."""
 
 
 class Counts(msgspec.Struct, gc=False):
@@ -90,12 +94,12 @@ class Frame(msgspec.Struct, gc=False):
     """Any event of the stream."""
 
     type: str = ""
-    index: int = 0
+    index: int | None = 0
     message: Head | None = None
     content_block: Block | None = None
     delta: Delta | None = None
     usage: Counts | None = None
 
 
-FRAME = msgspec.json.Decoder(Frame)
-MESSAGE = msgspec.json.Decoder(Head)
+FRAME = forgiving.Decoder(Frame)
+MESSAGE = forgiving.Decoder(Head)

@@ -15,9 +15,9 @@ import msgspec
 from localfirst.errors import UpstreamError, UpstreamNonsense
 from localfirst.events import Event, Finished, FinishReason, ReasoningDelta, TextDelta
 from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
+from localfirst.wire.forgiving import NO_ERROR
 from localfirst.wire.framing import SseDecoder, SseEvent
 from localfirst.wire.gemini.frames import (
-    ABSENT,
     BROKEN,
     FRAME,
     REASONS,
@@ -189,11 +189,11 @@ def read_reply(body: bytes, *, marks: Marks | None = None) -> list[Event]:
 def _read(data: bytes) -> Frame:
     try:
         frame = FRAME.decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         if is_error_object(data):
             raise in_band(data) from exc
         raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
-    if frame.error not in (ABSENT, msgspec.Raw(b"null")):
+    if frame.error not in NO_ERROR or (frame.says_nothing and is_error_object(data)):
         raise in_band(data)
     return frame
 

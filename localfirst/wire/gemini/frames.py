@@ -12,8 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from localfirst.events import FinishReason, Usage
-
-ABSENT = Raw(b"")
+from localfirst.wire import forgiving
 
 REASONS = {
     "STOP": FinishReason.STOP,
@@ -118,7 +117,13 @@ class Frame(msgspec.Struct, gc=False, rename="camel"):
     prompt_feedback: Feedback | None = None
     usage_metadata: Counts | None = None
     response_id: str | None = None
-    error: Raw = ABSENT
+    error: Raw = forgiving.ABSENT
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether none of an answer's fields is there."""
+        said = (self.candidates, self.prompt_feedback, self.usage_metadata)
+        return all(field is None for field in said)
 
 
-FRAME = msgspec.json.Decoder(Frame)
+FRAME = forgiving.Decoder(Frame)

@@ -28,11 +28,12 @@ from localfirst.events import (
     Usage,
 )
 from localfirst.types import Json
+from localfirst.wire import forgiving
 from localfirst.wire.conclusion import Conclusion, is_json, object_text
+from localfirst.wire.forgiving import ABSENT, NO_ERROR
 from localfirst.wire.framing import NdjsonDecoder
 from localfirst.wire.refusal import in_band, is_error_object
 
-_ABSENT = Raw(b"")
 _LOADED = ("load", "unload")
 
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
@@ -40,14 +41,13 @@ DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_du
 
 
 class _Function(msgspec.Struct, gc=False):
-    name: str = ""
+    name: str | None = None
     arguments: Any = None
-    index: int | None = None
 
 
 class _Call(msgspec.Struct, gc=False):
     function: _Function = msgspec.field(default_factory=_Function)
-    id: str = ""
+    id: Any = None
 
 
 class _Message(msgspec.Struct, gc=False):
@@ -61,11 +61,11 @@ class _Line(msgspec.Struct, gc=False):
     response: str | None = None
     thinking: str | None = None
     tool_calls: list[_Call] | None = None
-    done: bool = False
+    done: bool | None = None
     done_reason: str | None = None
-    error: Raw = _ABSENT
-    logprobs: list[Any] | None = None
-    context: list[int] | None = None
+    error: Raw = ABSENT
+    logprobs: Any = None
+    context: Any = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
     total_duration: int | None = None
@@ -73,8 +73,14 @@ class _Line(msgspec.Struct, gc=False):
     prompt_eval_duration: int | None = None
     eval_duration: int | None = None
 
+    @property
+    def says_nothing(self) -> bool:
+        """Whether none of an answer's fields is there."""
+        said = (self.message, self.response, self.thinking, self.done)
+        return all(field is None for field in said)
 
-_LINE = msgspec.json.Decoder(_Line)
+
+_LINE = forgiving.Decoder(_Line)
 
 
 class StreamReader:
@@ -181,11 +187,11 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
 def _read(data: bytes) -> _Line:
     try:
         line = _LINE.decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         if is_error_object(data):
             raise in_band(data) from exc
         raise UpstreamNonsense(f"a malformed line: {exc}") from exc
-    if line.error not in (_ABSENT, Raw(b"null"), Raw(b'""')):
+    if line.error not in NO_ERROR or (line.says_nothing and is_error_object(data)):
         raise in_band(data)
     return line
 
@@ -196,14 +202,19 @@ def _said(line: _Line, so_far: Conclusion) -> list[Event]:
     if message.thinking:
         events.append(ReasoningDelta(message.thinking))
     if message.content:
-        events.append(TextDelta(message.content, tuple(line.logprobs or ())))
+        events.append(TextDelta(message.content, _logprobs(line)))
     for call in message.tool_calls or ():
         arguments = object_text(call.function.arguments) or "{}"
         # Calls come whole, and `index` starts again at 0 in every line.
-        event = so_far.tool(len(so_far.calls), call.id, call.function.name, arguments)
+        identifier = "" if call.id is None else str(call.id)
+        event = so_far.tool(len(so_far.calls), identifier, call.function.name or "", arguments)
         if event is not None:
             events.append(event)
     return events
+
+
+def _logprobs(line: _Line) -> tuple[Json, ...]:
+    return tuple(line.logprobs) if isinstance(line.logprobs, list) else ()
 
 
 def _finished(line: _Line, so_far: Conclusion) -> Finished:

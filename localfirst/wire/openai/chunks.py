@@ -8,9 +8,6 @@ fields never matter.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
 from typing import Any
 
 import msgspec
@@ -18,16 +15,11 @@ from msgspec import Raw
 
 from localfirst.events import FinishReason, Usage
 from localfirst.types import Json
+from localfirst.wire import forgiving
 from localfirst.wire.conclusion import object_text
+from localfirst.wire.forgiving import ABSENT, NO_ERROR
 
-ABSENT = Raw(b"")
-_HALVES = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-)
 _NULL = Raw(b"null")
-_NO_ERROR = (ABSENT, _NULL, Raw(b'""'), Raw(b"{}"), Raw(b"[]"), Raw(b"false"))
-"""Servers that always write the field write one of these where there is none."""
 
 
 class FunctionPiece(msgspec.Struct, gc=False):
@@ -110,8 +102,8 @@ class Chunk(msgspec.Struct, gc=False):
     @property
     def failed(self) -> bool:
         """Whether the payload is an error, at its top or inside a choice."""
-        return self.error not in _NO_ERROR or any(
-            choice.error not in _NO_ERROR for choice in self.choices or ()
+        return self.error not in NO_ERROR or any(
+            choice.error not in NO_ERROR for choice in self.choices or ()
         )
 
     @property
@@ -174,25 +166,7 @@ def read(data: bytes) -> Chunk:
     try:
         return CHUNK.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _lenient(_forgiven(data))
-
-
-def _forgiven(data: bytes) -> Any:
-    """
-    What Python's servers write and JSON does not know, read all the same.
-
-    `NaN` among the logprobs, halves of characters outside the basic plane where text was cut
-    between them, bytes that are not UTF-8, a byte order mark.
-    """
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        return msgspec.json.decode(data)
-    text = _HALVES.sub(r"\\ufffd", data.decode("utf-8-sig", "replace"))
-    try:
-        value = json.loads(text, parse_constant=lambda _: None)
-        msgspec.json.encode(value)  # what cannot be written again must not come in
-    except (ValueError, OverflowError) as exc:
-        raise msgspec.DecodeError(str(exc)) from exc
-    return value
+        return _lenient(forgiving.loads(data))
 
 
 def usage_of(counts: Counts) -> Usage:

@@ -15,9 +15,9 @@ from localfirst.errors import (
 )
 from localfirst.events import Event, FinishReason, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
 from localfirst.wire.conclusion import Conclusion, unfinished, whole_events
+from localfirst.wire.forgiving import ABSENT
 from localfirst.wire.framing import SseDecoder, SseEvent
 from localfirst.wire.openai.chunks import (
-    ABSENT,
     CHUNK,
     Choice,
     Chunk,
