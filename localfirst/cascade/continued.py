@@ -58,7 +58,7 @@ async def _taken_up(climb: Climb, open_next: Open, cut: StreamInterrupted) -> An
     text = "".join(event.text for event in climb.seen if isinstance(event, TextDelta))
     request = _with_partial(climb.call.chat, text)
     call = msgspec.structs.replace(climb.call, request=request, body=b"", decode=None, relay=False)
-    avoid = frozenset({(climb.target.provider, climb.target.model)})
+    avoid = frozenset({(climb.target.provider, "")})
     try:
         answer = await open_next(call, avoid)
     except LocalFirstError:

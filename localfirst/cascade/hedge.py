@@ -34,7 +34,8 @@ async def open(start: Start, after_s: float, *, never: Avoid) -> Answer:
     try:
         done, _ = await asyncio.wait([race[0][1]], timeout=after_s)
         if not done:
-            beside = start(never | {(first.target.provider, first.target.model)})
+            # Another model of a provider that hangs would hang beside it.
+            beside = start(never | {(first.target.provider, "")})
             race.append((beside, asyncio.ensure_future(beside.open())))
         answer = await _winner(race)
     except BaseException:

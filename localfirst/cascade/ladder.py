@@ -94,7 +94,7 @@ class Ladder:
     Args:
         plan: the steps; skipped ones are only remembered for the report.
         turn: where the turns through a provider's keys begin, so that keys are used evenly.
-        avoid: `(provider, model)`s that are left out.
+        avoid: `(provider, model)`s that are left out; an empty model means all of them.
         spread: a number in [0, 1) for the jitter of a backoff; injected by tests.
     """
 
@@ -123,7 +123,7 @@ class Ladder:
         for place, step in enumerate(plan.steps):
             if step.state is StepState.SKIPPED:
                 self.skipped.append((step.target.provider, step.reason))
-            elif not avoid or (step.target.provider, step.target.model) not in avoid:
+            elif not avoid or not _avoided(step.target, avoid):
                 self.candidates.append(Candidate(place, step))
 
     # --- asking -----------------------------------------------------------------------------
@@ -350,3 +350,7 @@ class Ladder:
             else:
                 other.again_at = max(other.again_at, candidate.again_at)
                 other.failures = max(other.failures, candidate.failures)
+
+
+def _avoided(target: Target, avoid: frozenset[tuple[str, str]]) -> bool:
+    return (target.provider, target.model) in avoid or (target.provider, "") in avoid

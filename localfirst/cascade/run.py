@@ -154,7 +154,7 @@ class Cascade:
         Find who answers, and return at the first content.
 
         With `call.stream`, a model that loads or is pulled returns at its first `Progress`.
-        *avoid* names `(provider, model)`s that are not to be asked.
+        *avoid* names `(provider, model)`s that are not to be asked, "" for all of one's.
 
         Raises:
             CascadeExhausted: nobody could; `.attempts` says why.

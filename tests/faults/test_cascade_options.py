@@ -15,7 +15,15 @@ from localfirst.errors import (
 )
 from localfirst.events import Opened, TextDelta, ToolCallDelta
 from localfirst.settings import CascadeSettings, Settings
-from tests.fakes.scripted_backend import HANG, House, ScriptedBackend, make_call, refuses, says
+from tests.fakes.scripted_backend import (
+    HANG,
+    House,
+    ScriptedBackend,
+    make_call,
+    refuses,
+    says,
+    view,
+)
 from tests.fakes.virtual_time import run
 
 HEDGE = Settings(cascade=CascadeSettings(hedge_after_s=2.0))
@@ -140,5 +148,18 @@ def test_leaving_a_continued_stream_closes_it() -> None:
                 break
         await answer.aclose()
         assert house.unanswered == 0
+
+    run(main())
+
+
+def test_a_hedge_never_asks_another_model_of_the_provider_that_hangs() -> None:
+    async def main() -> None:
+        house = House(
+            {"groq": ScriptedBackend([HANG]), "gemini": ScriptedBackend(says("quick"))},
+            providers={"groq": view("groq", default_models=("a", "b")), "gemini": view("gemini")},
+            settings=HEDGE,
+        )
+        assert (await house.ask()).text == "quick"
+        assert [target.model for target in house.backends["groq"].asked] == ["a"]
 
     run(main())
