@@ -66,7 +66,7 @@ class StreamReader:
         """
         frames = self._frames.feed(data)
         # A terminator needs no blank line: some servers end right behind it.
-        if _is_stop(self._frames.pending):
+        if (pending := self._frames.pending) and _is_stop(pending):
             frames += self._frames.close()
         return self._take(frames)
 

@@ -76,8 +76,8 @@ class _Line(msgspec.Struct, gc=False):
     @property
     def says_nothing(self) -> bool:
         """Whether none of an answer's fields is there."""
-        said = (self.message, self.response, self.thinking, self.done)
-        return all(field is None for field in said)
+        said = (self.response, self.thinking, self.done)
+        return self.message is None and all(field is None for field in said)
 
 
 _LINE = forgiving.Decoder(_Line)
@@ -191,7 +191,9 @@ def _read(data: bytes) -> _Line:
         if is_error_object(data):
             raise in_band(data) from exc
         raise UpstreamNonsense(f"a malformed line: {exc}") from exc
-    if line.error not in NO_ERROR or (line.says_nothing and is_error_object(data)):
+    if line.error is not ABSENT and line.error not in NO_ERROR:
+        raise in_band(data)
+    if line.message is None and line.says_nothing and is_error_object(data):
         raise in_band(data)
     return line
 
@@ -202,7 +204,7 @@ def _said(line: _Line, so_far: Conclusion) -> list[Event]:
     if message.thinking:
         events.append(ReasoningDelta(message.thinking))
     if message.content:
-        events.append(TextDelta(message.content, _logprobs(line)))
+        events.append(TextDelta(message.content, _logprobs(line) if line.logprobs else ()))
     for call in message.tool_calls or ():
         arguments = object_text(call.function.arguments) or "{}"
         # Calls come whole, and `index` starts again at 0 in every line.

@@ -102,17 +102,20 @@ class Chunk(msgspec.Struct, gc=False):
     @property
     def failed(self) -> bool:
         """Whether the payload is an error, at its top or inside a choice."""
-        return self.error not in NO_ERROR or any(
-            choice.error not in NO_ERROR for choice in self.choices or ()
-        )
+        if self.error is not ABSENT and self.error not in NO_ERROR:
+            return True
+        for choice in self.choices or ():
+            if choice.error is not ABSENT and choice.error not in NO_ERROR:
+                return True
+        return False
 
     @property
     def gave_up(self) -> bool:
         """Whether a finish reason says that the provider could not go on."""
-        return any(
-            choice.finish_reason and choice.finish_reason.lower() in GAVE_UP
-            for choice in self.choices or ()
-        )
+        for choice in self.choices or ():
+            if choice.finish_reason and choice.finish_reason.lower() in GAVE_UP:
+                return True
+        return False
 
     @property
     def counted(self) -> Usage | None:

@@ -71,7 +71,7 @@ class StreamReader:
         """
         frames = self._frames.feed(data)
         # A terminator needs no blank line: some servers end right behind it.
-        if _is_done(self._frames.pending):
+        if (pending := self._frames.pending) and _is_done(pending):
             frames += self._frames.close()
         return self._take(frames)
 
