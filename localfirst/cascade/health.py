@@ -19,7 +19,7 @@ from localfirst.cascade.health_view import Gate as Gate
 from localfirst.cascade.health_view import HealthView as HealthView
 from localfirst.cascade.health_view import Place as Place
 from localfirst.cascade.health_view import place_of, places
-from localfirst.types import Failure, FailureClass, Target
+from localfirst.types import Failure, FailureClass, Scope, Target
 
 DAY_S = 86400.0
 LOCAL_LONGEST_S = 5.0  # this machine's own engine restarts in seconds; nobody else is affected
@@ -79,6 +79,7 @@ class Health:
         self._probing: dict[Place, float] = {}
         self._strikes: dict[Place, tuple[int, float]] = {}
         self._bad_answers: dict[Place, int] = {}
+        self._misses: dict[Place, int] = {}
         self._ttft_s: dict[str, float] = {}
         self._view: HealthView | None = None
         self.revision = 0
@@ -122,6 +123,25 @@ class Health:
         del now_unix
         self._bad_answers.pop((target.provider, "", target.model), None)
         return self.began(target)
+
+    def judged(self, target: Target, *, fulfilled: bool, now_unix: float) -> Cooldown | None:
+        """Count an answer against its schema; the cooldown that the third miss in a row causes."""
+        place = (target.provider, "", target.model)
+        if fulfilled:
+            self._misses.pop(place, None)
+            return None
+        count = self._misses[place] = self._misses.get(place, 0) + 1
+        if count < BAD_ANSWERS_IN_A_ROW:
+            return None
+        said = Failure(
+            cls=FailureClass.INVALID_RESPONSE,
+            scope=Scope.MODEL,
+            message="its answers do not fulfil the schemas that were asked for",
+        )
+        entry = self._ejected(place, said, now_unix)
+        if entry is not None:
+            self._put(entry)
+        return entry
 
     def began(self, target: Target) -> tuple[Place, ...]:
         """Close every breaker that this target passed: its first content is here."""

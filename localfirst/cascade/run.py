@@ -31,7 +31,7 @@ from localfirst.cascade.quota import Quota
 from localfirst.cascade.watch import Watches
 from localfirst.engines.base import Backend
 from localfirst.errors import EngineUnavailable
-from localfirst.events import Event, Usage
+from localfirst.events import Event, Reply, Usage
 from localfirst.settings import Settings
 from localfirst.types import Attempt, Call, Clock, Failure, Rung, Target
 
@@ -265,6 +265,14 @@ class Cascade:
         )
         if self.alarm is not None:
             self.alarm.attempted(record)
+
+    def judged(self, reply: Reply, *, fulfilled: bool) -> None:
+        """Learn whether a whole answer was what its schema asked for."""
+        provider = reply.route.partition("/")[0]
+        target = Target(rung=reply.rung, provider=provider, model=reply.model)
+        entry = self.health.judged(target, fulfilled=fulfilled, now_unix=self.now_unix())
+        if entry is not None:
+            self._recorder.save_cooldown(entry)
 
     def taught(self, call: Call, attempt: Ongoing, record: Attempt) -> None:
         """Remember a request that was refused for a field: sent and paid for, nobody's failure."""

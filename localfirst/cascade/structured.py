@@ -1,12 +1,12 @@
 """
 The ladder for structured output: answer, validate, ask once more, then the next candidate.
 
-Native structured output is left to backends that have it; `instruct` says which do not.
+It is asked for natively, which a backend without it puts into words; a model that had it and
+wrote prose all the same is told in words with its correction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,7 +26,6 @@ async def reply(
     call: Call,
     schema: Any,
     *,
-    instruct: Callable[[ChatRequest], ChatRequest] = contract.instructed,
     cut_counts: bool = True,
 ) -> Reply:
     """
@@ -36,7 +35,6 @@ async def reply(
         cascade: who answers.
         call: with its request decodable; it is asked for a whole answer.
         schema: a Pydantic model class (`parsed` is then an instance), or a JSON schema.
-        instruct: how to ask in words, applied to every request.
         cut_counts: whether an answer that ended at its token limit, or that calls a tool,
             must be valid too; else it is handed over as it is, without `parsed`.
 
@@ -45,7 +43,7 @@ async def reply(
         InvalidRequest: the schema is none.
     """
     rules = contract.schema_of(schema)
-    request = instruct(msgspec.structs.replace(call.chat, schema=rules, stream=False))
+    request = msgspec.structs.replace(call.chat, schema=rules, stream=False)
     attempts: list[Attempt] = []
     avoided: set[tuple[str, str]] = set()
     for _ in range(CANDIDATES_AT_MOST):
@@ -89,12 +87,16 @@ async def _corrected(
     for turn in range(ASKED_AT_MOST):
         attempts.extend(last.attempts)
         try:
-            return contract.fulfilled(last.text, rules), last
+            value = contract.fulfilled(last.text, rules)
         except contract.ContractBroken as broken:
             problem = str(broken)
+            cascade.judged(last, fulfilled=False)
             _mark(attempts, f" at `{broken.place}`" if broken.place else "")
+        else:
+            cascade.judged(last, fulfilled=True)
+            return value, last
         if turn + 1 < ASKED_AT_MOST:
-            again = contract.asked_again(request, last.text, problem)
+            again = contract.asked_again(contract.instructed(request), last.text, problem)
             same = msgspec.structs.replace(call, model=_name(first), fallback=False)
             try:
                 last = await _ask(cascade, same, again, set())

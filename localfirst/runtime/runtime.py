@@ -271,9 +271,7 @@ class Runtime:
         handed over as it is, as every such API does.
         """
         settled = self._settled(call)
-        return await structured.reply(
-            self.cascade, settled, settled.chat.schema, instruct=lambda said: said, cut_counts=False
-        )
+        return await structured.reply(self.cascade, settled, settled.chat.schema, cut_counts=False)
 
     def validates(self, call: Call) -> bool:
         """Whether *call* wants a schema met, and what checks it is installed."""

@@ -117,6 +117,33 @@ def test_a_wrong_answer_is_corrected_by_the_same_model_once() -> None:
     run(main())
 
 
+def test_the_schema_is_asked_for_natively_and_in_words_only_with_a_correction() -> None:
+    async def main() -> None:
+        groq = ScriptedBackend(says("prose"), says(json.dumps(GOOD)))
+        house = House({"groq": groq})
+        await structured.reply(house.cascade, make_call(), SCHEMA)
+        first, second = (call.chat for call in groq.calls)
+        assert first.schema == second.schema == SCHEMA
+        assert [message.role for message in first.messages] == ["user"]
+        assert '"required"' in second.messages[0].text
+
+    run(main())
+
+
+def test_a_model_that_misses_three_times_in_a_row_is_left_alone_for_a_while() -> None:
+    async def main() -> None:
+        groq = ScriptedBackend(says("no"))
+        house = House({"groq": groq, "gemini": ScriptedBackend(says(json.dumps(GOOD)))})
+        for _ in range(2):
+            reply = await structured.reply(house.cascade, make_call(), SCHEMA)
+            assert reply.route == "gemini/gemini-model"
+        assert len(groq.asked) == 4
+        assert (await house.ask()).route == "gemini/gemini-model"
+        assert {entry.cls for entry in house.records.cooldowns} == {"invalid_response"}
+
+    run(main())
+
+
 def test_who_stays_wrong_gives_way_to_the_next() -> None:
     async def main() -> None:
         house = House(
