@@ -15,8 +15,9 @@ import msgspec
 from localfirst.cascade import classify_wait
 from localfirst.types import Target
 
-# Without a stated reset a spent window is believed for a minute, the shortest any cloud has.
-UNSTATED_S = 60.0
+# Without a stated reset a spent window is believed for a minute, the shortest any cloud has,
+# or for as long as its name says; days end at midnight UTC.
+UNSTATED_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 # Names of a window inside a header name, longest first; the rest of the name is its unit.
 _KINDS = ("input-tokens", "output-tokens", "tokens", "requests", "req")
 
@@ -173,6 +174,13 @@ def _window(label: str, parts: dict[str, str], now_unix: float) -> Window | None
     return Window(
         unit="tokens" if "tokens" in kind else "requests",
         remaining=remaining,
-        reset_unix=now_unix + (UNSTATED_S if wait_s is None else wait_s),
+        reset_unix=now_unix + (_unstated_s(label, now_unix) if wait_s is None else wait_s),
         limit=classify_wait.seconds(parts.get("limit", "")) or 0.0,
     )
+
+
+def _unstated_s(label: str, now_unix: float) -> float:
+    """How long a window lasts that tells its name only: `requests-day`, `tokens-minute`."""
+    if "day" in label or "month" in label:
+        return DAY_S - now_unix % DAY_S
+    return HOUR_S if "hour" in label else UNSTATED_S

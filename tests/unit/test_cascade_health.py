@@ -301,3 +301,19 @@ def test_a_keyless_provider_heals_although_its_account_and_itself_are_one_place(
     assert health.failed(keyless, refused, 100.0) is not None
     assert health.succeeded(keyless, 101.0) == (("mybox", "", ""),)
     assert health.idle
+
+
+@pytest.mark.parametrize(
+    ("name", "wait_s"),
+    [
+        ("requests-day", 86400.0 - T0 % 86400.0),
+        ("requests-hour", 3600.0),
+        ("tokens-minute", 60.0),
+        ("requests", 60.0),
+    ],
+)
+def test_a_spent_window_without_a_reset_lasts_as_long_as_its_name_says(
+    name: str, wait_s: float
+) -> None:
+    found = windows_in([(f"x-ratelimit-remaining-{name}", "0")], T0)
+    assert found[name].reset_unix == T0 + wait_s
