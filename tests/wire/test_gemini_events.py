@@ -235,7 +235,6 @@ def test_an_error_behind_the_finish_reason_is_no_end() -> None:
         b"",
         b"\r\n\r\n",
         b"<!DOCTYPE html><html>login</html>",
-        b'[{"candidates": [{"content": {"parts": [{"text": "a"}]}}]}]',
         b"data: nonsense\r\n\r\n",
         b'data: {"candidates": 5}\r\n\r\n',
         b"\x1f\x8b\x08\x00\x00\x00",
@@ -263,3 +262,19 @@ def test_a_long_answer_is_cut_wherever_it_is_cut() -> None:
     whole = raw.rindex(b"}") + 1
     for cut in range(len(raw) + 1):
         assert hear(events.StreamReader(), [raw[:cut]]).complete is (cut >= whole), cut
+
+
+def test_an_answer_in_the_other_form_than_was_asked_for_is_understood() -> None:
+    payloads = [text("Hel"), text("lo", "STOP", usageMetadata=USAGE)]
+    listed = json.dumps(payloads, indent=2).encode()
+    for raw in (listed, dumps(text("Hello", "STOP", usageMetadata=USAGE))):
+        for size in (1, 10**6):
+            found = hear(events.StreamReader(), sliced(raw, size))
+            assert (found.text, found.error) == ("Hello", None)
+        assert not hear(events.StreamReader(), [raw[:-20]]).complete
+        assert Heard(events.read_reply(raw), None).text == "Hello"
+    assert Heard(events.read_reply(stream(*payloads)), None).text == "Hello"
+    cut = hear(events.StreamReader(), [dumps(payloads[:1])])
+    assert isinstance(cut.error, UpstreamBroken) and cut.error.breakage is Breakage.CUT
+    with pytest.raises(UpstreamBroken):
+        events.read_reply(stream(*payloads[:1]))

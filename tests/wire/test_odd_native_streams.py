@@ -150,6 +150,20 @@ def test_a_whole_message_that_gave_up_is_an_error() -> None:
             anthropic.read_reply(dumps(body))
 
 
+@pytest.mark.parametrize("relay", [False, True], ids=["read", "relay"])
+def test_a_message_in_the_other_form_than_was_asked_for_is_understood(relay: bool) -> None:
+    content = [{"type": "text", "text": "Hello"}]
+    body = dumps({"type": "message", "content": content, "stop_reason": "end_turn"})
+    for size in (1, 10**6):
+        found = hear(anthropic.StreamReader(relay=relay), sliced(body, size))
+        assert (found.text, found.error, found.relayed) == ("Hello", None, b"")
+    assert isinstance(hear(anthropic.StreamReader(), [body[:-5]]).error, UpstreamNonsense)
+    streamed = Heard(anthropic.read_reply(START + TEXT + ENDING + STOP, relay=relay), None)
+    assert streamed.text == "Hello" and streamed.complete
+    with pytest.raises(UpstreamBroken):
+        anthropic.read_reply(START + TEXT + ENDING, relay=relay)
+
+
 # --- Ollama's ------------------------------------------------------------------------------
 
 

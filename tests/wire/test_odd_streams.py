@@ -458,7 +458,7 @@ def test_an_error_with_status_200_is_an_error(body: Json, status: int, relay: bo
 @pytest.mark.parametrize(
     "body",
     [
-        {"choices": None}, {"choices": []}, {}, b"", b"<html>", b"data: {}\n\n",
+        {"choices": None}, {"choices": []}, {}, b"", b"<html>",
         message(content=""), message(content=None), message(content=[]),
         {"choices": [{"message": None, "finish_reason": "stop"}]},
     ],
@@ -466,3 +466,42 @@ def test_an_error_with_status_200_is_an_error(body: Json, status: int, relay: bo
 def test_a_body_without_an_answer_is_nonsense(body: Json, relay: bool) -> None:
     with pytest.raises(UpstreamNonsense):
         whole(body, relay=relay)
+
+
+# --- the other form than was asked for -----------------------------------------------------
+
+
+@pytest.mark.parametrize("relay", [False, True], ids=["read", "relay"])
+@pytest.mark.parametrize("space", [b"", b"\n", b"\n\n"])
+def test_a_server_that_does_not_stream_is_understood(relay: bool, space: bytes) -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": ONE}}
+    for indent in (None, 2):
+        raw = json.dumps(message(content="Hello", tool_calls=[call]), indent=indent).encode()
+        for size in (1, 7, 10**6):
+            found = hear(openai.StreamReader(relay=relay), sliced(space + raw + space, size))
+            assert (found.text, found.error, found.relayed) == ("Hello", None, b"")
+            assert found.finished.reason is FinishReason.TOOL_CALLS
+            assert found.finished.usage is not None and found.finished.usage.total_tokens == 5
+        for cut in range(1, len(raw) - 1):
+            cut_off = hear(openai.StreamReader(relay=relay), [raw[:cut]])
+            assert isinstance(cut_off.error, UpstreamNonsense) and not cut_off.committed
+
+
+def test_a_whole_answer_behind_text_of_a_stream_is_no_answer() -> None:
+    found = fails(HELLO + dumps(message(content="Hello")), UpstreamNonsense)
+    assert found.text == "Hello"
+
+
+@pytest.mark.parametrize("relay", [False, True], ids=["read", "relay"])
+def test_a_server_that_always_streams_is_understood(relay: bool) -> None:
+    usage = event({"choices": [], "usage": USAGE})
+    for start in (b"", b": hello\n\n", b"\xef\xbb\xbf"):
+        found = Heard(whole(start + HELLO + STOP + usage + DONE, relay=relay), None)
+        assert found.text == "Hello" and found.complete
+        assert found.finished.usage is not None and found.finished.usage.total_tokens == 5
+    with pytest.raises(UpstreamBroken):
+        whole(HELLO + STOP, relay=relay)
+    with pytest.raises(UpstreamRefused):
+        whole(HELLO + event({"error": {"message": "m"}}) + DONE, relay=relay)
+    with pytest.raises(UpstreamNonsense):
+        whole(event({}) + DONE, relay=relay)

@@ -30,7 +30,7 @@ from localfirst.wire.anthropic.frames import (
     Frame,
 )
 from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
-from localfirst.wire.framing import SseDecoder, SseEvent
+from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.refusal import in_band, is_error_object
 
 _STOP = b"message_stop"
@@ -97,7 +97,7 @@ class StreamReader:
                 passed.append(_ended(frame.raw))
         except UpstreamError as exc:
             self.failure = exc
-        if self._relay and passed:
+        if self._relay and passed and self._began:
             events = [self._relayed(b"".join(passed), events)]
         if self.failure is not None and not events:
             raise self.failure
@@ -111,6 +111,11 @@ class StreamReader:
 
     def _frame(self, frame: SseEvent) -> list[Event]:
         data = frame.data
+        if not data and not self._began and frame.raw.lstrip().startswith((b"{", b"[")):
+            # A server that does not stream, whatever it was asked for.
+            events = read_reply(frame.raw.strip())
+            self._over = True
+            return events
         if not data:
             self._began |= frame.raw.startswith(b":")
             return _comment(frame)
@@ -192,10 +197,17 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     """
     The events of a whole message; with *relay* one final `Relayed` of its bytes.
 
+    A stream that nobody asked for is read too, and never handed through.
+
     Raises:
         UpstreamRefused: the answer is an error in spite of its status.
         UpstreamNonsense: no JSON, no message, or nothing said.
     """
+    if body[:1] != b"{" and begins_event(body):
+        reader = StreamReader()
+        streamed = reader.feed(body)
+        ended = streamed and isinstance(streamed[-1], Finished)
+        return streamed if ended else [*streamed, *reader.close()]
     try:
         found = MESSAGE.decode(body)
     except (msgspec.DecodeError, RecursionError) as exc:

@@ -16,10 +16,11 @@ from localfirst.errors import UpstreamError, UpstreamNonsense
 from localfirst.events import Event, Finished, FinishReason, ReasoningDelta, TextDelta
 from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
 from localfirst.wire.forgiving import NO_ERROR
-from localfirst.wire.framing import SseDecoder, SseEvent
+from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.gemini.frames import (
     BROKEN,
     FRAME,
+    PAYLOADS,
     REASONS,
     UNSAID,
     Candidate,
@@ -95,6 +96,11 @@ class StreamReader:
 
     def _frame(self, frame: SseEvent) -> list[Event]:
         data = frame.data
+        if not data and not self._began and frame.raw.lstrip().startswith((b"{", b"[")):
+            # Without `alt=sse`, which a proxy may lose, the answer is one list.
+            found = _payloads(frame.raw)
+            self._began = True
+            return [event for one in found for event in self._answer.take(one)]
         if not data:
             self._began |= frame.raw.startswith(b":")
             return _comment(frame)
@@ -172,18 +178,32 @@ class _Answer:
 
 def read_reply(body: bytes, *, marks: Marks | None = None) -> list[Event]:
     """
-    The events of a whole answer.
+    The events of a whole answer, or of a stream that nobody asked for.
 
     Raises:
         UpstreamRefused: the answer is an error in spite of its status.
         UpstreamNonsense: no JSON, no candidate, nothing said, or a broken tool call.
     """
+    if body[:1] != b"{" and begins_event(body):
+        reader = StreamReader(marks)
+        return [*reader.feed(body), *reader.close()]
     answer = _Answer(marks)
-    frame = _read(body)
-    events = answer.take(frame)
-    if not answer.ended and not frame.candidates:
+    found = _payloads(body)
+    events = [event for frame in found for event in answer.take(frame)]
+    if not answer.ended and not any(frame.candidates for frame in found):
         raise UpstreamNonsense("an answer without candidates")
     return [*events, answer.finish()]
+
+
+def _payloads(body: bytes) -> list[Frame]:
+    """The payloads of an answer that is no event stream: one, or a list of them."""
+    if not body.lstrip().startswith(b"["):
+        return [_read(body)]
+    try:
+        found = PAYLOADS.decode(body)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
+    return [_read(bytes(one)) for one in found]
 
 
 def _read(data: bytes) -> Frame:

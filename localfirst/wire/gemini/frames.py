@@ -127,3 +127,4 @@ class Frame(msgspec.Struct, gc=False, rename="camel"):
 
 
 FRAME = forgiving.Decoder(Frame)
+PAYLOADS = msgspec.json.Decoder(list[Raw])

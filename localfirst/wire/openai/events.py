@@ -13,10 +13,18 @@ from localfirst.errors import (
     UpstreamError,
     UpstreamNonsense,
 )
-from localfirst.events import Event, FinishReason, ReasoningDelta, Relayed, TextDelta, ToolCallDelta
+from localfirst.events import (
+    Event,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Relayed,
+    TextDelta,
+    ToolCallDelta,
+)
 from localfirst.wire.conclusion import Conclusion, unfinished, whole_events
 from localfirst.wire.forgiving import ABSENT
-from localfirst.wire.framing import SseDecoder, SseEvent
+from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.openai.chunks import (
     CHUNK,
     Choice,
@@ -159,11 +167,15 @@ class StreamReader:
     def _comment(self, frame: SseEvent, batch: _Batch) -> None:
         """Keep-alives go on to a relaying client; a bare JSON error is still an error."""
         text = frame.raw.strip()
-        if text.startswith((b"{", b"[")) and is_error_object(text):
+        if text.startswith((b"{", b"[")) and not self._began:
+            # A server that does not stream, whatever it was asked for.
+            batch.events += read_reply(text)
+            self._over = True
+        elif text.startswith((b"{", b"[")) and is_error_object(text):
             raise in_band(text)
-        if text.startswith((b"<", b"{", b"[")):
+        elif text.startswith((b"<", b"{", b"[")):
             raise UpstreamNonsense("the answer is no event stream")
-        if text.startswith(b":"):
+        elif text.startswith(b":"):
             self._began = True
             if self._relay:
                 batch.raw.append(frame.raw)
@@ -208,10 +220,14 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     """
     The events of a whole JSON answer; with *relay* one final `Relayed` of its bytes.
 
+    A stream that nobody asked for is read too, and never handed through.
+
     Raises:
         UpstreamRefused: the answer is an error in spite of its status.
         UpstreamNonsense: no JSON, no choices, nothing said, or a broken tool call.
     """
+    if body[:1] != b"{" and begins_event(body):
+        return _streamed(body)
     chunk = _sound(body)
     if relay and (reason := _plain_reason(chunk)) is not None:
         return [Relayed(body, True, True, chunk.counted, reason)]
@@ -227,6 +243,13 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     if relay:
         return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
     return [*events, finished]
+
+
+def _streamed(body: bytes) -> list[Event]:
+    """The events of a server that streams, whatever it was asked for."""
+    reader = StreamReader()
+    events = reader.feed(body)
+    return events if events and isinstance(events[-1], Finished) else [*events, *reader.close()]
 
 
 def _plain_reason(chunk: Chunk) -> FinishReason | None:
