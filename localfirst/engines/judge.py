@@ -1,32 +1,68 @@
-"""Verdicts for listed models: does each fit this machine as it is now."""
+"""
+Verdicts for listed models: does each fit this machine as it is now, and how fast is it here.
+
+Whatever a daemon on this machine says of its loaded models is taken for experience, and so
+are the speeds of its answers.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
 from localfirst.engines.base import EngineStatus, LocalModel
+from localfirst.engines.experience import Experience, Loading
 from localfirst.engines.llamacpp.about import Shelf
+from localfirst.engines.ollama.listing import full_name
 from localfirst.errors import LocalFirstError
+from localfirst.events import Event, Finished, Relayed
 from localfirst.machine import fit
-from localfirst.machine.fit import Hardware, ModelShape
+from localfirst.machine.fit import Fit, Hardware, ModelShape
+from localfirst.machine.fit.memory import CACHE_BYTES
 
 CONTEXT_TOKENS = 4096
+NANOSECONDS = 1e9
+_EVAL = re.compile(rb'"eval_duration":\s*(\d+)')
+LOOPBACK = {"127.0.0.1", "localhost", "::1", ""}
 
 
 class Judge:
-    """Reads the models' files where it may; *hardware* gives the last measurement at once."""
+    """
+    Reads the models' files where it may; *hardware* gives the last measurement at once.
 
-    def __init__(self, shelf: Shelf | None, hardware: Callable[[], Hardware]) -> None:
+    *environ* says how an Ollama that shares it loads (`OLLAMA_NUM_PARALLEL`,
+    `OLLAMA_KV_CACHE_TYPE`).
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf | None,
+        hardware: Callable[[], Hardware],
+        *,
+        experience: Experience | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._shelf = shelf
         self._measure = hardware
+        self._experience = experience or Experience(None)
+        self._ollama = _as_ollama_loads(environ or {})
         self._on_gpu: set[str] = set()
+        self._spoken: dict[str, tuple[int, float]] = {}
 
     def expects_gpu(self, name: str) -> bool:
         """Whether the last look found room for *name* on a GPU."""
         return name in self._on_gpu
+
+    def heard(self, name: str, event: Event) -> None:
+        """Take in the end of an Ollama's answer that had the machine to itself."""
+        tokens, seconds = _spoken(event)
+        if tokens:
+            self._spoken[full_name(name)] = tokens, seconds
 
     async def judged(self, status: EngineStatus) -> EngineStatus:
         """*status* with a verdict for every model."""
@@ -35,19 +71,77 @@ class Judge:
         return await asyncio.to_thread(self._judged, status, self._measure())
 
     def _judged(self, status: EngineStatus, hardware: Hardware) -> EngineStatus:
-        models = tuple(self._with_verdict(model, hardware) for model in status.models)
+        self._experience.refresh()
+        if status.kind == "ollama" and urlsplit(status.endpoint).hostname in LOOPBACK:
+            for model in status.models:
+                self._learn(model, hardware)
+        models = tuple(self._with_verdict(model, status.kind, hardware) for model in status.models)
+        self._experience.save()
         return msgspec.structs.replace(status, models=models)
 
-    def _with_verdict(self, model: LocalModel, hardware: Hardware) -> LocalModel:
+    def _learn(self, model: LocalModel, hardware: Hardware) -> None:
+        """What the daemon says that a loaded model takes, and how fast its last answer came."""
+        spoken = self._spoken.pop(full_name(model.name), None)
+        if spoken is not None:
+            self._experience.note_speed(self._loading("ollama", model.digest), *spoken)
+        shape = self._shape(model)
+        if not model.loaded or not model.loaded_context_tokens:
+            return
+        # Where there is no GPU, Ollama counts some processors' own buffers as one's memory.
+        vram = model.loaded_vram_bytes if any(gpu.usable for gpu in hardware.gpus) else 0
+        before = fit.freed(hardware, ram_bytes=model.loaded_bytes - vram, vram_bytes=vram)
+        found = self._predicted(shape, "ollama", before, model.loaded_context_tokens)
+        self._experience.note_allocated(
+            found,
+            self._loading("ollama", model.digest),
+            size_bytes=model.loaded_bytes,
+            vram_bytes=vram,
+        )
+
+    def _with_verdict(self, model: LocalModel, kind: str, hardware: Hardware) -> LocalModel:
         if model.remote:
             return model
-        found = fit.predict(self._shape(model), hardware, context_tokens=CONTEXT_TOKENS)
+        found = self._predicted(self._shape(model), kind, hardware, CONTEXT_TOKENS)
+        found = self._experience.applied(found, self._loading(kind, self._key(model, kind)))
         if found.placement is fit.Placement.CPU:
             self._on_gpu.discard(model.name)
         else:
             self._on_gpu.add(model.name)
         verdict = fit.Verdict.FITS if model.loaded else found.verdict
-        return msgspec.structs.replace(model, fit=str(verdict))
+        return msgspec.structs.replace(
+            model,
+            fit=str(verdict),
+            needed_bytes=found.needed_bytes,
+            tokens_per_s=found.tokens_per_s,
+            measured_bytes=found.measured_bytes,
+            measured_tokens_per_s=found.measured_tokens_per_s,
+        )
+
+    def _predicted(self, shape: ModelShape, kind: str, hardware: Hardware, context: int) -> Fit:
+        loading = self._ollama
+        if kind == "llamacpp":
+            mapped = not shape.repack_bytes or bool(hardware.gpus)
+            loading = msgspec.structs.replace(fit.EMBEDDED, mmap=mapped)
+        return fit.predict(shape, hardware, context_tokens=context, loading=loading)
+
+    def _loading(self, kind: str, model: str) -> Loading:
+        if kind == "llamacpp":
+            return Loading(engine=kind, model=model)
+        return Loading(
+            engine="ollama",
+            model=model,
+            parallel=self._ollama.parallel,
+            cache_type=self._ollama.cache_type_k,
+        )
+
+    def _key(self, model: LocalModel, kind: str) -> str:
+        """What experience with *model* is kept by: the embedded engine knows only its file."""
+        if kind == "llamacpp" and self._shelf is not None:
+            try:
+                return Path(self._shelf.get(model.name).path).name
+            except (LocalFirstError, OSError):
+                pass
+        return model.digest
 
     def _shape(self, model: LocalModel) -> ModelShape:
         """From the model's own file when it is the very one that is listed, else by size."""
@@ -58,3 +152,28 @@ class Judge:
             except (LocalFirstError, OSError):
                 pass
         return fit.shape_from_size(model.size_bytes)
+
+
+def _as_ollama_loads(environ: Mapping[str, str]) -> fit.Loading:
+    parallel = environ.get("OLLAMA_NUM_PARALLEL", "")
+    kind = environ.get("OLLAMA_KV_CACHE_TYPE", "")
+    kind = kind if kind in CACHE_BYTES else "f16"
+    return msgspec.structs.replace(
+        fit.OLLAMA,
+        parallel=min(max(int(parallel), 1), 64) if parallel.isdecimal() else 1,
+        cache_type_k=kind,
+        cache_type_v=kind,
+    )
+
+
+def _spoken(event: Event) -> tuple[int, float]:
+    """Generated tokens and their seconds, as Ollama's last line tells them; (0, 0.0) else."""
+    if isinstance(event, Finished):
+        took: object = event.timings.get("eval_duration")
+    elif isinstance(event, Relayed) and event.final and (found := _EVAL.search(event.data)):
+        took = int(found[1])
+    else:
+        return 0, 0.0
+    if event.usage is None or not isinstance(took, int) or took <= 0:
+        return 0, 0.0
+    return event.usage.completion_tokens, took / NANOSECONDS

@@ -21,6 +21,7 @@ import msgspec
 
 from localfirst.engines import launch
 from localfirst.engines.base import Engine, EngineStatus, Limits
+from localfirst.engines.experience import Experience
 from localfirst.engines.judge import Judge
 from localfirst.engines.life import Pace
 from localfirst.engines.llamacpp import LlamaCppEngine, installed
@@ -75,10 +76,12 @@ class LocalEngine:
         self._environ = environ
         local = settings.local
         self._shelf = Shelf(store) if store is not None else None
-        self._judge = Judge(self._shelf, hardware)
+        state_dir = Path(settings.state_dir) if settings.state_dir else None
+        self.experience = Experience(state_dir / "measured.json" if state_dir else None)
+        self._judge = Judge(self._shelf, hardware, experience=self.experience, environ=environ)
         self.supervisor = Supervisor(
             local.host,
-            state_dir=Path(settings.state_dir) if settings.state_dir else None,
+            state_dir=state_dir,
             upstream=upstream,
             clock=clock,
             environ=environ,
@@ -91,20 +94,30 @@ class LocalEngine:
         )
         self._ollama = self._ollama_at(self.supervisor.endpoint)
         self._hosts = self._hosts_of(local.hosts)
+        # What fits this machine says nothing of another one.
+        self._far = not all(map(launch.startable_at, self._endpoints(local.hosts)))
         self._llamacpp: LlamaCppEngine | None = None
-        if store is not None and local.engine in {"auto", "llamacpp"}:
-            self._llamacpp = LlamaCppEngine(
-                settings,
-                store=store,
-                upstream=upstream,
-                clock=clock,
-                environ=environ,
-                hardware=measure or partial(this_machine, store=store.root, environ=environ),
-            )
+        if store is not None:
+            measure = measure or partial(this_machine, store=store.root, environ=environ)
+            self._llamacpp = self._llamacpp_on(store, measure)
+        self._going = 0
         self._chosen: Engine | None = None
         self._chosen_until = -math.inf
         self._status = NONE
         self._status_at = -math.inf
+
+    def _llamacpp_on(self, store: Store, hardware: Callable[[], Hardware]) -> LlamaCppEngine | None:
+        if self._settings.local.engine not in {"auto", "llamacpp"}:
+            return None
+        return LlamaCppEngine(
+            self._settings,
+            store=store,
+            upstream=self._upstream,
+            clock=self._clock,
+            environ=self._environ,
+            hardware=hardware,
+            experience=self.experience,
+        )
 
     def _ollama_at(self, endpoint: str) -> OllamaEngine:
         return OllamaEngine(
@@ -118,10 +131,12 @@ class LocalEngine:
     def _hosts_of(self, hosts: tuple[str, ...]) -> OllamaHosts | None:
         if not hosts:
             return None
-        every = dict.fromkeys(
-            launch.connectable(host) for host in (self._settings.local.host, *hosts)
-        )
-        return OllamaHosts([self._ollama_at(endpoint) for endpoint in every], self._clock)
+        engines = [self._ollama_at(endpoint) for endpoint in self._endpoints(hosts)]
+        return OllamaHosts(engines, self._clock)
+
+    def _endpoints(self, hosts: tuple[str, ...]) -> list[str]:
+        every = (self._settings.local.host, *hosts)
+        return list(dict.fromkeys(launch.connectable(host) for host in every))
 
     # --- asked -----------------------------------------------------------------------------
 
@@ -145,7 +160,7 @@ class LocalEngine:
                 picking.cancel()
             began = False
             try:
-                async with aclosing(picking.result().answer(call, target, limits)) as events:
+                async with aclosing(self._heard(picking.result(), call, target, limits)) as events:
                     async for event in events:
                         began = began or not isinstance(event, Progress)
                         yield event
@@ -155,6 +170,22 @@ class LocalEngine:
                     raise
                 self.forget()
                 self.supervisor.doubt()
+
+    async def _heard(
+        self, engine: Engine, call: Call, target: Target, limits: Limits
+    ) -> AsyncGenerator[Event, None]:
+        """*engine*'s answer; how fast it came is remembered if it had the machine to itself."""
+        self._going += 1
+        alone = self._going == 1
+        try:
+            async with aclosing(engine.answer(call, target, limits)) as events:
+                async for event in events:
+                    alone = alone and self._going == 1
+                    if alone and engine is self._ollama:
+                        self._judge.heard(target.model, event)
+                    yield event
+        finally:
+            self._going -= 1
 
     def forget(self) -> None:
         """Look again before the next request: what was known may be over."""
@@ -183,9 +214,12 @@ class LocalEngine:
     async def aclose(self) -> None:
         """Stop what we started, and only that."""
         await self._ollama.aclose()
+        if self._hosts is not None:
+            await self._hosts.aclose()
         if self._llamacpp is not None:
             await self._llamacpp.aclose()
         await self.supervisor.aclose()
+        await asyncio.to_thread(self.experience.save)
 
     async def _pick(self) -> Engine:
         """
@@ -233,7 +267,8 @@ class LocalEngine:
             return self._status
         try:
             async with asyncio.timeout(STATUS_S):
-                self._status = await self._judge.judged(await self._look(max_age_s))
+                status = await self._look(max_age_s)
+                self._status = status if self._far else await self._judge.judged(status)
         except TimeoutError:
             return self._status if self._status is not NONE else LOOKING
         except (OSError, LocalFirstError) as error:

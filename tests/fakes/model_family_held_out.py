@@ -118,7 +118,7 @@ HELD_OUT = (
     ),
     Member(
         "queries half as wide again as the stream",
-        qwen3(layers=5, wide=768, deep=768, count=9, kv=3, size=128, kind="Q6_K"),
+        qwen3(layers=5, wide=768, deep=768, count=9, kv=3, size=128, kind="Q8_0"),
         4608,
     ),
     Member(

@@ -70,6 +70,7 @@ class LlamaCppEngine:
         clock: Clock,
         environ: Mapping[str, str],
         hardware: Callable[[], Hardware],
+        experience: Experience | None = None,
     ) -> None:
         self._settings = settings
         self._upstream = upstream
@@ -78,13 +79,12 @@ class LlamaCppEngine:
         self._lines: dict[Key, Line] = {}
         self._gap = Gap(clock)
         log_dir = Path(settings.state_dir) / "logs" if settings.state_dir else None
-        known = Path(settings.state_dir) / "measured.json" if settings.state_dir else None
         self._pool = Pool(
             clock=clock,
             environ=environ,
             hardware=hardware,
             log_dir=log_dir,
-            experience=Experience(known),
+            experience=experience,
         )
         self._status: EngineStatus | None = None
         self._status_at = -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncGenerator
 
 import msgspec
@@ -21,6 +22,7 @@ from localfirst.wire.openai import events, requests
 
 ERROR_BYTES = 2**20
 REPLY_BYTES = 64 * 2**20
+_TIMINGS = (re.compile(rb'"predicted_n":\s*(\d+)'), re.compile(rb'"predicted_ms":\s*([\d.]+)'))
 CONNECT_S = 2.0  # loopback: either at once or never
 
 
@@ -106,7 +108,7 @@ async def exchange(
                 response.status, await response.read(ERROR_BYTES), response.headers
             )
         yield Opened(response.status, tuple(response.headers))
-        heard = _read(response, asked, call)
+        heard = _read(response, asked, call, runner)
         call_reader = forced.CallReader() if asked.forced else None
         async with contextlib.aclosing(heard):
             async for event in heard:
@@ -120,16 +122,31 @@ async def exchange(
 
 
 async def _read(
-    response: UpstreamResponse, asked: Question, call: Call
+    response: UpstreamResponse, asked: Question, call: Call, runner: Runner
 ) -> AsyncGenerator[Event, None]:
     # The usage that we ask for is not shown to a client who did not.
     strip_usage = asked.relay and not requests.wants_usage(call.body)
     reader = events.StreamReader(relay=asked.relay, strip_usage=strip_usage)
+    alone = runner.in_flight == 1
     async for chunk in response:
+        if b'"timings"' in chunk and alone and runner.in_flight == 1:
+            runner.spoke = spoken(chunk)
         for event in reader.feed(chunk):
             yield event
     for event in reader.close():
         yield event
+
+
+def spoken(chunk: bytes) -> tuple[int, float]:
+    """
+    Tokens that were generated and the seconds they took, (0, 0.0) where *chunk* says neither.
+
+    llama.cpp's `timings` come with an answer's last events (tools/server/README.md).
+    """
+    tokens, milliseconds = (pattern.search(chunk) for pattern in _TIMINGS)
+    if tokens is None or milliseconds is None:
+        return 0, 0.0
+    return int(tokens[1]), float(milliseconds[1]) / 1000
 
 
 async def answers(upstream: UpstreamClient, runner: Runner) -> bool:

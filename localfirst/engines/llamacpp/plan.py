@@ -29,7 +29,8 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     `gpu_layers` −1 lets llama.cpp fill what memory there is; `pooling` "" leaves the model's.
     `batch` 0 is llama.cpp's own; of a state that cannot be rolled back `checkpoints` copies
-    are kept (32 would be, which is gigabytes for wide windows); `mapped` maps the file instead of reading it.
+    are kept (32 would be, which is gigabytes for wide windows); `mapped` maps the file
+    instead of reading it.
     """
 
     model: str

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.engines.experience import Experience
+from localfirst.engines.experience import Experience, Loading
 from localfirst.engines.llamacpp import room
 from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
 from localfirst.engines.llamacpp.runner import SIGKILL, STOP_GRACE_S, Runner
@@ -223,7 +223,7 @@ class Pool:
     def _predict(self, plan: ChildPlan, shape: ModelShape, hardware: Hardware) -> Fit | None:
         """What loading *plan* will take, by formula and by what it took before."""
         found = room.predict(plan, shape, hardware)
-        return found and self._experience.applied(found, plan.model, plan.parallel)
+        return found and self._experience.applied(found, _loading(plan))
 
     def _log_file(self, key: Key) -> RotatedFile | None:
         if self._log_dir is None:
@@ -241,8 +241,10 @@ class Pool:
         runner = self._runners.get(key)
         if runner is not None and runner.predicted is not None and runner.child is not None:
             resident = process.resident_bytes(runner.child.pid)
-            plan = runner.plan
-            self._experience.note(runner.predicted, plan.model, plan.parallel, resident)
+            loading = _loading(runner.plan)
+            self._experience.note_resident(runner.predicted, loading, resident)
+            self._experience.note_speed(loading, *runner.spoke)
+            runner.spoke = (0, 0.0)
 
     async def bury(self, key: Key, runner: Runner) -> None:
         """Take a dead runner out, so that the next request makes another."""
@@ -326,6 +328,10 @@ class Pool:
         runners = list(self._runners.values())
         self._runners.clear()
         await asyncio.gather(*(runner.stop() for runner in runners), *self._ending.values())
+
+
+def _loading(plan: ChildPlan) -> Loading:
+    return Loading(engine="llamacpp", model=Path(plan.model).name, parallel=plan.parallel)
 
 
 async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> None:

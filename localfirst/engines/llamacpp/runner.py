@@ -34,7 +34,8 @@ class Runner:
     last request asked for, negative for ever; `tight` says that it barely fits the memory;
     `predicted` is what the load was expected to take, for comparison. `asked_tokens` is the
     context that was wished for, which memory may have made shorter; `doubted` says that an
-    answer of it was given up, so that it is asked for its health before the next one.
+    answer of it was given up, so that it is asked for its health before the next one. `spoke`
+    are the tokens and seconds of the last answer that had the child to itself.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Runner:
         self.last_used = clock.monotonic()
         self.child: process.Child | None = None
         self.predicted: Fit | None = None
+        self.spoke = (0, 0.0)
         self._clock = clock
         self._said = bytearray()
         self._first_line = asyncio.Event()

@@ -11,7 +11,7 @@ from localfirst.machine.fit.facts import (
     Placement,
     Verdict,
 )
-from localfirst.machine.fit.measured import Measured, corrected
+from localfirst.machine.fit.measured import BELIEVED, Measured, corrected
 from localfirst.machine.fit.memory import (
     checkpoint_bytes,
     checkpoints,
@@ -20,11 +20,14 @@ from localfirst.machine.fit.memory import (
     embedding_batch,
     kv_bytes,
 )
+from localfirst.machine.fit.pools import CONTEXT_BYTES
 from localfirst.machine.fit.room import at_rest, default_context_tokens, freed
 from localfirst.machine.fit.shape import shape_from_gguf, shape_from_size
 from localfirst.machine.fit.verdict import EMBEDDED, OLLAMA, Loading, predict, shown
 
 __all__ = [
+    "BELIEVED",
+    "CONTEXT_BYTES",
     "EMBEDDED",
     "OLLAMA",
     "Cpu",

@@ -185,7 +185,9 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     fits where this one lies (0: none, or unknown). `tokens_per_s` is (low, high), or None
     when nothing is known. `disk_needed_bytes` is what a download would write.
     `could_fit`: the machine is large enough once other programs make room; False only
-    where no closing of programs helps.
+    where no closing of programs helps. `measured_bytes` and `measured_tokens_per_s` are 0
+    where only the formula speaks; else they are what this machine saw, and `needed_bytes`
+    and `tokens_per_s` follow them.
     """
 
     verdict: Verdict
@@ -208,3 +210,5 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     disk_needed_bytes: int = 0
     disk_free_bytes: int = 0
     could_fit: bool = True
+    measured_bytes: int = 0
+    measured_tokens_per_s: float = 0.0

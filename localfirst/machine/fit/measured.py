@@ -44,15 +44,15 @@ def corrected(prediction: Fit, measured: Measured | None) -> Fit:
     """
     if measured is None:
         return prediction
-    speed = prediction.tokens_per_s
-    if measured.tokens_per_s > 0:
-        low, high = SPEED_SPREAD
-        speed = (round(measured.tokens_per_s * low, 1), round(measured.tokens_per_s * high, 1))
+    prediction = _with_speed(prediction, measured.tokens_per_s)
     ratio = measured.ratio
-    if not BELIEVED[0] <= ratio <= BELIEVED[1] or not prediction.needed_bytes:
-        return msgspec.structs.replace(prediction, tokens_per_s=speed)
+    believed = BELIEVED[0] <= ratio <= BELIEVED[1] and measured.measured_bytes > 0
+    same = measured.context_tokens == prediction.context_tokens
+    # Of a model whose shape is not known nobody can say what another context takes.
+    if not believed or not prediction.needed_bytes or not (same or prediction.layers):
+        return prediction
     ram, vram = int(prediction.ram_bytes * ratio), int(prediction.vram_bytes * ratio)
-    if measured.context_tokens == prediction.context_tokens:
+    if same:
         vram = vram if measured.measured_vram_bytes is None else measured.measured_vram_bytes
         ram = max(0, measured.measured_bytes - vram)
     verdict = _verdict(prediction, ram, vram)
@@ -63,13 +63,22 @@ def corrected(prediction: Fit, measured: Measured | None) -> Fit:
         needed_bytes=ram + vram,
         ram_bytes=ram,
         vram_bytes=vram,
-        tokens_per_s=speed,
+        measured_bytes=ram + vram,
+    )
+
+
+def _with_speed(prediction: Fit, tokens_per_s: float) -> Fit:
+    if tokens_per_s <= 0:
+        return prediction
+    low, high = (round(tokens_per_s * share, 1) for share in SPEED_SPREAD)
+    return msgspec.structs.replace(
+        prediction, tokens_per_s=(low, high), measured_tokens_per_s=round(tokens_per_s, 1)
     )
 
 
 def _verdict(prediction: Fit, ram: int, vram: int) -> Verdict:
     short_of_disk = prediction.disk_needed_bytes > prediction.disk_free_bytes > 0
-    if prediction.verdict is Verdict.UNKNOWN or not prediction.available_bytes or short_of_disk:
+    if not prediction.available_bytes or short_of_disk:
         return prediction.verdict
     scarce = vram if prediction.placement is Placement.GPU and vram else ram
     return band(scarce, prediction.available_bytes)
