@@ -41,7 +41,11 @@ async def open(start: Start, after_s: float, *, never: Avoid) -> Answer:
     except BaseException:
         await _close([task for _, task in race], None)
         raise
-    await _close([task for _, task in race], answer)
+    try:
+        await _close([task for _, task in race], answer)
+    except BaseException:
+        await answer.aclose()
+        raise
     return answer
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from localfirst.errors import Breakage, UpstreamBroken
+from localfirst.cascade import structured
+from localfirst.errors import Breakage, CascadeExhausted, StreamInterrupted, UpstreamBroken
 from localfirst.events import Finished, Opened, Progress, TextDelta
+from localfirst.settings import CascadeSettings, Settings
 from tests.fakes.scripted_backend import HANG, House, ScriptedBackend, make_call, refuses, says
 from tests.fakes.virtual_time import run
 
@@ -78,6 +81,60 @@ def test_leaving_at_any_await_leaves_nothing_behind(
         house, reached = run(once(scene, read, points))
         assert house.unanswered == 0
         assert all(count == 0 for count in house.cascade.quota.in_flight.values())
+        assert house.cascade.health.view().probing == {}
+        if not reached:
+            assert points > 2
+            return
+    raise AssertionError("it never came to an end")
+
+
+HEDGED = Settings(cascade=CascadeSettings(hedge_after_s=1.0))
+CONTINUED = Settings(cascade=CascadeSettings(continue_cut_streams=True))
+CUT = UpstreamBroken(Breakage.CUT)
+SLOW = [Opened(200), 5.0, *says("slow")[1:]]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+async def by_schema(house: House) -> None:
+    with contextlib.suppress(CascadeExhausted):
+        await structured.reply(house.cascade, make_call(), SCHEMA)
+
+
+OPTIONS: dict[str, tuple[Settings | None, dict[str, list[list[Any]]]]] = {
+    "hedged": (HEDGED, {"groq": [SLOW], "gemini": [says()]}),
+    "both answer": (HEDGED, {"groq": [[1.0, *says("a")]], "gemini": [says("b")]}),
+    "hedged in vain": (HEDGED, {"groq": [SLOW], "gemini": [refuses(500)]}),
+    "continued": (CONTINUED, {"groq": [[Opened(200), TextDelta("x"), CUT]], "gemini": [says()]}),
+    "continued in vain": (
+        CONTINUED, {"groq": [[Opened(200), TextDelta("x"), CUT]], "gemini": [refuses(500)]},
+    ),
+    "by schema": (None, {"groq": [says("no"), says("no")], "gemini": [says('{"a": 1}')]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scene", OPTIONS)
+def test_leaving_an_option_at_any_await_leaves_nothing_behind(scene: str) -> None:
+    settings, scripts = OPTIONS[scene]
+    read = by_schema if scene == "by schema" else piece_by_piece
+
+    async def once_more(n: int) -> tuple[House, bool]:
+        house = House({name: ScriptedBackend(*all) for name, all in scripts.items()},
+                      settings=settings)  # fmt: skip
+        stepper = CancelAt(read(house), n)  # type: ignore[arg-type]
+        with contextlib.suppress(asyncio.CancelledError, StreamInterrupted, CascadeExhausted):
+            await stepper
+        for _ in range(5):  # who was told to stop does so in its next turns
+            await asyncio.sleep(0)
+        assert house.unanswered == 0
+        assert not any(house.cascade.quota.in_flight.values())
+        assert len(asyncio.all_tasks()) == 1
+        for backend in house.backends.values():
+            backend.scripts = [says("again")]
+        assert (await house.ask()).text == "again"
+        return house, stepper.reached
+
+    for points in range(500):
+        house, reached = run(once_more(points))
         assert house.cascade.health.view().probing == {}
         if not reached:
             assert points > 2
