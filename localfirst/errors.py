@@ -364,3 +364,22 @@ class UpstreamBroken(UpstreamError):
 
 class UpstreamNonsense(UpstreamError):
     """Raised when an answer came and means nothing: empty, HTML, malformed, fails its schema."""
+
+
+CHAIN_MOST = 16
+"""Errors that one may have come from; a chain may be a circle."""
+
+
+def let_go(error: BaseException) -> None:
+    """
+    Drop the tracebacks of a handled error and of those it came from.
+
+    They hold frames, frames hold bodies and sockets, and some of these hold the error: a
+    circle that waits for the next look for garbage, megabytes with it.
+    """
+    for _ in range(CHAIN_MOST):
+        error.__traceback__ = None
+        before = error.__cause__ or error.__context__
+        if before is None:
+            return
+        error = before

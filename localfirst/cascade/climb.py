@@ -28,6 +28,7 @@ from localfirst.errors import (
     StreamInterrupted,
     Unavailable,
     UpstreamError,
+    let_go,
 )
 from localfirst.events import Event
 from localfirst.types import Attempt, Call, Failure, FailureClass, Rung, Scope, Target
@@ -142,7 +143,10 @@ class Climb:
                 except asyncio.CancelledError:
                     self._stopped(take, attempt)
                 except Exception as error:  # noqa: BLE001 - logged; no backend may end the ladder
-                    self._failed(take, attempt, error)
+                    try:
+                        self._failed(take, attempt, error)
+                    finally:
+                        let_go(error)
                 finally:
                     self._leave(attempt)
                 if attempt.finished:

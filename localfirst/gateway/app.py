@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
+from localfirst.errors import AccessDenied, LocalFirstError, Unavailable, let_go
 from localfirst.gateway.access import AccessLog
 from localfirst.gateway.guard import Guard, check_type
 from localfirst.gateway.hub import Receive, Scope, Send
@@ -85,6 +85,7 @@ class Gateway:
             await request.fail(error, close=True)
         except LocalFirstError as error:
             await request.fail(error)
+            let_go(error)
         except asyncio.CancelledError:
             request.outcome = "cancelled"
             await request.fail(Unavailable("the gateway is stopping", code="stopping"))

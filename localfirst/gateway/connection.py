@@ -264,6 +264,10 @@ class Connection(asyncio.Protocol):
             exchange.lost()
         if self._task is not None:
             self._task.cancel()
+        elif exchange is not None:
+            # Refused before anybody could answer it: nobody else gives its memory back.
+            exchange.release()
+            self._exchange = None
         if tls:
             self._close()
         else:

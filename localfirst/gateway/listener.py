@@ -13,6 +13,9 @@ from localfirst.settings import GatewaySettings
 BACKLOG = 1024
 """Connections the kernel holds while one batch of requests is started."""
 
+SPARE_DESCRIPTORS = 512
+"""For all that is no client's stream: the ledger, downloads, children, kept sockets."""
+
 
 def check_exposure(settings: GatewaySettings) -> None:
     """
@@ -67,6 +70,26 @@ def listen(settings: GatewaySettings) -> list[socket.socket]:
             close_all(sockets)
             raise _unusable(settings, error) from error
     return sockets
+
+
+def more_descriptors(max_connections: int) -> None:
+    """
+    Raise this process' soft limit of open files to what so many connections can take.
+
+    A login shell's is 1024, which half as many streams exhaust: each has a socket on either
+    side. What the system does not allow is not asked for.
+    """
+    try:
+        import resource
+    except ImportError:
+        # Windows has no such limit.
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * max_connections + SPARE_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def close_all(sockets: list[socket.socket]) -> None:

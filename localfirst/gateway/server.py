@@ -21,7 +21,14 @@ from localfirst.errors import LocalFirstError
 from localfirst.gateway.access import AccessLog
 from localfirst.gateway.app import Gateway, create
 from localfirst.gateway.hub import Hub, Limits
-from localfirst.gateway.listener import BACKLOG, check_exposure, close_all, listen, url_of
+from localfirst.gateway.listener import (
+    BACKLOG,
+    check_exposure,
+    close_all,
+    listen,
+    more_descriptors,
+    url_of,
+)
 from localfirst.settings import GatewaySettings, Settings
 
 log = logging.getLogger("localfirst.gateway")
@@ -60,6 +67,7 @@ def serve(
         Unavailable: the port is taken.
     """
     check_exposure(settings.gateway)
+    more_descriptors(settings.gateway.max_connections)
     sockets = listen(settings.gateway)
     job = Job(settings, sockets, say=say, access=access, reload=reload, make=make or _runtime)
     try:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
+from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken, let_go
 from localfirst.transport.bulk import tls_context
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream_connection import Connection
@@ -181,6 +181,7 @@ class UpstreamClient:
             except UpstreamBroken as error:
                 if not _stale(error, self._clock.monotonic() - began):
                     raise
+                let_go(error)
                 connection = None
         if connection is None:
             connection = await self._open(origin, connect_s, local_only)
