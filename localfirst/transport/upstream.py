@@ -179,10 +179,8 @@ class UpstreamClient:
             try:
                 await self._exchange(connection, method, head, body, first_byte_s, stall_s)
             except UpstreamBroken as error:
-                if not _stale(error, self._clock.monotonic() - began):
-                    raise
-                let_go(error)
                 connection = None
+                self._forgive(error, began)
         if connection is None:
             connection = await self._open(origin, connect_s, local_only)
             await self._exchange(connection, method, head, body, first_byte_s, stall_s)
@@ -190,6 +188,12 @@ class UpstreamClient:
         if 300 <= response.status < 400:
             raise self._redirected(response, connection)
         return response
+
+    def _forgive(self, error: UpstreamBroken, began: float) -> None:
+        """Go on after an error that only says that a kept socket was stale; else raise it."""
+        if not _stale(error, self._clock.monotonic() - began):
+            raise error
+        let_go(error)
 
     def _head(
         self, url: str, method: str, target: str, host: str, headers: Headers, length_bytes: int
