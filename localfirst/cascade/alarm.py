@@ -63,6 +63,7 @@ class Alarm:
         self._context = context
         self._thresholds = Thresholds(settings)
         self._open: dict[int, Decision] = {}
+        self._resumed = ledger is None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attempted(self, attempt: Attempt) -> None:
@@ -70,7 +71,7 @@ class Alarm:
         now_unix = self._clock.unix()
         if attempt.outcome == "ok":
             self._thresholds.succeeded(attempt.provider, now_unix)
-            if self._open:
+            if self._open or not self._resumed:
                 self._begin(self._resolve())
             return
         self._tell(self._thresholds.failed(attempt, now_unix))
@@ -118,6 +119,11 @@ class Alarm:
         path = self._folder / escalate.file_name(decision.at_unix)
         try:
             files.ensure_dir(self._folder)
+            for number in range(2, TELLING_AT_MOST + 2):
+                # A fifth like error is often the one that leaves nobody: two within a second.
+                if not path.exists():
+                    break
+                path = self._folder / escalate.file_name(decision.at_unix, number)
             files.write_atomic(path, msgspec.json.format(msgspec.json.encode(body), indent=2))
         except OSError as error:
             log.warning("the escalation could not be written to `%s` (%s)", path, error)
@@ -139,7 +145,16 @@ class Alarm:
         number = await self._ledger.run(lambda db: history.save_escalation(db, entry))
         self._open[number or -len(self._open) - 1] = decision
 
+    async def _resume(self, ledger: Ledger) -> None:
+        """Take over what earlier processes told and nobody has closed."""
+        self._resumed = True
+        told = await ledger.run(lambda db: history.escalations(db, only_open=True))
+        for entry in told or ():
+            self._open.setdefault(entry.id, _resumed(entry))
+
     async def _resolve(self) -> None:
+        if not self._resumed and self._ledger is not None:
+            await self._resume(self._ledger)
         over = [id for id, decision in self._open.items() if self._thresholds.is_over(decision)]
         for id in over:
             log.info("resolved by itself: %s", self._open.pop(id).reason)
@@ -168,3 +183,22 @@ class Alarm:
         except Exception as error:  # noqa: BLE001 - the last frame of a background task
             # The URL holds a token; neither it nor the error's words are shown.
             log.warning("%s could not be told (%s)", name, type(error).__name__)
+
+
+def _resumed(entry: history.Escalated) -> Decision:
+    """The decision behind an escalation that an earlier process told."""
+    return Decision(
+        rule=_rule_of(entry.body),
+        reason=entry.reason,
+        providers=entry.providers,
+        cls="",
+        at_unix=entry.at_unix,
+    )
+
+
+def _rule_of(body: str) -> str:
+    try:
+        found = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get("rule", b'""')
+        return msgspec.json.decode(found, type=str)
+    except msgspec.DecodeError:
+        return ""

@@ -35,6 +35,12 @@ PROPOSALS: dict[str, str] = {
 }
 
 
+# The request's own fault: nobody has to be woken for a client's mistake.
+OWN_FAULT = frozenset({
+    FailureClass.INVALID_REQUEST, FailureClass.CONTENT_FILTER, FailureClass.CONTEXT_LENGTH,
+})  # fmt: skip
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """A human should know: `rule` is exhausted, same_error or failures."""
 
@@ -61,6 +67,8 @@ class Thresholds:
 
     def failed(self, attempt: Attempt, now_unix: float) -> Decision | None:
         """Count a failure; a decision when it was one too many."""
+        if attempt.outcome in OWN_FAULT:
+            return None
         self._forget_before(now_unix - self._settings.window_s)
         self._failures.append(attempt)
         return self._same(attempt, now_unix) or self._many(attempt, now_unix)
@@ -173,9 +181,10 @@ def stamp(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def file_name(at_unix: float) -> str:
-    """The name of an escalation's file."""
-    return datetime.fromtimestamp(at_unix, UTC).strftime("escalation_%Y%m%d_%H%M%S.json")
+def file_name(at_unix: float, number: int = 1) -> str:
+    """The name of an escalation's file; *number* tells apart those of one second."""
+    more = f"_{number}" if number > 1 else ""
+    return datetime.fromtimestamp(at_unix, UTC).strftime(f"escalation_%Y%m%d_%H%M%S{more}.json")
 
 
 def message(decision: Decision) -> str:

@@ -20,6 +20,7 @@ from localfirst.ledger.db import Ledger
 from localfirst.settings import EscalationSettings, Secret
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Attempt
+from tests.fakes.virtual_time import VirtualClock, VirtualLoop, run
 
 SETTINGS = EscalationSettings(same_error=3, failures=5, window_s=100.0)
 
@@ -129,3 +130,48 @@ def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path: Path) ->
     (tmp_path / "escalations").write_text("in the way")
     (opened,), _ = raise_the_alarm(tmp_path, SETTINGS, Post())
     assert opened.file == ""
+
+
+def test_two_escalations_of_one_second_are_two_files(tmp_path: Path) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock = VirtualClock(loop)
+        alarm = Alarm(SETTINGS, folder=tmp_path, clock=clock, health=Health())
+        for _ in range(3):
+            alarm.attempted(failure(at=clock.unix()))
+        alarm.exhausted([failure()])
+        await alarm.aclose()
+
+    run(main())
+    told = [json.loads(path.read_text())["rule"] for path in sorted(tmp_path.iterdir())]
+    assert sorted(told) == ["exhausted", "same_error"]
+
+
+def test_what_an_earlier_process_told_is_closed_by_recovery(tmp_path: Path) -> None:
+    async def main() -> tuple[list[Any], list[Any]]:
+        clock = SystemClock()
+        found = []
+        for outcome in ("timeout", "ok"):
+            ledger = Ledger(tmp_path / "x.db", clock)
+            ledger.open()
+            alarm = Alarm(SETTINGS, folder=tmp_path / "e", clock=clock, health=Health(),
+                          ledger=ledger)  # fmt: skip
+            attempt = failure(outcome=outcome, at=clock.unix())
+            alarm.attempted(attempt)
+            if outcome != "ok":
+                alarm.exhausted([attempt])
+            await alarm.aclose()
+            found.append(await ledger.run(lambda db: history.escalations(db, only_open=True)))
+            await ledger.aclose()
+        return found[0], found[1]
+
+    before, after = asyncio.run(main())
+    assert len(before) == 1 and after == []
+
+
+@pytest.mark.parametrize("outcome", ["invalid_request", "content_filter", "context_length"])
+def test_a_clients_mistakes_wake_nobody(outcome: str) -> None:
+    rules = Thresholds(SETTINGS)
+    found = [rules.failed(failure(outcome=outcome), 1000.0) for _ in range(20)]
+    assert found == [None] * 20
