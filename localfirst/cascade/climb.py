@@ -154,9 +154,16 @@ class Climb:
         except LocalFirstError as error:
             error.attempts = error.attempts or tuple(self.attempts)
             if isinstance(error, Unavailable | DeadlineExceeded) and self.cascade.alarm is not None:
-                self.cascade.alarm.exhausted(self.attempts)
+                self.cascade.alarm.exhausted(self.attempts, self._prompt())
             await self._settle()
             raise
+
+    def _prompt(self) -> str:
+        """What was asked, for an escalation; only where the settings want it written down."""
+        if not self.cascade.settings.escalation.include_prompts:
+            return ""
+        chat = self.call.chat
+        return chat.prompt or "\n".join(f"{one.role}: {one.text}" for one in chat.messages)
 
     # --- the next one -----------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from localfirst.events import (
     TextDelta,
     ToolCallDelta,
 )
-from localfirst.settings import CascadeSettings, Settings, TimeoutSettings
+from localfirst.settings import CascadeSettings, EscalationSettings, Settings, TimeoutSettings
 from localfirst.types import FailureClass, Needs
 from tests.fakes.scripted_backend import (
     HANG,
@@ -694,5 +694,33 @@ def test_classes_of_cooling_candidates_decide_the_status_too() -> None:
                 await house.ask()
             assert caught.value.dominating is FailureClass.QUOTA
             assert caught.value.http_status == 429
+
+    virtual(main())
+
+
+class Bell:
+    """An alarm that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def attempted(self, attempt: Any) -> None:
+        """Nothing to count."""
+
+    def exhausted(self, attempts: Sequence[Any], prompt: str = "") -> None:
+        self.prompts.append(prompt)
+
+
+@pytest.mark.parametrize(("wanted", "told"), [(False, ""), (True, "user: hi")])
+def test_the_prompt_of_an_exhausted_ladder_is_told_only_where_it_is_wanted(
+    wanted: bool, told: str
+) -> None:
+    async def main() -> None:
+        settings = Settings(escalation=EscalationSettings(include_prompts=wanted))
+        house = House({"groq": ScriptedBackend(refuses(500))}, settings=settings)
+        bell = house.cascade.alarm = Bell()
+        with pytest.raises(CascadeExhausted):
+            await house.ask()
+        assert bell.prompts == [told]
 
     virtual(main())
