@@ -9,6 +9,7 @@ wire: to the client, or to the clouds.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from tests.faults import blackbox_table as table
 from tests.faults.blackbox_table import Row, Step
 
 DIALECTS = ("openai", "anthropic")
+# Error bodies are read alike in both dialects: half of those cells is left to long runs.
+TORTURE = bool(os.environ.get("LOCALFIRST_TORTURE"))
 TEXT = "Hello from the cloud."
 ROWS = (*table.CONNECTION, *table.CONTENT, *table.HARMLESS, *table.CUTS, *statuses.ROWS)
 LIMITS = """
@@ -57,9 +60,10 @@ class Cell:
 
 
 def cells(row: Row) -> list[Cell]:
+    short = row in statuses.ROWS and not TORTURE
     every = [
         Cell(row, dialect, surface, stream)
-        for dialect in DIALECTS
+        for dialect in (DIALECTS[:1] if short else DIALECTS)
         for surface in SURFACES
         for stream in (True, False)
     ]
