@@ -44,6 +44,8 @@ _UNSUPPORTED = re.compile(
     re.IGNORECASE,
 )
 
+_THINKING = b'"thinkingConfig"'
+
 
 class Learned:
     """The quirks that one provider's refusals taught, by model."""
@@ -67,16 +69,18 @@ class Learned:
         Learn from a refusal of *sent*; whether there was anything new to learn.
 
         Only 400 and 422 that complain of a field's presence count, and only fields that
-        were sent.
+        were sent. Gemini complains of thinking without naming the field.
         """
-        if refused.status not in {400, 422} or not _UNSUPPORTED.search(_text(refused.body)):
+        thinking = _THINKING in sent and b"hinking" in refused.body
+        said = thinking or _UNSUPPORTED.search(_text(refused.body))
+        if refused.status not in {400, 422} or not said:
             return False
         failure = classify.failure(self._provider, refused, model=model, now_unix=0.0)
         if failure.cls is not FailureClass.INVALID_REQUEST:
             return False
         known = self._by_model.get(model, NONE)
         new = known
-        for path in named_fields(refused.body):
+        for path in named_fields(refused.body) or ["thinkingConfig"] * thinking:
             new = merge(new, _lesson(path, refused.body, sent))
         if new == known or len(new.drop) > FIELDS_MOST or len(self._by_model) >= MODELS_MOST:
             return False

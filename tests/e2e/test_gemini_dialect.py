@@ -224,6 +224,31 @@ def test_a_schema_is_native(at: House, cloud: FakeGemini, surface: str) -> None:
     assert config["responseJsonSchema"] == PLACE
 
 
+OTHERS: dict[str, tuple[dict[str, Any], bytes]] = {
+    "/v1/responses": ({"input": "hi"}, b"response.completed"),
+    "/v1/completions": ({"prompt": "hi"}, b"[DONE]"),
+    "/api/generate": ({"prompt": "hi"}, b'"done":true'),
+}
+
+
+@pytest.mark.parametrize("path", OTHERS)
+@both_ways
+def test_the_other_surfaces_work_too(at: House, cloud: FakeGemini, path: str, stream: bool) -> None:
+    more, end = OTHERS[path]
+    status, data, whole = post(at, path, {"model": "auto", "stream": stream, **more})
+    assert (status, whole) == (200, True)
+    assert b"from" in data and (end in data or not stream)
+    assert asked(cloud)["contents"] == [{"role": "user", "parts": [{"text": "hi"}]}]
+
+
+def test_embeddings_are_native(at: House, cloud: FakeGemini) -> None:
+    body = {"model": "gemini/gemini-embedding-001", "input": ["a", "b"]}
+    status, data, _ = post(at, "/v1/embeddings", body)
+    assert status == 200
+    assert [one["embedding"] for one in json.loads(data)["data"]] == [[0.0, 0.5], [1.0, 0.5]]
+    assert cloud.requests()[-1]["path"].endswith("gemini-embedding-001:batchEmbedContents")
+
+
 THOUGHT = {
     "openai": ({"reasoning_effort": "low"}, b'"reasoning_content":"hm"'),
     "anthropic": ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}},
@@ -253,10 +278,14 @@ def ask(at: House, surface: str, *, stream: bool, **more: Any) -> tuple[int, byt
     body = {"model": "auto", "messages": HI, "stream": stream, **more}
     if surface != "ollama":
         body["max_tokens"] = 50
+    return post(at, PATHS[surface], body)
+
+
+def post(at: House, path: str, body: dict[str, Any]) -> tuple[int, bytes, bool]:
     connection = http.client.HTTPConnection(at.url.removeprefix("http://"), timeout=20)
     try:
         headers = {"content-type": "application/json", "anthropic-version": "2023-06-01"}
-        connection.request("POST", PATHS[surface], json.dumps(body), headers)
+        connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         try:
             return answer.status, answer.read(), True

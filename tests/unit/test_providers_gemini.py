@@ -233,6 +233,46 @@ def test_a_field_that_is_refused_by_name_is_dropped_and_remembered(cloud: FakeGe
     assert (first, second) == ({"topP": 0.5, "topK": 5}, {"topP": 0.5})
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Thinking level is not supported for this model.",
+        "Budget 0 is invalid. This model only works in thinking mode.",
+        "Thinking_config.include_thoughts is only enabled when thinking is enabled.",
+    ],
+)
+def test_a_model_that_cannot_think_as_it_was_told_is_told_nothing(
+    cloud: FakeGemini, said: str
+) -> None:
+    cloud.script({"do": "status", "status": 400, "body": error(400, said)})
+    assert text_of(ask(cloud, chat(think="low", top_p=0.5))) == "Hello from the cloud."
+    first, second = (record["body"]["generationConfig"] for record in cloud.requests())
+    assert "thinkingConfig" in first and second == {"topP": 0.5}
+    cloud.reset()
+    cloud.script({"do": "status", "status": 400, "body": error(400, said)})
+    with pytest.raises(UpstreamRefused):
+        ask(cloud, chat(top_p=0.5))
+
+
+def test_ids_that_are_refused_are_left_out(cloud: FakeGemini) -> None:
+    said = "Unknown name \"id\" at 'contents[1].parts[0].function_call': Cannot find field."
+
+    async def work(backend: GeminiBackend) -> list[Event]:
+        backend._marks.put("fc_1", "c2ln", own_id=True)
+        called = ToolCall(id="fc_1", name="look", arguments="{}")
+        talk = (
+            USER,
+            Message(role="assistant", tool_calls=(called,)),
+            Message(role="tool", tool_call_id="fc_1", content="a tower"),
+        )
+        return await heard(backend, chat(False, *talk))
+
+    cloud.script({"do": "status", "status": 400, "body": error(400, said)})
+    assert text_of(with_backend(cloud, work)) == "Hello from the cloud."
+    first, second = (json.dumps(record["body"]) for record in cloud.requests())
+    assert '"id": "fc_1"' in first and '"id"' not in second and "c2ln" in second
+
+
 @pytest.mark.parametrize("name", ["responseJsonSchema", "generationConfig", "contents", "tools"])
 def test_what_was_asked_for_is_never_dropped(cloud: FakeGemini, name: str) -> None:
     said = f'Invalid JSON payload received. Unknown name "{name}": Cannot find field.'

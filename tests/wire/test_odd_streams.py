@@ -176,6 +176,7 @@ ERRORS: list[tuple[bytes, int]] = [
     (event([{"error": {"code": 429, "message": "m", "status": "RESOURCE_EXHAUSTED"}}]), 429),
     (event({"object": "error", "message": "m", "type": "BadRequestError", "code": 400}), 400),
     (event({"type": "error", "message": "m", "code": "503"}), 503),
+    (event({"object": "error", "message": "m", "param": None}), 200),
     (event({"detail": "no such model"}), 200),
     (event({"message": "no credit", "code": 402}), 402),
     (event({"choices": [], "error": {"code": 503, "message": "m"}}), 503),
