@@ -132,15 +132,28 @@ class UnknownModel(InvalidRequest):
 
 
 class AccessDenied(LocalFirstError):
-    """Raised at the gateway's door; `status` is 400, 401, 403, 404, 405, 408, 413, 415, 417 …"""
+    """
+    Raised at the gateway's door; `status` is 400, 401, 403, 404, 405, 408, 413, 415, 417 …
+
+    `allow` names the methods that a path takes, with a 405.
+    """
 
     code = "access-denied"
     hint = "see the security model in the README"
     http_status = 403
 
-    def __init__(self, message: str, *, code: str, status: int = 403, hint: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int = 403,
+        hint: str = "",
+        allow: Sequence[str] = (),
+    ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.http_status = status
+        self.allow = tuple(allow)
 
 
 class InsufficientResources(LocalFirstError):
@@ -244,6 +257,8 @@ class RegistryRefused(PullError):
     ) -> None:
         super().__init__(message, hint=hint, code=code)
         self.status = status
+        if status == 404:
+            self.http_status = 404
 
 
 class DigestMismatch(PullError):

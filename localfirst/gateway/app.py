@@ -104,7 +104,7 @@ class Gateway:
 
     async def _route(self, request: Request) -> None:
         self.guard.enter(request)
-        if request.method == "OPTIONS":
+        if request.method == "OPTIONS" and b"origin" in request.fields:
             headers = self.guard.preflight(request)
             await request.answer(b"", [*SAFE, *headers], 204)
             return

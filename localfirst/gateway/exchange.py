@@ -157,11 +157,12 @@ class Exchange:
         parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         sized = False
         for name, value in message["headers"]:
+            if name == b"connection":  # written once, below
+                self.keep_alive = self.keep_alive and value != b"close"
+                continue
             parts += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 sized = True
-            elif name == b"connection" and value == b"close":
-                self.keep_alive = False
         if self._hub.draining or not self.body.done:
             self.keep_alive = False
         if not sized and status != 204:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst import __version__
+from localfirst.gateway.openapi_bodies import ANSWERS, BODIES, ERRORS
 from localfirst.types import Json
 
 if TYPE_CHECKING:
@@ -15,7 +16,20 @@ if TYPE_CHECKING:
 
 _TEXT: Json = {"text/plain": {"schema": {"type": "string"}}}
 _HTML: Json = {"text/html": {"schema": {"type": "string"}}}
-_OBJECT: Json = {"application/json": {"schema": {"type": "object"}}}
+
+_WISHES: Json = [
+    {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "enum": words},
+        "description": said,
+    }
+    for name, words, said in (
+        ("x-localfirst-privacy", ["local-only", "allow-cloud"], "no socket leaves this machine"),
+        ("x-localfirst-fallback", ["on", "off"], "off: only the first candidate is asked"),
+    )
+]
 
 _CONTENT: dict[str, Json] = {"root": {**_TEXT, **_HTML}, "ui": _HTML, "metrics": _TEXT}
 
@@ -29,28 +43,7 @@ _STREAMS = {
     "ollama.pull": "application/x-ndjson",
 }
 
-_MODEL: Json = {"type": "string"}
-_MESSAGES: Json = {"type": "array", "items": {"type": "object"}, "minItems": 1}
-_CHAT: Json = {"model": _MODEL, "messages": _MESSAGES, "stream": {"type": "boolean"}}
-
-_BODIES: dict[str, tuple[Json, list[str]]] = {
-    "openai.chat": (_CHAT, ["messages"]),
-    "anthropic.messages": (
-        {**_CHAT, "max_tokens": {"type": "integer", "minimum": 1}},
-        ["messages", "max_tokens"],
-    ),
-    "anthropic.count_tokens": (_CHAT, ["messages"]),
-    "openai.completions": ({"model": _MODEL, "prompt": {"type": "string"}}, ["prompt"]),
-    "openai.responses": ({"model": _MODEL, "input": {}}, ["input"]),
-    "openai.embeddings": ({"model": _MODEL, "input": {}}, ["input"]),
-    "pulls.change": (
-        {
-            "model": _MODEL,
-            "action": {"type": "string", "enum": ["start", "pause", "resume", "cancel"]},
-        },
-        ["model"],
-    ),
-}
+_GENERATION = frozenset(_STREAMS) - {"ollama.pull"}
 
 _ERRORS = {
     "400": "the request is wrong; the error names the field",
@@ -93,31 +86,40 @@ def _operation(route: Route) -> dict[str, Json]:
         "security": [] if route.open else [{}, {"key": []}],
         "responses": _responses(route),
     }
-    if route.prefix:
-        operation["parameters"] = [_parameter("name", "path", required=True)]
-    if route.name == "explain":
-        operation["parameters"] = [_parameter("model", "query", required=False)]
+    if parameters := _parameters(route):
+        operation["parameters"] = parameters
     if route.method == "POST":
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _body(route.name)}},
+            "content": _json(BODIES[route.name]),
         }
     return operation
 
 
 def _responses(route: Route) -> dict[str, Json]:
-    content: dict[str, Json] = dict(_CONTENT.get(route.name) or _OBJECT)
+    content: dict[str, Json] = dict(_CONTENT.get(route.name) or _json(ANSWERS[route.name]))
     if route.name in _STREAMS:
-        content[_STREAMS[route.name]] = {"schema": {"type": "string"}}
+        content[_STREAMS[route.name]] = {}
     found: dict[str, Json] = {"200": {"description": route.summary, "content": content}}
+    error = _json(ERRORS.get(route.name.partition(".")[0]) or ERRORS["openai"])
     for status, text in _ERRORS.items():
-        found[status] = {"description": text, "content": _OBJECT}
+        found[status] = {"description": text, "content": error}
     return found
 
 
-def _body(name: str) -> dict[str, Json]:
-    properties, required = _BODIES.get(name, ({"model": _MODEL}, []))
-    return {"type": "object", "properties": properties, "required": required}
+def _parameters(route: Route) -> list[Json]:
+    found: list[Json] = []
+    if route.prefix:
+        found.append(_parameter("name", "path", required=True))
+    if route.name == "explain":
+        found.append(_parameter("model", "query", required=False))
+    if route.name in _GENERATION or route.name == "explain":
+        found += _WISHES
+    return found
+
+
+def _json(schema: Json) -> dict[str, Json]:
+    return {"application/json": {"schema": schema}}
 
 
 def _parameter(name: str, place: str, *, required: bool) -> dict[str, Json]:

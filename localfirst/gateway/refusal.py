@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from localfirst.errors import CascadeExhausted, LocalFirstError
+from localfirst.errors import AccessDenied, CascadeExhausted, LocalFirstError
 from localfirst.gateway.exchange import STATUS_LINES
 from localfirst.types import FailureClass
 from localfirst.wire.anthropic import answers as anthropic
@@ -53,6 +53,8 @@ def error_headers(error: LocalFirstError) -> Headers:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
     if isinstance(error, CascadeExhausted) and error.dominating in HOPELESS:
         headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, AccessDenied) and error.allow:
+        headers.append((b"allow", ", ".join(error.allow).encode()))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers

@@ -114,7 +114,10 @@ class Table:
         route = methods.get(method)
         if route is None:
             raise AccessDenied(
-                f"this path takes {' and '.join(methods)}", code="method-not-allowed", status=405
+                f"this path takes {' and '.join(methods)}",
+                code="method-not-allowed",
+                status=405,
+                allow=tuple(methods),
             )
         return route
 

@@ -69,11 +69,15 @@ async def stream(job: PullJob) -> AsyncGenerator[bytes, None]:
 
 
 async def last(job: PullJob) -> tuple[int, bytes]:
-    """The answer to `"stream": false`: 200 with success, or 500 with the error."""
+    """
+    The answer to `"stream": false`: 200 with success, or the error with its own status.
+
+    Ollama says 500 whatever went wrong, and clients look at nothing but the text.
+    """
     try:
         await job.wait()
     except LocalFirstError as error:
-        return 500, error_line(error).rstrip()
+        return error.http_status, error_line(error).rstrip()
     return 200, b'{"status":"success"}'
 
 

@@ -75,10 +75,10 @@ def options_of(fields: Fields) -> dict[str, Json]:
     options = fields.object("options")
     if options is None:
         return {}
-    for name, (low, high) in _INTEGERS.items():
-        options.integer(name, low, high)
+    whole = {name: options.integer(name, low, high) for name, (low, high) in _INTEGERS.items()}
     for name, (least, most) in _NUMBERS.items():
         options.number(name, least, most)
     options.texts("stop", MAX_STOPS)
     options.flag("use_mmap")
-    return {name: value for name, value in options.values.items() if value is not None}
+    given = {**options.values, **whole}
+    return {name: given[name] for name in options.values if given[name] is not None}

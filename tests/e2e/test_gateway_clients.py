@@ -354,6 +354,20 @@ def test_ollama_lists_shows_and_embeds() -> None:
     assert legacy.embedding == [1.0, 0.5]
 
 
+def test_embedding_nothing_loads_the_model_as_it_does_at_an_ollama() -> None:
+    runtime = ScriptedRuntime()
+
+    def use(url: str) -> Any:
+        with closing(ollama.Client(url)) as client:
+            found = client.embed("llama3.2:3b", "").embeddings
+            with pytest.raises(ollama.ResponseError) as caught:
+                client.embed("absent", [])
+            return found, client.embeddings("llama3.2:3b", "").embedding, caught.value.status_code
+
+    assert with_gateway(use, runtime) == ([], [], 404)
+    assert runtime.engine.loaded == ["llama3.2:3b", "llama3.2:3b"]
+
+
 def test_ollama_pull_shows_progress() -> None:
     runtime = ScriptedRuntime()
 

@@ -58,7 +58,6 @@ _WORDS = re.compile(r'"(content|text|response|delta|arguments)":"(?:[^"\\]|\\.)+
 _COUNTS = re.compile(r'"(\w+)":\d+')
 
 
-
 # --- what is asked ---------------------------------------------------------------------------
 
 
@@ -157,9 +156,7 @@ def answer_of(behind: Backend, surface: str, cell: str) -> dict[str, Any]:
     return answer_to(behind, cell, PATHS[surface], asked(surface, cell, model))
 
 
-def answer_to(
-    behind: Backend, cell: str, path: str, body: dict[str, Any] | None
-) -> dict[str, Any]:
+def answer_to(behind: Backend, cell: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     status, kind, data, whole = behind.ask(cell, path, body)
     noise = behind.kind == "embedded"
     lines = [starred(line, noise=noise) for line in data.decode().split("\n") if line]

@@ -38,6 +38,7 @@ WEATHER = {"name": "weather", "arguments": {"city": "Bern"}}
 TIME = {"name": "time", "arguments": {"zone": "utc"}}
 OBJECT = '{"a":true}'
 ENDLESS_TOKENS = 1900
+WIDE = 65_536
 SEVERAL_EVENTS_BYTES = 8000
 
 
@@ -156,6 +157,7 @@ class OllamaBackend(Backend):
             "think_stream": thought,
             "schema": {"says": [{"content": OBJECT[:5]}, {"content": OBJECT[5:]}]},
             "embed": {"embeds": True},
+            "anything": {"embeds": True, "window": WIDE, "context": WIDE},
             "cut": {"reply": "runner_killed_chat"},
             "unfinished": {"cut_after": 3},
         }

@@ -210,3 +210,16 @@ def test_a_message_that_was_cut_by_the_limit_is_incomplete_like_its_response() -
     stream = writer.write(TextDelta("a")) + writer.write(Finished(FinishReason.LENGTH))
     last = json.loads(stream.rstrip().split(b"data: ")[-1])["response"]
     assert (last["status"], last["output"][0]["status"]) == ("incomplete", "incomplete")
+
+
+@pytest.mark.parametrize("given", ["", [""], ["a", "b"], None])
+def test_a_completion_needs_one_prompt_that_says_something(given: Json) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(prompt=given)
+    assert caught.value.field == "prompt"
+
+
+def test_a_message_without_content_is_refused_by_the_responses_surface() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        response(input=[{"role": "user"}])
+    assert caught.value.field == "input[0].content"

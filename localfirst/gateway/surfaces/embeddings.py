@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from localfirst.errors import EngineUnavailable, UpstreamError
 from localfirst.gateway.request import Request
+from localfirst.gateway.surfaces.ollama import installed
 from localfirst.types import Json
 from localfirst.wire.ollama import embeddings as native
 from localfirst.wire.openai import embeddings as wire
@@ -31,6 +32,10 @@ async def openai(gateway: Gateway, request: Request) -> None:
 async def ollama(gateway: Gateway, request: Request) -> None:
     """`POST /api/embed`."""
     wanted = native.decode(await request.body())
+    if not wanted.texts:
+        await _load(gateway, request, wanted)
+        await request.json(native.answer([], model=wanted.model, prompt_tokens=0))
+        return
     found = await _embed(gateway, request, wanted)
     data = native.answer(
         found.vectors,
@@ -44,8 +49,24 @@ async def ollama(gateway: Gateway, request: Request) -> None:
 async def ollama_legacy(gateway: Gateway, request: Request) -> None:
     """`POST /api/embeddings`."""
     wanted = native.decode_legacy(await request.body())
+    if not wanted.texts:
+        await _load(gateway, request, wanted)
+        await request.json(native.answer_legacy([]))
+        return
     found = await _embed(gateway, request, wanted)
     await request.json(native.answer_legacy(found.vectors), *_facts(found))
+
+
+async def _load(gateway: Gateway, request: Request, wanted: wire.EmbedRequest) -> None:
+    """Nothing to embed is how Ollama's clients have a model loaded."""
+    if wanted.model == "auto":
+        return
+    request.model = wanted.model
+    model = await installed(gateway.runtime, wanted.model)
+    try:
+        await gateway.runtime.engine.load(model.name)
+    except UpstreamError as error:
+        raise EngineUnavailable(f"`{model.name}` could not be loaded: {error}") from error
 
 
 async def _embed(gateway: Gateway, request: Request, wanted: wire.EmbedRequest) -> EmbedReply:

@@ -13,7 +13,7 @@ from localfirst.gateway.views import Download
 from localfirst.models import names
 from localfirst.settings import PullSettings
 from localfirst.types import Json
-from localfirst.wire.fields import Fields, refuse
+from localfirst.wire.fields import Fields, refuse, wrong
 from localfirst.wire.ollama.decode import model_of
 from localfirst.wire.strict_json import load_object
 
@@ -75,7 +75,7 @@ def pullable(fields: Fields, settings: PullSettings) -> str:
     """
     name = model_of(fields)
     if name == "auto":
-        raise InvalidRequest("`model` is required", field="model")
+        raise wrong("model", "the name of a model to download")
     ref = names.parse(name)
     if ref.host not in settings.registries:
         raise AccessDenied(

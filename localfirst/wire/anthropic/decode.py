@@ -182,6 +182,8 @@ class _Turn:
         """Sort one block in; blocks that only Anthropic understands are left out."""
         match block.text("type"):
             case "text":
+                if not block.has("text"):
+                    raise wrong(block.at("text"), "a string")
                 self._parts.append(TextPart(text=block.text("text")))
             case "image":
                 self._parts.append(_image(block))

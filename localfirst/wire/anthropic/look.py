@@ -16,6 +16,8 @@ from localfirst.wire.peek import Peek
 _ROUTED = (b'"model"', b'"messages"', b'"stream"')
 
 Unit = Annotated[float, Meta(ge=0, le=1)]
+# `8.0` is what a language without integers makes of 8; a fraction is refused further on.
+Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | Annotated[float, Meta(ge=1, le=MAX_TOKENS)]
 
 
 class _Message(msgspec.Struct):
@@ -34,7 +36,7 @@ class _Thinking(msgspec.Struct):
 
 class _Head(msgspec.Struct):
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    max_tokens: Tokens | None = None
     model: str | None = None
     system: str | list[Raw] | None = None
     stream: bool | None = None
@@ -71,6 +73,6 @@ def peek(body: bytes) -> Peek:
             schema=bool(head.output_config and head.output_config.format),
             thinking=bool(head.thinking and head.thinking.type != "disabled"),
             prompt_tokens=peeking.prompt_tokens(body, images=vision),
-            max_tokens=head.max_tokens,
+            max_tokens=int(head.max_tokens),
         ),
     )

@@ -18,7 +18,12 @@ _IMAGES = re.compile(rb'"images"\s*:\s*\[\s*"')
 
 
 class _Options(msgspec.Struct):
-    num_predict: Annotated[int, Meta(ge=-2, le=MAX_TOKENS)] | None = None
+    # `8.0` is what a language without integers makes of 8; a fraction is refused further on.
+    num_predict: (
+        Annotated[int, Meta(ge=-2, le=MAX_TOKENS)]
+        | Annotated[float, Meta(ge=-2, le=MAX_TOKENS)]
+        | None
+    ) = None
 
 
 class _Head(msgspec.Struct):
@@ -55,6 +60,6 @@ def peek(body: bytes) -> Peek:
             schema=isinstance(head.format, dict),
             thinking=head.think not in {None, False},
             prompt_tokens=peeking.prompt_tokens(body, images=vision),
-            max_tokens=max(0, wanted or 0),
+            max_tokens=int(max(0, wanted or 0)),
         ),
     )

@@ -69,8 +69,9 @@ def _prompt(fields: Fields) -> str:
     value = fields.get("prompt")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, str):
-        raise wrong("prompt", "one string")
+    if not isinstance(value, str) or not value:
+        # An empty one only loads a model at an Ollama, which then has nothing to say.
+        raise wrong("prompt", "one string, and not empty")
     return value
 
 

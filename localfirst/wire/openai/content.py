@@ -31,7 +31,10 @@ def content_of(item: Fields, name: str = "content") -> str | tuple[Part, ...]:
 def _part(part: Fields) -> Part:
     kind = part.text("type")
     if kind in _TEXT_TYPES:
-        return TextPart(text=part.text("refusal" if kind == "refusal" else "text"))
+        name = "refusal" if kind == "refusal" else "text"
+        if not part.has(name):
+            raise wrong(part.at(name), "a string")
+        return TextPart(text=part.text(name))
     if kind in _IMAGE_TYPES:
         return _image(part)
     raise wrong(part.at("type"), "`text` or `image_url`; other parts have no backend here")

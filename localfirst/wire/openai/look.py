@@ -15,7 +15,8 @@ from localfirst.wire.peek import Peek
 _ABSENT = Raw(b"")
 _ROUTED = (b'"model"', b'"messages"', b'"stream"')
 
-Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+# `8.0` is what a language without integers makes of 8; a fraction is refused further on.
+Tokens = Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | Annotated[float, Meta(ge=1, le=MAX_TOKENS)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
@@ -44,7 +45,7 @@ class _Head(msgspec.Struct):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    seed: int | None = None
+    seed: int | float | None = None
     stop: Stops | None = None
     response_format: Raw = _ABSENT
     reasoning_effort: str | None = None
@@ -72,7 +73,7 @@ def peek(body: bytes) -> Peek:
             schema=b'"json_schema"' in bytes(head.response_format),
             thinking=head.reasoning_effort not in {None, "none"},
             prompt_tokens=peeking.prompt_tokens(body, images=vision),
-            max_tokens=head.max_completion_tokens or head.max_tokens or 0,
+            max_tokens=int(head.max_completion_tokens or head.max_tokens or 0),
         ),
     )
 

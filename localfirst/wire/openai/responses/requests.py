@@ -131,6 +131,8 @@ def _take(item: Fields, turns: list[Message]) -> None:
 
 
 def _message(item: Fields) -> Message:
+    if not item.has("content"):
+        raise wrong(item.at("content"), "a string or a list of parts")
     match item.choice("role", _ROLES):
         case "assistant":
             return Message(role="assistant", content=content_of(item))
