@@ -99,6 +99,11 @@ class Acts:
         await x.send(b"0\r\n\r\n")
         return True
 
+    async def do_ok_and_close(self, x: Exchange, step: Step) -> bool:
+        """A whole answer that says nothing of the connection's end, and the end."""
+        await self.do_ok(x, step)
+        return False
+
     async def do_status(self, x: Exchange, step: Step) -> bool:
         body = answers.error_body(x.dialect, step["status"], step)
         await x.json(step["status"], body, step.get("headers"))

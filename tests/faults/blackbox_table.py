@@ -175,7 +175,46 @@ def _drip_of_blanks(_dialect: str, stream: bool) -> Step | None:
 OVERLOADED = {"type": "overloaded_error", "message": "Overloaded"}
 LIMITED = {"type": "rate_limit_error", "message": "Rate limit reached", "code": "rate_limited"}
 
+BROKEN_CALL = {"message": {"role": "assistant", "content": None, "tool_calls": [{
+    "id": "c", "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Par'}}]},
+    "index": 0, "finish_reason": "tool_calls"}  # fmt: skip
+
+
+def _openai_only(body: dict[str, Any], stream: bool) -> Made:
+    data = json.dumps({"id": "x", "object": "chat.completion", "model": "m", **body}).encode()
+
+    def step(dialect: str, streamed: bool) -> Step | None:
+        if dialect != "openai" or streamed != stream:
+            return None
+        return raw(head(f"content-length: {len(data)}") + data, "keep")
+
+    return step
+
+
+def _framing(*lines: str, stream_too: bool = True) -> Made:
+    def step(dialect: str, stream: bool) -> Step | None:
+        if stream and not stream_too:
+            return None
+        return raw(head(*lines, kind=kind_of(stream)) + chunked(body_bytes(dialect, stream)))
+
+    return step
+
+
 CONNECTION = [
+    Row("negative-length", _framing("content-length: -5"), cls="*"),
+    Row("two-lengths", _framing("content-length: 10", "content-length: 20"), cls="*"),
+    Row("absurd-length", _framing("content-length: 99999999999999999999"), cls="*"),
+    Row(
+        "unknown-transfer-encoding",
+        _framing("transfer-encoding: xchunked", stream_too=False),
+        cls="*",
+    ),
+    Row("status-line-without-number", same(raw(b"HTTP/1.1 OK\r\n\r\n")), cls="invalid_response"),
+    Row("status-999", same(raw(b"HTTP/1.1 999 No\r\ncontent-length: 2\r\n\r\n{}")), cls="*"),
+    Row(
+        "switching-protocols", same(raw(b"HTTP/1.1 101 Switching\r\nupgrade: h2c\r\n\r\n")), cls="*"
+    ),
     Row("close-on-request", same("close"), cls="network"),
     Row("reset-on-request", same("reset"), cls="network"),
     Row("hang-before-headers", same("hang"), cls="timeout"),
@@ -211,6 +250,11 @@ CONTENT = [
     Row("json-choices-empty", _json_for_a_stream(b'{"choices":[]}'), cls="invalid_response"),
     Row("in-band-overloaded", _in_band(OVERLOADED), cls="unavailable"),
     Row("in-band-rate-limit", _in_band(LIMITED), cls="rate_limit"),
+    Row("error-in-a-choice", _openai_only({"choices": [{"index": 0, "error": {"code": 502,
+        "message": "Provider returned error"}, "finish_reason": "error"}]}, False),
+        cls="unavailable"),
+    Row("broken-call-in-a-whole-answer", _openai_only({"choices": [BROKEN_CALL]}, False),
+        cls="invalid_response"),
     Row("keepalives-without-end", streamed({"do": "keepalives"}), cls="timeout"),
     Row("keepalives-in-a-flood", streamed({"do": "keepalives", "pause_s": 0}), cls="*"),
     Row("blanks-without-end", _drip_of_blanks, cls="timeout"),
@@ -272,7 +316,20 @@ def _whole_then_reset(dialect: str, stream: bool) -> Step:
     return raw(start + chunked(body_bytes(dialect, stream)) + end)
 
 
+def _http_10(dialect: str, stream: bool) -> Step:
+    kind = f"content-type: {kind_of(stream)}\r\n\r\n".encode()
+    return raw(b"HTTP/1.0 200 OK\r\n" + kind + body_bytes(dialect, stream))
+
+
+def _other_sort(dialect: str, stream: bool) -> Step:
+    """A stream for who asked for a whole answer, and a whole answer for a stream."""
+    body = body_bytes(dialect, not stream)
+    return raw(head(f"content-length: {len(body)}", kind=kind_of(not stream)) + body, "keep")
+
+
 HARMLESS = [
+    Row("http-10", _http_10, "ok"),
+    Row("the-other-sort", _other_sort, "ok"),
     Row("continue-100-first", _after(b"HTTP/1.1 100 Continue\r\n\r\n"), "ok"),
     Row("early-hints-103-first", _after(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"), "ok"),
     Row("processing-102-twice", _after(b"HTTP/1.1 102 Processing\r\n\r\n" * 2), "ok"),
