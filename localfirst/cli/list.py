@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from localfirst.cli import render, session
@@ -10,6 +11,12 @@ from localfirst.types import Json
 
 if TYPE_CHECKING:
     from localfirst.runtime import Runtime
+
+
+HEAD = ("NAME", "ID", "SIZE", "MEMORY", "FITS", "TOKENS/S", "MODIFIED")
+RIGHT = (2, 3, 5)
+NARROW, NARROWER = 76, 64
+"""Terminals below this width go without the age, and then without the id."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +34,23 @@ async def run(given: argparse.Namespace) -> int:
         for row in rows:
             render.as_json(row)
     elif rows:
+        kept = columns()
         render.table(
-            [line(row, now_unix) for row in rows],
-            head=("NAME", "ID", "SIZE", "FITS HERE", "MODIFIED"),
-            right=(2,),
+            [tuple(line(row, now_unix)[at] for at in kept) for row in rows],
+            head=tuple(HEAD[at] for at in kept),
+            right=tuple(place for place, at in enumerate(kept) if at in RIGHT),
         )
     else:
         render.say("no model is installed; `localfirst pull llama3.2:1b` fetches a small one")
     return 0
+
+
+def columns() -> tuple[int, ...]:
+    """The places of `HEAD` that the terminal has room for; all of them in a file or pipe."""
+    width = render.columns() if render.is_terminal(sys.stdout) else NARROW
+    if width >= NARROW:
+        return tuple(range(len(HEAD)))
+    return (0, 1, 2, 3, 4, 5) if width >= NARROWER else (0, 2, 3, 4, 5)
 
 
 async def installed(runtime: Runtime) -> list[dict[str, Json]]:
@@ -47,6 +63,10 @@ async def installed(runtime: Runtime) -> list[dict[str, Json]]:
             "digest": model.digest,
             "size_bytes": model.size_bytes,
             "fit": getattr(model, "fit", "unknown"),
+            "needed_bytes": getattr(model, "needed_bytes", 0),
+            "measured_bytes": getattr(model, "measured_bytes", 0),
+            "tokens_per_s": getattr(model, "tokens_per_s", None),
+            "measured_tokens_per_s": getattr(model, "measured_tokens_per_s", 0.0),
             "loaded": getattr(model, "loaded", False),
             "remote": getattr(model, "remote", False),
             "modified_unix": model.modified_unix,
@@ -58,5 +78,15 @@ async def installed(runtime: Runtime) -> list[dict[str, Json]]:
 def line(row: dict[str, Json], now_unix: float) -> tuple[str, ...]:
     """One model as a row of the table."""
     digest = str(row["digest"]).removeprefix("sha256:")[:12]
-    size = "cloud" if row["remote"] else render.size(row["size_bytes"])
-    return (row["name"], digest, size, str(row["fit"]), render.ago(row["modified_unix"], now_unix))
+    changed = render.ago(row["modified_unix"], now_unix)
+    if row["remote"]:
+        return (row["name"], digest, "cloud", "–", "–", "–", changed)
+    return (
+        row["name"],
+        digest,
+        render.size(row["size_bytes"]),
+        render.size(row["needed_bytes"]) if row["needed_bytes"] else "–",
+        "loaded" if row["loaded"] else str(row["fit"]),
+        render.speed(row["tokens_per_s"], row["measured_tokens_per_s"]),
+        changed,
+    )

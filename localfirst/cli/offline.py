@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from localfirst.runtime.checkup import Proof, Report
 
 CUT = {"offline": True, "privacy": "local-only"}
-EVENTS = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0}
+EVENTS = {
+    "socket.connect": 1,
+    "socket.sendto": 1,
+    "socket.sendmsg": 1,
+    "socket.getaddrinfo": 0,
+    "socket.gethostbyname": 0,
+    "socket.gethostbyaddr": 0,
+}
 """Audit events of Python's sockets, and where each has its address."""
 
 

@@ -70,7 +70,7 @@ def show(ranked: list[Recommendation], dated: str) -> None:
                 str(one.fit.verdict),
                 render.size(one.model.size_bytes),
                 render.size(one.fit.needed_bytes),
-                speed(one.fit.tokens_per_s),
+                render.speed(one.fit.tokens_per_s, one.fit.measured_tokens_per_s),
                 note(one),
             )
             for one in ranked
@@ -79,6 +79,8 @@ def show(ranked: list[Recommendation], dated: str) -> None:
         right=(2, 3, 4),
     )
     render.say()
+    if str(ranked[0].fit.verdict) != "no":
+        render.say(f"{ranked[0].model.name}: {ranked[0].why}")
     render.say(f"catalogue of {dated}; `localfirst recommend --pull` fetches the first")
 
 
@@ -89,17 +91,10 @@ def note(one: Recommendation) -> str:
     notes = {
         "installed": one.installed,
         "slower than reading": one.slow,
-        "a mixture: fast for its size": one.model.active_parameters < one.model.parameters,
+        "a mixture: fast for its size": not one.slow
+        and one.model.active_parameters < one.model.parameters,
     }
     return ", ".join(word for word, holds in notes.items() if holds)
-
-
-def speed(range_: tuple[float, float] | None) -> str:
-    """A range of tokens a second."""
-    if range_ is None:
-        return "–"
-    low, high = range_
-    return f"{low:.0f}–{high:.0f}" if high >= 10 else f"{low:.1f}–{high:.1f}"
 
 
 def document(one: Recommendation) -> dict[str, Json]:

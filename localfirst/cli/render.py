@@ -135,6 +135,16 @@ def size(amount: float) -> str:
     return f"{amount:.1f} TB"
 
 
+def speed(predicted: Sequence[float] | None, measured: float = 0.0) -> str:
+    """Tokens a second: what was measured here, else the range that is predicted."""
+    if measured:
+        return f"{measured:.0f} measured" if measured >= 10 else f"{measured:.1f} measured"
+    if predicted is None:
+        return "–"
+    low, high = predicted
+    return f"{low:.0f}–{high:.0f}" if high >= 10 else f"{low:.1f}–{high:.1f}"
+
+
 def count(number: int, noun: str) -> str:
     """`1 model`, `2 models`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -24,7 +24,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 async def run(given: argparse.Namespace) -> int:
     """Show it; an unknown name is an error with the nearest one."""
     async with session.client(given) as client:
-        found = about(await client.opened(), given.model)
+        runtime = await client.opened()
+        found = about(runtime, given.model)
+        seen = (await runtime.engine.measured()).get(found["name"])
+    if seen is not None:
+        found |= {"measured_bytes": seen.measured_bytes, "measured_tokens_per_s": seen.tokens_per_s}
     if given.json:
         render.as_json(found)
         return 0

@@ -22,7 +22,7 @@ from localfirst.engines.ollama.listing import full_name
 from localfirst.errors import LocalFirstError
 from localfirst.events import Event, Finished, Relayed
 from localfirst.machine import fit
-from localfirst.machine.fit import Fit, Hardware, ModelShape
+from localfirst.machine.fit import Fit, Hardware, Measured, ModelShape
 from localfirst.machine.fit.memory import CACHE_BYTES
 
 CONTEXT_TOKENS = 4096
@@ -63,6 +63,10 @@ class Judge:
         tokens, seconds = _spoken(event)
         if tokens:
             self._spoken[full_name(name)] = tokens, seconds
+
+    def measured(self, model: LocalModel, kind: str) -> Measured | None:
+        """What this machine knows of *model* in an engine of *kind*; not on an event loop."""
+        return self._experience.measured(self._loading(kind, self._key(model, kind)))
 
     async def judged(self, status: EngineStatus) -> EngineStatus:
         """*status* with a verdict for every model."""
@@ -111,6 +115,7 @@ class Judge:
         return msgspec.structs.replace(
             model,
             fit=str(verdict),
+            loaded_vram_bytes=0 if _only_amx(hardware) else model.loaded_vram_bytes,
             needed_bytes=found.needed_bytes,
             tokens_per_s=found.tokens_per_s,
             measured_bytes=found.measured_bytes,
@@ -152,6 +157,14 @@ class Judge:
             except (LocalFirstError, OSError):
                 pass
         return fit.shape_from_size(model.size_bytes)
+
+
+def _only_amx(hardware: Hardware) -> bool:
+    """
+    Whether what Ollama counts as GPU memory is none: weights for Intel's AMX lie in a buffer
+    of their own, which it takes for a GPU's (ollama/ollama llm/llama_server.go, MemorySize).
+    """
+    return not hardware.gpus and any(name.startswith("amx") for name in hardware.cpu.features)
 
 
 def _as_ollama_loads(environ: Mapping[str, str]) -> fit.Loading:

@@ -30,7 +30,7 @@ from localfirst.engines.ollama import OllamaEngine, OllamaHosts
 from localfirst.engines.supervisor import ChildState, Supervisor
 from localfirst.errors import Breakage, EngineUnavailable, LocalFirstError, UpstreamBroken
 from localfirst.events import Event, Progress
-from localfirst.machine.fit import Hardware
+from localfirst.machine.fit import Hardware, Measured
 from localfirst.machine.hardware import measure as this_machine
 from localfirst.models.store import Store
 from localfirst.settings import Privacy, Settings
@@ -258,6 +258,16 @@ class LocalEngine:
             self._ollama.adopted = self.supervisor.adopted
             await self._ollama.status(max_age_s=0)
         return self._ollama
+
+    async def measured(self) -> dict[str, Measured]:
+        """What this machine knows of its models by their loads and answers, by name."""
+        status = await self.status()
+
+        def known() -> dict[str, Measured]:
+            seen = ((one.name, self._judge.measured(one, status.kind)) for one in status.models)
+            return {name: found for name, found in seen if found is not None}
+
+        return await asyncio.to_thread(known)
 
     # --- what there is ---------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ async def recommended(
         known,
         needs=needs,
         installed={model.name for model in status.models},
+        measured=await runtime.engine.measured(),
         reserve_disk_bytes=runtime.settings.pull.reserve_disk_bytes,
         everything=everything,
     )

@@ -294,10 +294,7 @@ def test_each_trouble_is_named_with_evidence(
 def test_every_warning_and_error_says_what_to_do(facts: Facts) -> None:
     for finding in doctor.examine(facts).findings:
         assert re.fullmatch(r"[a-z]+(-[a-z]+)*", finding.code)
-        if (
-            finding.severity in {Severity.WARN, Severity.ERROR}
-            and finding.code != "last-resort-none"
-        ):
+        if finding.severity in {Severity.WARN, Severity.ERROR}:
             assert finding.fix, finding.code
         assert len(finding.title) <= 80
     codes = [finding.code for finding in doctor.examine(facts).findings]
@@ -366,7 +363,7 @@ PROOF = Proof(model="qwen3:4b", tokens=1, duration_s=0.4)
 def test_a_real_answer_with_the_network_shut_off_is_the_proof() -> None:
     finding = found(healthy(proof=PROOF, online=False), "offline-proven", offline=True)
     assert finding.severity is Severity.OK
-    assert "1 tokens" in finding.evidence
+    assert "said 1 token in" in finding.evidence
     assert doctor.examine(healthy(proof=PROOF), offline=True).exit_code == 0
 
 
@@ -442,3 +439,25 @@ def test_a_matched_rule_is_named_in_the_json() -> None:
 def test_without_an_engine_the_json_says_null() -> None:
     shown = doctor.as_json(doctor.examine(healthy(engine=None, last_resort=None)))
     assert (shown["engine"], shown["last_resort"], shown["proof"]) == (None, None, None)
+
+
+def test_what_was_measured_is_the_evidence() -> None:
+    seen = msgspec.structs.replace(MODEL, measured_tokens_per_s=14.2)
+    large = msgspec.structs.replace(
+        MODEL, name="big:70b", fit="no", needed_bytes=44 * 10**9, measured_bytes=44 * 10**9
+    )
+    engine = msgspec.structs.replace(RUNNING, models=(seen, large))
+    facts = healthy(engine=engine)
+    assert "qwen3:4b (14 tokens/s measured)" in found(facts, "models").evidence
+    assert found(facts, "models-too-large").evidence == "big:70b (took 44.0 GB of memory here)"
+    told = doctor.as_json(doctor.examine(facts))["engine"]["models"]
+    assert told[0]["measured_tokens_per_s"] == 14.2
+
+
+@pytest.mark.parametrize("facts", [healthy(), healthy(proof=PROOF, online=False)])
+def test_every_finding_has_a_severity_a_title_and_evidence(facts: Facts) -> None:
+    for offline in (False, True):
+        for finding in doctor.examine(facts, offline=offline).findings:
+            assert finding.code and finding.area and finding.title and finding.evidence, finding
+            if finding.severity in {Severity.WARN, Severity.ERROR}:
+                assert finding.fix, finding

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from localfirst.machine.doctor.facts import Facts, Finding, Severity
+from localfirst.machine.doctor.facts import Facts, Finding, Model, Severity
 from localfirst.machine.fit import shown
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -70,7 +70,7 @@ def models(facts: Facts) -> Iterator[Finding]:
         area="models",
         severity=Severity.OK if count else Severity.WARN,
         title=f"{count} local models" if count else "no local model is installed",
-        evidence=", ".join(model.name for model in installed[:8]) or f"`{facts.store.root}`",
+        evidence=", ".join(map(_told, installed[:8])) or f"`{facts.store.root}`",
         fix="" if count else "`localfirst recommend` names the best for this machine",
     )
     large = [model for model in installed if model.fit == "no"]
@@ -80,7 +80,7 @@ def models(facts: Facts) -> Iterator[Finding]:
             area="models",
             severity=Severity.WARN,
             title="installed models do not fit the memory",
-            evidence=", ".join(f"{model.name} ({shown(model.size_bytes)})" for model in large),
+            evidence=", ".join(f"{model.name} ({_need(model)})" for model in large),
             fix="`localfirst recommend` names smaller ones; `localfirst rm` frees their disk",
         )
     if facts.store.damaged:
@@ -102,6 +102,20 @@ def models(facts: Facts) -> Iterator[Finding]:
             fix="run the same `localfirst pull` again",
         )
     yield from _on_the_processor(facts)
+
+
+def _told(model: Model) -> str:
+    speed = model.measured_tokens_per_s
+    return f"{model.name} ({speed:.0f} tokens/s measured)" if speed >= 1 else model.name
+
+
+def _need(model: Model) -> str:
+    """What decides against it: what it took here, what it would take, or only its size."""
+    if model.measured_bytes:
+        return f"took {shown(model.measured_bytes)} of memory here"
+    if model.needed_bytes:
+        return f"needs {shown(model.needed_bytes)} of memory"
+    return shown(model.size_bytes)
 
 
 def _on_the_processor(facts: Facts) -> Iterator[Finding]:
@@ -225,7 +239,7 @@ def settings(facts: Facts) -> Iterator[Finding]:
             evidence=choice.reason,
             fix=f'set `local.last_resort = "{choice.name}"` to stop being told'
             if choice.name
-            else "",
+            else "free memory or disk, or set a cloud's key",
         )
 
 

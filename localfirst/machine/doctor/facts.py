@@ -49,6 +49,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     loaded_bytes: int = 0
     loaded_vram_bytes: int = 0
     remote: bool = False
+    needed_bytes: int = 0
+    tokens_per_s: tuple[float, float] | None = None
+    measured_bytes: int = 0
+    measured_tokens_per_s: float = 0.0
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True):

@@ -75,7 +75,7 @@ def offline_life(facts: Facts) -> Iterator[Finding]:
             area="answer",
             severity=Severity.OK,
             title="this machine answers without a network",
-            evidence=f"{proof.model} said {proof.tokens} tokens in {proof.duration_s:.1f} s"
+            evidence=f"{proof.model} said {_tokens(proof.tokens)} in {proof.duration_s:.1f} s"
             " with every connection but loopback refused",
         )
         return
@@ -91,6 +91,10 @@ def offline_life(facts: Facts) -> Iterator[Finding]:
         evidence=f"missing: {'; '.join(missing)}",
         fix="while online: `localfirst recommend --pull`, then `localfirst doctor --offline`",
     )
+
+
+def _tokens(number: int) -> str:
+    return "1 token" if number == 1 else f"{number} tokens"
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -147,7 +151,15 @@ def _engine(facts: Facts) -> dict[str, Any] | None:
         "adopted": engine.adopted,
         "reason": engine.reason,
         "models": [
-            {"name": model.name, "size_bytes": model.size_bytes, "fit": model.fit}
+            {
+                "name": model.name,
+                "size_bytes": model.size_bytes,
+                "fit": model.fit,
+                "needed_bytes": model.needed_bytes,
+                "measured_bytes": model.measured_bytes,
+                "tokens_per_s": model.tokens_per_s,
+                "measured_tokens_per_s": model.measured_tokens_per_s,
+            }
             for model in engine.models
         ],
     }
