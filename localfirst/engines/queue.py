@@ -44,7 +44,7 @@ class Line:
         self._spill_s = spill_s
         self._clock = clock
         self._serving = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[float]] = deque()
         self._usual_s = 1.0
 
     @property
@@ -71,16 +71,15 @@ class Line:
                 f"the local queue is full: {self._serving} running, {len(self._waiting)} waiting",
                 self.retry_after_s,
             )
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._admit()
-        started = self._clock.monotonic()
         try:
             yield Place(self, turn)
         finally:
-            if turn.done() and not turn.cancelled():
+            if turn.done():
                 self._serving -= 1
-                took = max(0.0, self._clock.monotonic() - started)
+                took = max(0.0, self._clock.monotonic() - turn.result())
                 self._usual_s += (took - self._usual_s) / 4
             else:
                 self._waiting.remove(turn)
@@ -93,17 +92,17 @@ class Line:
 
     def _admit(self) -> None:
         while self._waiting and self._serving < self.width:
-            self._waiting.popleft().set_result(None)
+            self._waiting.popleft().set_result(self._clock.monotonic())
             self._serving += 1
 
-    def _ahead_of(self, turn: asyncio.Future[None]) -> int:
+    def _ahead_of(self, turn: asyncio.Future[float]) -> int:
         return self._waiting.index(turn) if turn in self._waiting else 0
 
 
 class Place:
     """One request's place; `turn` tells of the waiting and ends when it is served."""
 
-    def __init__(self, line: Line, turn: asyncio.Future[None]) -> None:
+    def __init__(self, line: Line, turn: asyncio.Future[float]) -> None:
         self._line = line
         self._turn = turn
 
@@ -117,7 +116,9 @@ class Place:
         line = self._line
         started = line._clock.monotonic()
         while not self._turn.done():
-            await asyncio.wait({self._turn}, timeout=TELL_EVERY_S)
+            waited = line._clock.monotonic() - started
+            left_s = line._spill_s - waited if line._spill_s > 0 else TELL_EVERY_S
+            await asyncio.wait({self._turn}, timeout=max(0.0, min(TELL_EVERY_S, left_s)))
             if self._turn.done():
                 return
             waited = line._clock.monotonic() - started

@@ -13,8 +13,10 @@ from typing import Any
 
 from localfirst.engines.base import Engine, Limits
 from localfirst.engines.launch import free_port
+from localfirst.engines.ollama import OllamaEngine
 from localfirst.engines.ollama.daemon import Daemon
 from localfirst.events import Event, Finished, TextDelta
+from localfirst.settings import LocalSettings, Privacy, Settings
 from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
@@ -72,6 +74,47 @@ async def fake_daemon(script: dict[str, Any]) -> AsyncIterator[Served]:
         yield Served(child, f"http://127.0.0.1:{int(b''.join(said))}")
     finally:
         await child.stop()
+
+
+class OllamaBench:
+    """The Ollama engine on a fake daemon, with a clock that can be made to jump."""
+
+    def __init__(self, served: Served, engine: OllamaEngine, clock: JumpyClock) -> None:
+        self.served = served
+        self.engine = engine
+        self.clock = clock
+
+    async def asked(self, path: str = "/api/chat") -> list[dict[str, Any]]:
+        """The bodies that the daemon got at *path*."""
+        found = await tell(self.served.endpoint)
+        return [entry["body"] for entry in found["requests"] if entry["path"] == path]
+
+
+@contextlib.asynccontextmanager
+async def ollama_bench(
+    models: dict[str, Any],
+    *,
+    local: LocalSettings | None = None,
+    privacy: Privacy = Privacy.ALLOW_CLOUD,
+    **script: Any,
+) -> AsyncIterator[OllamaBench]:
+    """A fake daemon with *models* and an engine on it; GPUs are expected for `big` alone."""
+    upstream = UpstreamClient(SystemClock())
+    settings = Settings(local=local or LocalSettings(), privacy=privacy)
+    try:
+        async with fake_daemon({"models": models} | script) as served:
+            clock = JumpyClock()
+            engine = OllamaEngine(
+                served.endpoint,
+                settings,
+                upstream=upstream,
+                clock=clock,
+                expects_gpu=lambda name: "big" in name.lower(),
+            )
+            yield OllamaBench(served, engine, clock)
+            await engine.aclose()
+    finally:
+        await upstream.aclose()
 
 
 @contextlib.asynccontextmanager

@@ -10,8 +10,11 @@ prints its port. A model's script: `reply` (a recording's name), `load_s`, `word
 `silent_after`, `die_after` and `cut_after` (lines), `says` (the messages of a streamed chat, in
 place of the recorded ones), `context` (its `num_ctx`; a longer prompt overflows
 on the path `overflow`: "error", "friendly" or "cut"), `window`, `capabilities`, `embeds`,
-`vram`, `loaded`, `remote`. Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
-back), `version`. `POST /fake` replaces parts of the script, `GET /fake` tells the requests.
+`vram`, `loaded`, `remote`, `parallel` (answers at once, the rest wait), `dead_s` (its runner
+is dead: still listed for that long, then loaded again), `unload_s` (until an unload shows)
+and `vram_next` (after it). Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
+back), `tags` ("broken"), `version`. `POST /fake` replaces parts of the script, `GET /fake`
+tells the requests.
 """
 
 from __future__ import annotations
@@ -45,10 +48,17 @@ class Daemon:
         }
         self.requests: list[dict[str, Any]] = []
         self.running = 0
+        self.places: dict[str, asyncio.Semaphore] = {}
+        self.leaving: asyncio.Future[None] | None = None
 
     @property
     def models(self) -> dict[str, dict[str, Any]]:
         return self.script["models"]
+
+    def named(self, name: str) -> str:
+        """The model of that name as it is listed: letter case makes no difference."""
+        wanted = short(name)
+        return next((own for own in self.models if short(own) == wanted), wanted)
 
     # --- one connection ------------------------------------------------------------------
 
@@ -91,9 +101,11 @@ class Daemon:
         await play(writer, found, {})
 
     async def tags(self, writer: asyncio.StreamWriter, _: dict[str, Any]) -> None:
+        if self.script.get("tags") == "broken":
+            return await send_json(writer, 500, {"error": "no list"})
         template = json.loads(recording("tags_with_models")["body"])["models"][1]
         listed = [self.entry(template, name) for name in self.models]
-        await send_json(writer, 200, {"models": listed})
+        return await send_json(writer, 200, {"models": listed})
 
     def entry(self, template: dict[str, Any], name: str) -> dict[str, Any]:
         model = self.models[name]
@@ -123,11 +135,13 @@ class Daemon:
         await send_json(writer, 200, {"models": listed})
 
     async def show(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
-        name = short(body.get("model", ""))
+        name = self.named(body.get("model", ""))
         if name not in self.models:
             return await play(writer, recording("show_missing"), {"nope:latest": full(name)})
         found = json.loads(recording("show")["body"])
         found["capabilities"] = self.models[name].get("capabilities", ["completion"])
+        if self.models[name].get("remote"):
+            found["remote_host"] = "https://ollama.com:443"
         await send_json(writer, 200, found)
         return None
 
@@ -148,20 +162,32 @@ class Daemon:
     async def load_or_unload(
         self, writer: asyncio.StreamWriter, body: dict[str, Any], kind: str
     ) -> None:
-        name = short(body.get("model", ""))
+        name = self.named(body.get("model", ""))
         if name not in self.models:
             return await self.missing(writer, name)
         load = {"chat": "chat_load_empty_messages", "generate": "generate_load"}[kind]
         if body.get("keep_alive") == 0:
-            self.loaded.pop(name, None)
+            self.unload(name)
             return await self.play(writer, f"{kind}_unload", name)
         await self.load(name, body)
         return await self.play(writer, load, name)
 
+    def unload(self, name: str) -> None:
+        """Answered at once; the model leaves when its answers are out, or a little later."""
+
+        async def leave() -> None:
+            await asyncio.sleep(self.models[name].get("unload_s", 0))
+            while self.running:
+                await asyncio.sleep(0.01)
+            self.loaded.pop(name, None)
+            self.models[name]["vram"] = self.models[name].get("vram_next", 0)
+
+        self.leaving = asyncio.ensure_future(leave())
+
     async def generation(
         self, writer: asyncio.StreamWriter, body: dict[str, Any], usual: str
     ) -> None:
-        name = short(body.get("model", ""))
+        name = self.named(body.get("model", ""))
         model = self.models.get(name)
         if name.endswith(":cloud"):
             return await play(writer, recording("generate_cloud_name"), {})
@@ -174,11 +200,13 @@ class Daemon:
         await self.load(name, body)
         if self.too_long(name, body) and (found := self.overflow(name, body)) is not None:
             return await play(writer, found, {})
-        self.running += 1
-        try:
-            return await self.play(writer, model.get("reply", usual), name)
-        finally:
-            self.running -= 1
+        places = self.places.setdefault(name, asyncio.Semaphore(model.get("parallel", 100)))
+        async with places:
+            self.running += 1
+            try:
+                return await self.play(writer, model.get("reply", usual), name)
+            finally:
+                self.running -= 1
 
     def refusal(self, model: dict[str, Any], body: dict[str, Any]) -> str:
         can = model.get("capabilities", ["completion"])
@@ -193,6 +221,9 @@ class Daemon:
         model = self.models[name]
         asked = body.get("options", {}).get("num_ctx", 0)
         context = min(asked or model.get("context", 2048), model.get("window", 2048))
+        if "dead_s" in model:
+            await asyncio.sleep(model.pop("dead_s"))
+            self.loaded.pop(name, None)
         if self.loaded.get(name) not in {None, 0, context}:
             self.loaded.pop(name)
         if name not in self.loaded:
@@ -216,7 +247,7 @@ class Daemon:
         return found
 
     async def delete(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
-        name = short(body.get("model", ""))
+        name = self.named(body.get("model", ""))
         if self.models.pop(name, None) is None:
             recorded = recording("delete_missing")
             await play(writer, recorded, {"'nope'": f"'{body.get('model')}'"})
@@ -224,7 +255,7 @@ class Daemon:
             await play(writer, recording("delete_ok"), {})
 
     async def embed(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
-        name = short(body.get("model", ""))
+        name = self.named(body.get("model", ""))
         if name not in self.models:
             return await play(writer, recording("embed_missing_model"), {"nope": name})
         if not self.models[name].get("embeds"):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from localfirst.engines.launch import find_program, free_port
@@ -18,7 +19,7 @@ from localfirst.engines.local import LocalEngine
 from localfirst.engines.record import Record, Started
 from localfirst.errors import EngineUnavailable, UpstreamBroken, UpstreamRefused
 from localfirst.events import Progress
-from localfirst.machine.fit import Cpu, Hardware
+from localfirst.machine.fit import Cpu, Gpu, Hardware
 from localfirst.models import toy
 from localfirst.models.store import Store
 from localfirst.settings import LocalSettings, Settings
@@ -29,6 +30,7 @@ from tests.fakes import ollama_binary
 from tests.fakes.engine_bench import ask, collect, fake_daemon, finish_of, run, text_of, until
 
 IMPATIENT = Pace(backoff_s=0.02, budget=2)
+GPU = Gpu(index=0, vendor="nvidia", total_bytes=8 * 2**30, free_bytes=8 * 2**30)
 ROOMY = Hardware(ram_total_bytes=16 * 2**30, ram_available_bytes=8 * 2**30, cpu=Cpu(cores=2))
 
 
@@ -210,6 +212,8 @@ async def refusing(port: int) -> None:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
             except ConnectionRefusedError:
                 return
+            except ConnectionError:  # it shut the door on us
+                continue
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -306,5 +310,39 @@ def test_closing_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
             await asyncio.wait({asking})
         pid = ollama_binary.starts(made.bin)[0]["pid"]
         await until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+
+    run(test)
+
+
+def test_what_fits_this_machine_says_nothing_of_another(tmp_path: Path) -> None:
+    """A large model of a far host is not refused because this machine is small."""
+
+    async def test() -> None:
+        async with (
+            fake_daemon({"models": {"tiny": {}}}) as near,
+            bench(tmp_path, host=near.endpoint, hosts=("http://192.0.2.1:9",)) as made,
+        ):
+            made.hardware = Hardware(ram_total_bytes=10**6, ram_available_bytes=10**5)
+            assert [model.fit for model in (await made.engine.status()).models] == ["unknown"]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("features", "gpus", "vram"),
+    [(("avx2", "amx_int8"), (), 0), (("avx2",), (), 7), (("amx_int8",), (GPU,), 7)],
+)
+def test_memory_of_a_processor_is_not_taken_for_a_gpus(
+    tmp_path: Path, features: tuple[str, ...], gpus: tuple[Gpu, ...], vram: int
+) -> None:
+    async def test() -> None:
+        async with (
+            fake_daemon({"models": {"tiny": {"loaded": True, "vram": 7}}}) as served,
+            bench(tmp_path, host=served.endpoint) as made,
+        ):
+            cpu = Cpu(cores=2, features=features)
+            made.hardware = msgspec.structs.replace(ROOMY, cpu=cpu, gpus=gpus)
+            (model,) = (await made.engine.status()).models
+            assert (model.loaded, model.loaded_vram_bytes) == (True, vram)
 
     run(test)

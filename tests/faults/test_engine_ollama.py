@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 import pytest
@@ -24,16 +21,13 @@ from localfirst.errors import (
 from localfirst.events import Opened, Progress, Relayed, TextDelta
 from localfirst.settings import LocalSettings, Privacy, Settings
 from localfirst.transport.clock import SystemClock
-from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Dialect, ImagePart, Message, Needs, TextPart, Tool
 from tests.fakes.engine_bench import (
-    JumpyClock,
-    Served,
     ask,
     call_of,
     collect,
-    fake_daemon,
     finish_of,
+    ollama_bench,
     run,
     target,
     tell,
@@ -42,40 +36,6 @@ from tests.fakes.engine_bench import (
 )
 
 TOOL = Tool(name="get_weather", parameters={"type": "object", "properties": {}})
-
-
-class Bench:
-    def __init__(self, served: Served, engine: OllamaEngine, clock: JumpyClock) -> None:
-        self.served = served
-        self.engine = engine
-        self.clock = clock
-
-    async def asked(self, path: str = "/api/chat") -> list[dict[str, Any]]:
-        """The bodies that the daemon got at *path*."""
-        found = await tell(self.served.endpoint)
-        return [entry["body"] for entry in found["requests"] if entry["path"] == path]
-
-
-@contextlib.asynccontextmanager
-async def bench(
-    models: dict[str, Any], *, local: LocalSettings | None = None, **script: Any
-) -> AsyncIterator[Bench]:
-    upstream = UpstreamClient(SystemClock())
-    settings = Settings(local=local or LocalSettings())
-    try:
-        async with fake_daemon({"models": models} | script) as served:
-            clock = JumpyClock()
-            engine = OllamaEngine(
-                served.endpoint,
-                settings,
-                upstream=upstream,
-                clock=clock,
-                expects_gpu=lambda name: name == "big:latest",
-            )
-            yield Bench(served, engine, clock)
-            await engine.aclose()
-    finally:
-        await upstream.aclose()
 
 
 async def refused(engine: OllamaEngine, call: Call, model: str = "tiny") -> UpstreamRefused:
@@ -95,7 +55,7 @@ async def broken(engine: OllamaEngine, call: Call, limits: Limits | None = None)
 
 def test_an_image_for_a_text_model_is_refused_before_it_is_sent() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as made:
+        async with ollama_bench({"tiny": {}}) as made:
             image = Message(role="user", content=(TextPart(text="?"), ImagePart(data="aGk=")))
             request = msgspec.structs.replace(ask().chat, messages=(image,))
             error = await refused(made.engine, call_of(request, needs=Needs(vision=True)))
@@ -107,7 +67,7 @@ def test_an_image_for_a_text_model_is_refused_before_it_is_sent() -> None:
 
 def test_tools_for_a_model_without_them_are_refused_before_they_are_sent() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as made:
+        async with ollama_bench({"tiny": {}}) as made:
             request = msgspec.structs.replace(ask().chat, tools=(TOOL,))
             error = await refused(made.engine, call_of(request, needs=Needs(tools=True)))
             assert b"does not support tools" in error.body
@@ -118,7 +78,7 @@ def test_tools_for_a_model_without_them_are_refused_before_they_are_sent() -> No
 
 def test_thinking_is_left_out_for_a_model_that_does_not_think() -> None:
     async def test() -> None:
-        async with bench(
+        async with ollama_bench(
             {"tiny": {}, "deep": {"capabilities": ["completion", "thinking"]}}
         ) as made:
             await collect(made.engine, ask(think=True))
@@ -131,7 +91,7 @@ def test_thinking_is_left_out_for_a_model_that_does_not_think() -> None:
 @pytest.mark.parametrize("name", ["gpt-oss:20b-cloud", "stub"])
 def test_ollamas_cloud_models_are_refused_when_nothing_may_leave(name: str) -> None:
     async def test() -> None:
-        async with bench({name: {"remote": True}}) as made:
+        async with ollama_bench({name: {"remote": True}}) as made:
             status = await made.engine.status()
             assert status.models[0].remote
             with pytest.raises(PrivacyRefused):
@@ -148,7 +108,7 @@ def test_ollamas_cloud_models_are_refused_when_nothing_may_leave(name: str) -> N
 def test_a_prompt_is_never_cut_and_gets_a_longer_context_when_the_model_has_one(path: str) -> None:
     async def test() -> None:
         models = {"tiny": {"context": 256, "window": 8192, "overflow": path}}
-        async with bench(models) as made:
+        async with ollama_bench(models) as made:
             events = await collect(made.engine, ask("x" * 4000))
             assert finish_of(events)
             first, second = await made.asked()
@@ -161,7 +121,7 @@ def test_a_prompt_is_never_cut_and_gets_a_longer_context_when_the_model_has_one(
 
 def test_a_prompt_beyond_the_window_is_an_overflow_with_its_numbers() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"context": 256, "window": 256}}) as made:
+        async with ollama_bench({"tiny": {"context": 256, "window": 256}}) as made:
             error = await refused(made.engine, ask("x" * 4000))
             assert error.status == 400
             assert b"request (1000 tokens) exceeds the available context size (256" in error.body
@@ -172,7 +132,7 @@ def test_a_prompt_beyond_the_window_is_an_overflow_with_its_numbers() -> None:
 
 def test_callers_with_different_wishes_do_not_reload_the_model_in_turn() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"window": 65536}}) as made:
+        async with ollama_bench({"tiny": {"window": 65536}}) as made:
             for num_ctx in (4096, 16384, 2048, 4096, None):
                 await collect(made.engine, ask(num_ctx=num_ctx))
             sizes = [body["options"]["num_ctx"] for body in await made.asked()]
@@ -183,7 +143,7 @@ def test_callers_with_different_wishes_do_not_reload_the_model_in_turn() -> None
 
 def test_a_model_that_is_loaded_keeps_its_context_when_a_prompt_is_longer_than_usual() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"window": 65536, "context": 32768}}) as made:
+        async with ollama_bench({"tiny": {"window": 65536, "context": 32768}}) as made:
             await collect(made.engine, ask())
             await made.engine.status(max_age_s=0)
             fresh = OllamaEngine(
@@ -203,7 +163,7 @@ def test_a_model_that_is_loaded_keeps_its_context_when_a_prompt_is_longer_than_u
 
 def test_loading_is_told_while_the_model_is_not_in_the_list() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"load_s": 2.5}}) as made:
+        async with ollama_bench({"tiny": {"load_s": 2.5}}) as made:
             events = await collect(made.engine, ask(), limits=Limits(first_token_s=1.0))
             assert [type(event) for event in events[:2]] == [Progress, Progress]
             assert finish_of(events)
@@ -213,7 +173,7 @@ def test_loading_is_told_while_the_model_is_not_in_the_list() -> None:
 
 def test_a_load_that_takes_too_long_is_given_up() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"load_s": 60}}) as made:
+        async with ollama_bench({"tiny": {"load_s": 60}}) as made:
             error = await broken(made.engine, ask(), Limits(load_s=1.5))
             assert error.breakage is Breakage.FIRST_BYTE_TIMEOUT
             assert "was not loaded" in error.detail
@@ -223,7 +183,7 @@ def test_a_load_that_takes_too_long_is_given_up() -> None:
 
 def test_a_daemon_that_dies_while_it_loads_is_dead_and_not_loading() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"load_s": 60}}) as made:
+        async with ollama_bench({"tiny": {"load_s": 60}}) as made:
             asking = asyncio.ensure_future(collect(made.engine, ask()))
             while not await made.asked():
                 await asyncio.sleep(0)
@@ -239,7 +199,7 @@ def test_a_daemon_that_dies_while_it_loads_is_dead_and_not_loading() -> None:
 
 def test_a_loaded_model_without_a_token_runs_into_the_first_token_limit() -> None:
     async def test() -> None:
-        async with bench(
+        async with ollama_bench(
             {"tiny": {"reply": "runner_stopped_midstream", "silent_after": 0}}
         ) as made:
             error = await broken(made.engine, ask(), Limits(first_token_s=1.0, stall_s=2.0))
@@ -250,7 +210,7 @@ def test_a_loaded_model_without_a_token_runs_into_the_first_token_limit() -> Non
 
 def test_a_runner_that_freezes_in_the_middle_is_a_stall() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"reply": "runner_stopped_midstream"}}) as made:
+        async with ollama_bench({"tiny": {"reply": "runner_stopped_midstream"}}) as made:
             error = await broken(made.engine, ask(), Limits(stall_s=0.5))
             assert error.breakage is Breakage.STALL_TIMEOUT
 
@@ -259,7 +219,7 @@ def test_a_runner_that_freezes_in_the_middle_is_a_stall() -> None:
 
 def test_a_list_that_a_frozen_runner_holds_back_does_not_hold_the_status_back() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}, ps="frozen") as made:
+        async with ollama_bench({"tiny": {}}, ps="frozen") as made:
             async with asyncio.timeout(2.5):
                 status = await made.engine.status()
             assert status.ready
@@ -274,7 +234,7 @@ def test_a_list_that_a_frozen_runner_holds_back_does_not_hold_the_status_back() 
 
 def test_a_runner_that_was_killed_is_an_error_inside_the_stream() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"reply": "runner_killed_chat"}}) as made:
+        async with ollama_bench({"tiny": {"reply": "runner_killed_chat"}}) as made:
             seen = []
 
             async def read() -> None:
@@ -292,7 +252,7 @@ def test_a_runner_that_was_killed_is_an_error_inside_the_stream() -> None:
 
 def test_a_reply_without_done_is_cut_although_it_ended_cleanly() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"reply": "repeat_guard_chat"}}) as made:
+        async with ollama_bench({"tiny": {"reply": "repeat_guard_chat"}}) as made:
             error = await broken(made.engine, ask())
             assert error.breakage is Breakage.CUT
 
@@ -301,7 +261,7 @@ def test_a_reply_without_done_is_cut_although_it_ended_cleanly() -> None:
 
 def test_a_daemon_that_dies_in_the_middle_breaks_the_answer() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"die_after": 3}}) as made:
+        async with ollama_bench({"tiny": {"die_after": 3}}) as made:
             error = await broken(made.engine, ask())
             assert error.breakage in {Breakage.RESET, Breakage.CUT}
 
@@ -320,7 +280,7 @@ def test_errors_of_the_model_reach_the_classifier_whole(
     reply: str, status: int, text: bytes
 ) -> None:
     async def test() -> None:
-        async with bench({"tiny": {"reply": reply}}) as made:
+        async with ollama_bench({"tiny": {"reply": reply}}) as made:
             error = await refused(made.engine, ask())
             assert (error.status, text in error.body) == (status, True)
 
@@ -329,7 +289,7 @@ def test_errors_of_the_model_reach_the_classifier_whole(
 
 def test_a_missing_model_and_a_full_daemon_are_told_as_they_are() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as made:
+        async with ollama_bench({"tiny": {}}) as made:
             missing = await refused(made.engine, ask(), "nope")
             assert (missing.status, missing.body) == (404, b'{"error":"model \'nope\' not found"}')
             await tell(made.served.endpoint, busy=True)
@@ -344,7 +304,7 @@ def test_a_missing_model_and_a_full_daemon_are_told_as_they_are() -> None:
 
 def test_load_and_unload_show_in_the_status() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as made:
+        async with ollama_bench({"tiny": {}}) as made:
             assert await made.engine.unload("tiny") is False
             await made.engine.load("tiny")
             loaded = await made.engine.status(max_age_s=0)
@@ -357,7 +317,7 @@ def test_load_and_unload_show_in_the_status() -> None:
 
 def test_embeddings_of_a_cloud_model_are_refused_when_nothing_may_leave() -> None:
     async def test() -> None:
-        async with bench({"far": {"remote": True, "embeds": True}}) as made:
+        async with ollama_bench({"far": {"remote": True, "embeds": True}}) as made:
             engine = OllamaEngine(
                 made.served.endpoint,
                 Settings(privacy=Privacy.LOCAL_ONLY),
@@ -373,7 +333,7 @@ def test_embeddings_of_a_cloud_model_are_refused_when_nothing_may_leave() -> Non
 
 def test_embeddings_come_in_order_and_a_text_model_says_it_has_none() -> None:
     async def test() -> None:
-        async with bench({"bert": {"embeds": True}, "tiny": {}}) as made:
+        async with ollama_bench({"bert": {"embeds": True}, "tiny": {}}) as made:
             vectors = await made.engine.embed("bert", ["a", "b c", "a"], {})
             assert vectors[0] == vectors[2] != vectors[1]
             assert (await made.asked("/api/embed"))[0]["truncate"] is False
@@ -386,7 +346,7 @@ def test_embeddings_come_in_order_and_a_text_model_says_it_has_none() -> None:
 
 def test_a_program_that_is_no_ollama_is_named_as_such() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}, version=None) as made:
+        async with ollama_bench({"tiny": {}}, version=None) as made:
             status = await made.engine.status()
             assert (status.ready, "is not Ollama" in status.reason) == (False, True)
 
@@ -395,7 +355,7 @@ def test_a_program_that_is_no_ollama_is_named_as_such() -> None:
 
 def test_a_client_of_the_same_dialect_gets_the_lines_untouched() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as made:
+        async with ollama_bench({"tiny": {}}) as made:
             body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
             call = Call(
                 model="tiny",
@@ -422,7 +382,7 @@ def test_a_client_of_the_same_dialect_gets_the_lines_untouched() -> None:
 def test_a_full_line_is_refused_with_a_time_to_come_back() -> None:
     async def test() -> None:
         local = LocalSettings(queue_limit=2)
-        async with bench({"tiny": {"word_delay_s": 0.05}}, local=local) as made:
+        async with ollama_bench({"tiny": {"word_delay_s": 0.05}}, local=local) as made:
             answers = await asyncio.gather(
                 *(collect(made.engine, ask()) for _ in range(20)), return_exceptions=True
             )
@@ -437,7 +397,7 @@ def test_a_full_line_is_refused_with_a_time_to_come_back() -> None:
 def test_waiting_in_line_is_told_and_spills_when_it_may() -> None:
     async def test() -> None:
         local = LocalSettings(queue_limit=64, queue_spill_s=1.0)
-        async with bench({"tiny": {"word_delay_s": 0.4}}, local=local) as made:
+        async with ollama_bench({"tiny": {"word_delay_s": 0.4}}, local=local) as made:
             busy = [asyncio.ensure_future(collect(made.engine, ask())) for _ in range(16)]
             await asyncio.sleep(0)
             error = await refused(made.engine, ask())
@@ -451,7 +411,7 @@ def test_waiting_in_line_is_told_and_spills_when_it_may() -> None:
 
 def test_a_caller_that_leaves_takes_its_request_back_at_once() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"word_delay_s": 0.1}}) as made:
+        async with ollama_bench({"tiny": {"word_delay_s": 0.1}}) as made:
             stream = made.engine.answer(ask(), target(), Limits())
             async for event in stream:
                 if isinstance(event, TextDelta):
@@ -467,7 +427,10 @@ def test_a_caller_that_leaves_takes_its_request_back_at_once() -> None:
 
 def test_the_least_busy_host_that_has_the_model_answers() -> None:
     async def test() -> None:
-        async with bench({"tiny": {"word_delay_s": 0.05}}) as one, bench({"tiny": {}}) as two:
+        async with (
+            ollama_bench({"tiny": {"word_delay_s": 0.05}}) as one,
+            ollama_bench({"tiny": {}}) as two,
+        ):
             hosts = OllamaHosts([one.engine, two.engine], SystemClock())
             await asyncio.gather(*(collect(hosts, ask()) for _ in range(4)))
             counts = [len(await made.asked()) for made in (one, two)]
@@ -479,7 +442,7 @@ def test_the_least_busy_host_that_has_the_model_answers() -> None:
 
 def test_a_host_that_broke_is_passed_over_and_its_models_are_still_served() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as one, bench({"tiny": {}, "more": {}}) as two:
+        async with ollama_bench({"tiny": {}}) as one, ollama_bench({"tiny": {}, "more": {}}) as two:
             hosts = OllamaHosts([one.engine, two.engine], SystemClock())
             listed = {model.name for model in (await hosts.status()).models}
             assert listed == {"tiny:latest", "more:latest"}
@@ -497,7 +460,7 @@ def test_a_host_that_broke_is_passed_over_and_its_models_are_still_served() -> N
 
 def test_after_a_suspend_the_daemon_is_looked_at_before_it_is_believed() -> None:
     async def test() -> None:
-        async with bench({"tiny": {}}) as made:
+        async with ollama_bench({"tiny": {}}) as made:
             assert (await made.engine.status(max_age_s=3600)).ready
             await made.served.child.stop()
             assert (await made.engine.status(max_age_s=3600)).ready
@@ -509,7 +472,7 @@ def test_after_a_suspend_the_daemon_is_looked_at_before_it_is_believed() -> None
 
 def test_a_model_that_fell_back_to_the_cpu_is_told_and_reloaded_once() -> None:
     async def test() -> None:
-        async with bench({"big": {"loaded": True, "vram": 0}}) as made:
+        async with ollama_bench({"big": {"loaded": True, "vram": 0}}) as made:
             status = await made.engine.status()
             assert "on the CPU although the GPU has room: big:latest" in status.reason
             await collect(made.engine, ask(), "big")

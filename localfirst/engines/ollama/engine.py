@@ -19,14 +19,15 @@ from localfirst.engines import refusals
 from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.gap import Gap
 from localfirst.engines.ollama import guard
+from localfirst.engines.ollama.contexts import Contexts
 from localfirst.engines.ollama.daemon import Daemon
 from localfirst.engines.ollama.exchange import Exchange
 from localfirst.engines.ollama.gpu import GpuWatch
 from localfirst.engines.ollama.library import delete
 from localfirst.engines.ollama.listing import full_name, is_remote, models
 from localfirst.engines.queue import Line
-from localfirst.engines.wishes import said
 from localfirst.errors import (
+    Breakage,
     PrivacyRefused,
     UpstreamBroken,
     UpstreamError,
@@ -45,6 +46,7 @@ WIDTH = 16
 """Requests handed to the daemon at once for one model; it runs OLLAMA_NUM_PARALLEL of them."""
 
 STATUS_S = 1.8
+GONE_S, GONE_POLL_S = 10.0, 0.05
 
 
 class OllamaEngine:
@@ -66,8 +68,8 @@ class OllamaEngine:
         self._upstream = upstream
         self._clock = clock
         self._lines: dict[str, Line] = {}
-        self._contexts: dict[str, int] = {}
-        self._loaded_contexts: dict[str, int] = {}
+        self._contexts = Contexts(settings.local.num_ctx)
+        self._moved_at: dict[str, float] = {}
         self._known: dict[str, LocalModel] = {}
         self._gap = Gap(clock)
         self._gpus = GpuWatch(expects_gpu)
@@ -83,35 +85,53 @@ class OllamaEngine:
         """As `Backend.answer`."""
         name = target.model
         model = await self._model(name)
-        self._refuse_what_cannot_be(call, name, model)
+        await self._refuse_what_cannot_be(call, name, model)
         await self._settle_context(model)
         async with self._line(name).place() as place:
             async with aclosing(place.turn()) as turns:
                 async for queued in turns:
                     yield queued
-            if self._gpus.take_reload(full_name(name)):
+            # Whoever is being answered keeps the model where it is.
+            if self._line(name).load == 1 and self._gpus.take_reload(name):
                 yield Progress("loading", f"{name} again, on the GPU")
-                await self.daemon.unload(name)
+                await self._take_out(name)
             try:
                 async with aclosing(self._exchange(call, model, limits)) as events:
                     async for event in events:
                         yield event
                 return
             except UpstreamRefused as error:
-                if not self._grow(call, model, error):
+                if error.in_band or not self._contexts.grow(
+                    call, model, refusals.overflow(error.body)
+                ):
                     raise
             yield Progress("loading", f"{name} with a longer context")
             async with aclosing(self._exchange(call, model, limits)) as events:
                 async for event in events:
                     yield event
 
-    def _refuse_what_cannot_be(self, call: Call, name: str, model: LocalModel) -> None:
-        self._refuse_remote(model, local_only=call.local_only)
+    async def _refuse_what_cannot_be(self, call: Call, name: str, model: LocalModel) -> None:
+        await self._refuse_remote(model, local_only=call.local_only)
         if word := refusals.missing(model, call.needs):
             raise refusals.refuse_capability(name, word)
 
-    def _refuse_remote(self, model: LocalModel, *, local_only: bool) -> None:
-        if model.remote and (local_only or self._settings.privacy is Privacy.LOCAL_ONLY):
+    async def _refuse_remote(self, model: LocalModel, *, local_only: bool) -> None:
+        """
+        Refuse what would leave this machine.
+
+        Raises:
+            PrivacyRefused: the model runs in Ollama's cloud.
+            UpstreamBroken: nothing is known of the model, and the daemon does not say.
+        """
+        if not local_only and self._settings.privacy is not Privacy.LOCAL_ONLY:
+            return
+        remote = model.remote
+        if not remote and not model.digest:
+            try:
+                remote = bool((await self.daemon.show(model.name)).remote_host)
+            except UpstreamRefused:  # it has none of that name, and will say so
+                return
+        if remote:
             raise PrivacyRefused(f"`{model.name}` runs in Ollama's cloud, not on this machine")
 
     async def _settle_context(self, model: LocalModel) -> None:
@@ -120,22 +140,22 @@ class OllamaEngine:
 
         What is loaded is known from `/api/ps`, the model's own `num_ctx` from `/api/show`.
         """
-        if model.name in self._contexts or not model.digest or model.remote:
+        name = model.name
+        if self._contexts.known(name) or not model.digest or model.remote:
             return
-        size = max(
-            self._settings.local.num_ctx, self._loaded_contexts.get(full_name(model.name), 0)
-        )
-        if not size:
+        if not self._contexts.settle(name):
             try:
-                size = (await self.daemon.show(model.name)).num_ctx
+                own = (await self.daemon.show(name)).num_ctx
             except UpstreamError:
                 return
-        self._contexts[model.name] = size
+            if not self._contexts.settle(name, own):
+                self._contexts.keep_own(name)
 
     async def _exchange(
         self, call: Call, model: LocalModel, limits: Limits
     ) -> AsyncGenerator[Event, None]:
-        path, body, relay = self._request(call, model)
+        path, body, relay = await self._request(call, model)
+        key = full_name(model.name)
         exchange = Exchange(
             self.daemon,
             self._upstream,
@@ -146,14 +166,17 @@ class OllamaEngine:
             limits=limits,
             local_only=call.local_only,
             relay=relay,
+            others_moved_at=lambda: self._moved_at.get(key, -math.inf),
         )
         async with aclosing(exchange.events()) as events:
             async for event in events:
+                if not isinstance(event, Progress):
+                    self._moved_at[key] = self._clock.monotonic()
                 yield event
 
-    def _request(self, call: Call, model: LocalModel) -> tuple[str, bytes, bool]:
+    async def _request(self, call: Call, model: LocalModel) -> tuple[str, bytes, bool]:
         relay = call.relay and call.stream and call.dialect is Dialect.OLLAMA
-        num_ctx = self._context(call, model)
+        num_ctx = await self._context(call, model)
         if relay:
             body = call.body
             prompt = b'"messages"' not in body
@@ -164,43 +187,19 @@ class OllamaEngine:
         body = guard.prepared(body, model=model.name, num_ctx=num_ctx, drop_think=drop_think)
         return "/api/generate" if prompt else "/api/chat", body, relay
 
-    def _context(self, call: Call, model: LocalModel) -> int:
+    async def _context(self, call: Call, model: LocalModel) -> int:
         if model.remote:
             return 0
-        asked = said(call, "num_ctx")
-        size = guard.stable_context(
-            settled=self._contexts.get(model.name, self._settings.local.num_ctx),
-            asked=asked if isinstance(asked, int) else 0,
-            prompt_tokens=call.needs.prompt_tokens,
-            max_tokens=call.needs.max_tokens,
-            window=model.context_tokens,
-        )
-        if size:
-            self._contexts[model.name] = size
-        return size
-
-    def _grow(self, call: Call, model: LocalModel, error: UpstreamRefused) -> bool:
-        """Settle on a larger context after an overflow; False when the model has none."""
-        found = refusals.overflow(error.body)
-        if found is None or not found.prompt_tokens or error.in_band:
-            return False
-        size = guard.stable_context(
-            settled=max(found.context_tokens, self._contexts.get(model.name, 0)),
-            asked=0,
-            prompt_tokens=found.prompt_tokens,
-            max_tokens=call.needs.max_tokens,
-            window=model.context_tokens,
-        )
-        if size < found.prompt_tokens or size <= found.context_tokens:
-            return False
-        self._contexts[model.name] = size
-        return True
+        if self._contexts.grows(call, model):
+            # It may have been loaded with more meanwhile: less would be a reload, too.
+            await self.status(max_age_s=0)
+        return self._contexts.take(call, model)
 
     async def embed(
         self, model: str, texts: list[str], options: dict[str, Json]
     ) -> list[list[float]]:
         """As `Engine.embed`; too long a text is an error, never cut."""
-        self._refuse_remote(await self._model(model), local_only=False)
+        await self._refuse_remote(await self._model(model), local_only=False)
         body = {"model": model, "input": texts, "truncate": False} | {
             name: value for name, value in options.items() if name in {"dimensions", "options"}
         }
@@ -216,19 +215,34 @@ class OllamaEngine:
 
     async def load(self, model: str) -> None:
         """As `Engine.load`."""
-        size = self._contexts.get(model, self._settings.local.num_ctx)
+        size = self._contexts.of(model)
         options: dict[str, Json] = {"num_ctx": size} if size else {}
         await self.daemon.load(model, options, self._settings.timeouts.load_s)
         self.forget()
 
     async def unload(self, model: str) -> bool:
-        """As `Engine.unload`."""
-        loaded = {full_name(entry.name) for entry in await self.daemon.ps()}
+        """As `Engine.unload`; a list that a hanging runner holds back is not waited for."""
+        try:
+            loaded = {full_name(entry.name) for entry in await self.daemon.ps()}
+        except UpstreamBroken as error:
+            if error.breakage is not Breakage.FIRST_BYTE_TIMEOUT:
+                raise
+            loaded = {full_name(model)}
         if full_name(model) not in loaded:
             return False
         await self.daemon.unload(model)
         self.forget()
         return True
+
+    async def _take_out(self, model: str) -> None:
+        """Unload, and see it gone: a request that comes sooner joins the old runner."""
+        await self.daemon.unload(model)
+        deadline = self._clock.monotonic() + GONE_S
+        while self._clock.monotonic() < deadline:
+            loaded = {full_name(entry.name) for entry in await self.daemon.ps()}
+            if full_name(model) not in loaded:
+                return
+            await self._clock.sleep(GONE_POLL_S)
 
     async def delete(self, model: str) -> None:
         """
@@ -242,7 +256,10 @@ class OllamaEngine:
         self.forget()
 
     async def aclose(self) -> None:
-        """Nothing of ours is open: the upstream client is its owner's."""
+        """End a look that is under way; the upstream client is its owner's."""
+        if self._looking is not None and not self._looking.done():
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
 
     # --- what it has ------------------------------------------------------------------------------
 
@@ -284,7 +301,7 @@ class OllamaEngine:
             raise tags
         hangs = isinstance(loaded, BaseException)
         running = [] if isinstance(loaded, BaseException) else loaded
-        self._loaded_contexts = {full_name(entry.name): entry.context_length for entry in running}
+        self._contexts.see(running)
         listed = models(tags, running)
         on_cpu = self._gpus.look(listed)
         return EngineStatus(
@@ -325,12 +342,13 @@ class OllamaEngine:
         return sum(line.load for line in self._lines.values())
 
     def _line(self, name: str) -> Line:
-        if name not in self._lines:
+        key = full_name(name)
+        if key not in self._lines:
             local = self._settings.local
-            self._lines[name] = Line(
+            self._lines[key] = Line(
                 self._clock, width=WIDTH, limit=local.queue_limit, spill_s=local.queue_spill_s
             )
-        return self._lines[name]
+        return self._lines[key]
 
     def forget(self) -> None:
         """Look again before the next request."""

@@ -9,7 +9,9 @@ is not in `/api/ps`, it is loading.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from localfirst.engines.base import Limits
 from localfirst.engines.ollama.daemon import QUICK_S, Daemon
@@ -31,7 +33,12 @@ ERROR_BYTES = 2**20
 
 
 class Exchange:
-    """One request to one daemon; `events` is read once."""
+    """
+    One request to one daemon; `events` is read once.
+
+    *others_moved_at* tells the monotonic instant at which the daemon last said something
+    to another request for the same model: it answers few at once, and the rest wait in it.
+    """
 
     def __init__(
         self,
@@ -45,6 +52,7 @@ class Exchange:
         limits: Limits,
         local_only: bool,
         relay: bool,
+        others_moved_at: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._daemon = daemon
         self._upstream = upstream
@@ -55,6 +63,7 @@ class Exchange:
         self._limits = limits
         self._local_only = local_only
         self._relay = relay
+        self._others_moved_at = others_moved_at
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """
@@ -89,28 +98,23 @@ class Exchange:
     async def _while_loading(
         self, sending: asyncio.Future[UpstreamResponse]
     ) -> AsyncGenerator[Progress, None]:
-        started = self._clock.monotonic()
-        loaded_at: float | None = None
-        strikes = 0
+        watch = _Watch(self._model, self._limits, self._clock, self._others_moved_at)
         while True:
             await asyncio.wait({sending}, timeout=LOOK_EVERY_S)
             if sending.done():
                 return
-            seen = await self._look()
-            now = self._clock.monotonic()
-            strikes = strikes + 1 if seen is None else 0
-            if strikes >= STRIKES:
-                raise UpstreamBroken(Breakage.ENGINE_DIED, "the daemon no longer answers")
-            if seen == "loading" and loaded_at is None:
-                if now - started > self._limits.load_s:
-                    waited = f"`{self._model}` was not loaded after {self._limits.load_s:g} s"
-                    raise UpstreamBroken(Breakage.FIRST_BYTE_TIMEOUT, waited)
-                yield Progress("loading", self._model)
-            elif loaded_at is None:
-                loaded_at = now
-            elif now - loaded_at > self._limits.first_token_s:
-                waited = f"no token {self._limits.first_token_s:g} s after the load"
-                raise UpstreamBroken(Breakage.FIRST_TOKEN_TIMEOUT, waited)
+            looking = asyncio.ensure_future(self._look())
+            both: set[asyncio.Future[Any]] = {sending, looking}
+            try:
+                # A list that is held back must not hold back an answer that has come.
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    return
+                progress = watch.judged(looking.result())
+            finally:
+                looking.cancel()
+            if progress is not None:
+                yield progress
 
     async def _look(self) -> str | None:
         """Either "loading", "loaded", "silent" (a runner holds the list back) or no daemon."""
@@ -135,6 +139,51 @@ class Exchange:
                 yield event
         finally:
             await response.aclose()
+
+
+class _Watch:
+    """What the looks beside a request that waits add up to; raises when waiting is in vain."""
+
+    def __init__(
+        self, model: str, limits: Limits, clock: Clock, others_moved_at: Callable[[], float]
+    ) -> None:
+        self._model = model
+        self._limits = limits
+        self._clock = clock
+        self._others_moved_at = others_moved_at
+        self._started = clock.monotonic()
+        self._looked = self._started
+        self._loaded_at: float | None = None
+        self._strikes = 0
+
+    def judged(self, seen: str | None) -> Progress | None:
+        """
+        Take in what `Exchange._look` saw; something to tell, or None.
+
+        Raises:
+            UpstreamBroken: no daemon, a load or a first token that takes too long.
+        """
+        before, self._looked = self._looked, self._clock.monotonic()
+        self._strikes = self._strikes + 1 if seen is None else 0
+        if self._strikes >= STRIKES:
+            raise UpstreamBroken(Breakage.ENGINE_DIED, "the daemon no longer answers")
+        if seen == "loading":  # perhaps again: a dead runner is listed until it is needed
+            self._loaded_at = None
+            return self._loading()
+        if self._loaded_at is None:
+            self._loaded_at = self._looked
+        moved_at = self._others_moved_at()
+        self._loaded_at = max(self._loaded_at, moved_at)
+        if self._looked - self._loaded_at > self._limits.first_token_s:
+            waited = f"no token {self._limits.first_token_s:g} s after the load"
+            raise UpstreamBroken(Breakage.FIRST_TOKEN_TIMEOUT, waited)
+        return Progress("queued", "others are answered first") if moved_at > before else None
+
+    def _loading(self) -> Progress:
+        if self._looked - self._started > self._limits.load_s:
+            waited = f"`{self._model}` was not loaded after {self._limits.load_s:g} s"
+            raise UpstreamBroken(Breakage.FIRST_BYTE_TIMEOUT, waited)
+        return Progress("loading", self._model)
 
 
 async def _abandon(sending: asyncio.Future[UpstreamResponse]) -> None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from localfirst.engines.base import LocalModel
+from localfirst.engines.ollama.listing import full_name
 
 log = logging.getLogger("localfirst.engines")
 
@@ -36,16 +37,16 @@ class GpuWatch:
             if model.loaded and not model.loaded_vram_bytes and self._expected(model.name)
         ]
         for name in lost:
-            if name not in self._told:
+            if full_name(name) not in self._told:
                 log.warning("`%s` runs on the CPU although the GPU has room for it", name)
-                self._told.add(name)
-                self._reload.add(name)
-        self._reload.intersection_update(lost)
+                self._told.add(full_name(name))
+                self._reload.add(full_name(name))
+        self._reload.intersection_update(map(full_name, lost))
         return f"on the CPU although the GPU has room: {', '.join(lost)}" if lost else ""
 
     def take_reload(self, name: str) -> bool:
         """True once for a model that should be loaded again."""
-        if name not in self._reload:
+        if full_name(name) not in self._reload:
             return False
-        self._reload.discard(name)
+        self._reload.discard(full_name(name))
         return True

@@ -49,9 +49,13 @@ def prepared(body: bytes, *, model: str, num_ctx: int, drop_think: bool = False)
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     fields |= {"model": _raw(model), "stream": _raw(True)}
     fields |= {"truncate": _raw(False), "shift": _raw(False)}
+    options = msgspec.json.decode(fields.get("options") or b"{}", type=dict[str, msgspec.Raw])
+    # Zero and less would be taken for four tokens.
+    options.pop("num_ctx", None)
     if num_ctx:
-        options = msgspec.json.decode(fields.get("options") or b"{}", type=dict[str, msgspec.Raw])
-        fields["options"] = _raw(options | {"num_ctx": _raw(num_ctx)})
+        options["num_ctx"] = _raw(num_ctx)
+    if options or "options" in fields:
+        fields["options"] = _raw(options)
     if drop_think:
         fields.pop("think", None)
     return msgspec.json.encode(fields)

@@ -12,7 +12,7 @@ import msgspec
 from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.ollama.engine import OllamaEngine
 from localfirst.engines.ollama.listing import full_name
-from localfirst.errors import Breakage, UpstreamBroken
+from localfirst.errors import Breakage, UpstreamBroken, UpstreamRefused
 from localfirst.events import Event, Opened
 from localfirst.types import Call, Clock, Json, Target
 
@@ -33,7 +33,7 @@ class OllamaHosts:
         self, call: Call, target: Target, limits: Limits
     ) -> AsyncGenerator[Event, None]:
         """
-        As `Backend.answer`; a host that breaks before it answered makes way for the next.
+        As `Backend.answer`; a host that fails before it answered makes way for the next.
 
         Raises:
             UpstreamError: of the last host that was tried.
@@ -48,7 +48,9 @@ class OllamaHosts:
                         opened = opened or isinstance(event, Opened)
                         yield event
                 return
-            except UpstreamBroken:
+            except (UpstreamBroken, UpstreamRefused) as error:
+                if isinstance(error, UpstreamRefused) and error.status < 500:
+                    raise  # the request's own fault is one everywhere
                 self._resting[engine.daemon.endpoint] = self._clock.monotonic() + REST_S
                 if opened or engine is engines[-1]:
                     raise
@@ -57,7 +59,8 @@ class OllamaHosts:
 
     async def _ranked(self, model: str) -> list[OllamaEngine]:
         """
-        Hosts in the order they are asked: those with the model, loaded before not, idle first.
+        Hosts in the order they are asked: the idle before the busy, loaded before not. Those
+        without the model are asked only where nobody has it, so that one says so.
 
         Raises:
             UpstreamBroken: none of them answers.
@@ -72,11 +75,13 @@ class OllamaHosts:
             rests = self._resting.get(engine.daemon.endpoint, 0.0) > now
             loaded = found is not None and found.loaded
             going = self._going[engine.daemon.endpoint]
-            order = (rests, found is None, going, not loaded, place)
+            order = (found is None, rests, going, not loaded, place)
             ranked.append((order, engine))
         if not ranked:
             raise UpstreamBroken(Breakage.CONNECT_REFUSED, "none of the Ollama hosts answers")
-        return [engine for _, engine in sorted(ranked, key=lambda pair: pair[0])]
+        ranked.sort(key=lambda pair: pair[0])
+        lacks = ranked[0][0][0]
+        return [engine for order, engine in ranked if order[0] is lacks]
 
     async def embed(
         self, model: str, texts: list[str], options: dict[str, Json]
@@ -91,10 +96,17 @@ class OllamaHosts:
     async def unload(self, model: str) -> bool:
         """As `Engine.unload`, at every host."""
         ready = await self._ranked(model)
-        return any(await asyncio.gather(*(engine.unload(model) for engine in ready)))
+        gone = await asyncio.gather(
+            *(engine.unload(model) for engine in ready), return_exceptions=True
+        )
+        for found in gone:
+            if isinstance(found, BaseException) and True not in gone:
+                raise found
+        return True in gone
 
     async def aclose(self) -> None:
-        """Nothing is ours."""
+        """Nothing of theirs is ours to stop."""
+        await asyncio.gather(*(engine.aclose() for engine in self._engines))
 
     async def status(self, *, max_age_s: float = 2.0) -> EngineStatus:
         """All hosts as one: ready when one is; a model is listed once."""
