@@ -48,6 +48,8 @@ class LocalFirstError(Exception):
     exit_code = 1
     attempts: tuple[Attempt, ...] = ()
     """What was tried before it came to this; filled by the cascade for any error it raises."""
+    egress: tuple[str, ...] | None = None
+    """Who outside was sent the request, as far as the cascade knows; one's own server is not."""
 
     def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         super().__init__(message)

@@ -153,6 +153,7 @@ class Climb:
                     return
         except LocalFirstError as error:
             error.attempts = error.attempts or tuple(self.attempts)
+            error.egress = tuple(dict.fromkeys(self.egress))
             if isinstance(error, Unavailable | DeadlineExceeded) and self.cascade.alarm is not None:
                 self.cascade.alarm.exhausted(self.attempts, self._prompt())
             await self._settle()

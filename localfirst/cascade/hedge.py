@@ -61,6 +61,7 @@ async def _winner(race: list[tuple[Climb, asyncio.Task[Answer]]]) -> Answer:
     error = race[0][1].exception()
     if isinstance(error, LocalFirstError):
         error.attempts = tuple(attempt for climb, _ in race for attempt in climb.attempts)
+        error.egress = tuple(dict.fromkeys(name for climb, _ in race for name in climb.egress))
     return race[0][1].result()
 
 

@@ -68,7 +68,9 @@ def attempt_headers(error: LocalFirstError, request_id: str) -> Headers:
     if attempts is None:
         return facts
     sent = [one for one in attempts if one.sent]
-    egress = dict.fromkeys(one.provider for one in sent if one.provider not in AT_HOME)
+    egress = error.egress
+    if egress is None:
+        egress = tuple(dict.fromkeys(one.provider for one in sent if one.provider not in AT_HOME))
     trail = ",".join(f"{one.provider}={one.outcome}" for one in attempts)
     return [
         *facts,

@@ -209,6 +209,8 @@ def test_the_only_candidate_is_asked_again_although_it_failed_a_moment_ago(bench
     for count in (2, 4):
         told = bench.ask("never-ejected")
         assert told.status == 503 and told.attempts == 2
+        # A server that its user named is this machine's own, also when it fails.
+        assert told.headers["x-localfirst-egress"] == "none"
         assert bench.sent("never-ejected") == count
 
 
