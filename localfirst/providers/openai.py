@@ -7,7 +7,9 @@ import msgspec
 from localfirst.errors import UpstreamNonsense
 from localfirst.events import Event
 from localfirst.providers.cloud import CloudBackend, Encoded, Reader
-from localfirst.types import Call, Dialect, Json
+from localfirst.providers.spec import Provider
+from localfirst.transport.upstream import UpstreamClient
+from localfirst.types import Call, Clock, Dialect, Json
 from localfirst.wire.openai import events, requests
 from localfirst.wire.quirks import Quirks
 
@@ -19,6 +21,11 @@ class OpenAIBackend(CloudBackend):
 
     dialect = Dialect.OPENAI
     path = "/chat/completions"
+
+    def __init__(self, provider: Provider, upstream: UpstreamClient, clock: Clock) -> None:
+        super().__init__(provider, upstream, clock)
+        # The catalogue's clouds are known to end their streams; a server of the user's is not.
+        self._habits = events.Habits() if provider.custom else None
 
     def encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
         """The caller's own bytes with what must change, or the decoded request anew."""
@@ -35,6 +42,7 @@ class OpenAIBackend(CloudBackend):
             relay=relay,
             strip_usage=relay and not requests.wants_usage(call.body),
             done_required=quirks.done_required,
+            habits=self._habits,
         )
 
     def whole(self, body: bytes, relay: bool) -> list[Event]:

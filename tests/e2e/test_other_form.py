@@ -1,4 +1,7 @@
-"""Clouds that stream although nobody asked, or do not although they were asked."""
+"""
+Clouds that stream although nobody asked, or do not although they were asked, or never say that
+they are done.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +36,19 @@ def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         f'dialect = "{kind}"\n'
         for kind in ("openai", "anthropic")
     )
-    config = 'order = ["openaibox", "anthropicbox"]\n' + sections
+    sections += f'[providers.silent]\nbase_url = "{cloud.base_url("silent")}"\nmodel = "m"\n'
+    config = 'order = ["openaibox", "anthropicbox", "silent", "groq"]\n' + sections
     folder = tmp_path_factory.mktemp("house")
-    with house(folder, config=config, LOCALFIRST_LOCAL_ENGINE="none") as running:
+    groq = {"GROQ_API_KEY": "gsk_0a1B2c3D4e5F6g7H", "GROQ_BASE_URL": cloud.base_url("groq")}
+    with house(folder, config=config, LOCALFIRST_LOCAL_ENGINE="none", **groq) as running:
         yield running
 
 
-def answers(cloud: FakeCloud, dialect: str, *, stream: bool) -> None:
-    """Let the cloud answer the next request in this form, whatever it asks for."""
+def answers(cloud: FakeCloud, dialect: str, *, stream: bool, unsaid: int = 0) -> None:
+    """Let the cloud answer the next request in this form, without the *unsaid* last events."""
     cloud.reset()
-    kind, body = "text/event-stream", b"".join(cloud_answers.events(dialect, {}, "m"))
+    events = cloud_answers.events(dialect, {}, "m")
+    kind, body = "text/event-stream", b"".join(events[: len(events) - unsaid])
     if not stream:
         kind, body = "application/json", json.dumps(cloud_answers.whole(dialect, {}, "m")).encode()
     head = f"HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -77,3 +83,23 @@ def test_a_whole_answer_is_made_of_a_stream(at: House, cloud: FakeCloud, dialect
         answers(cloud, dialect, stream=True)
         (block,) = native.messages.create(model=model, messages=HI, max_tokens=9).content
         assert block.type == "text" and block.text == HELLO
+
+
+def test_a_server_of_ones_own_may_leave_out_the_terminator_as_long_as_it_always_does(
+    at: House, cloud: FakeCloud
+) -> None:
+    def asked(model: str, unsaid: int) -> str:
+        answers(cloud, "openai", stream=True, unsaid=unsaid)
+        with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
+            chunks = client.chat.completions.create(model=model, messages=HI, stream=True)
+            parts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
+        return "".join(parts)
+
+    for _ in range(2):
+        assert asked("silent/m", 1) == HELLO
+    with pytest.raises(openai.APIError):
+        asked("silent/m", 4)  # without a finish reason it is cut
+    assert asked("silent/m", 0) == HELLO
+    for model in ("silent/m", "groq/m"):
+        with pytest.raises(openai.APIError):
+            asked(model, 1)

@@ -259,6 +259,20 @@ def test_done_without_a_finish_reason_ends_an_answer_that_said_something() -> No
     fails(HELLO + STOP, UpstreamBroken)
 
 
+@pytest.mark.parametrize("relay", [False, True], ids=["read", "relay"])
+def test_a_server_that_never_wrote_a_terminator_is_believed_until_it_did(relay: bool) -> None:
+    habits = openai.Habits()
+
+    def concludes(raw: bytes) -> bool:
+        return hear(openai.StreamReader(relay=relay, habits=habits), [raw]).complete
+
+    assert concludes(HELLO + STOP) and not concludes(HELLO)
+    assert not concludes(calls(piece('{"n":', index=0, id="a", name="f")) + STOP)
+    assert concludes(HELLO + STOP)
+    assert concludes(HELLO + STOP + DONE)
+    assert not concludes(HELLO + STOP)
+
+
 def test_of_several_answers_the_first_is_read_and_all_are_handed_through() -> None:
     def both(one: str, two: str) -> bytes:
         made = [{"index": i, "delta": {"content": text}} for i, text in enumerate((one, two))]

@@ -42,6 +42,12 @@ _BESIDE = frozenset({"ping", "heartbeat", "keepalive", "keep-alive"})
 """Events of proxies that only keep a connection alive, with whatever in them."""
 
 
+class Habits(msgspec.Struct):
+    """How one server has been seen to behave: whether its streams end with `[DONE]`."""
+
+    ends_with_done: bool = False
+
+
 class StreamReader:
     """
     Reads one stream.
@@ -51,19 +57,26 @@ class StreamReader:
         strip_usage: leave out the usage chunk from relayed bytes, for a client that did not
             ask for it (clients that index `choices[0]` break on it).
         done_required: a stream that finished but has no `[DONE]` counts as cut.
+        habits: of a server that is not known; it need not write `[DONE]` before it once did
+            (Perplexity and ik_llama.cpp never do), but a finish reason.
 
     An error that follows events in the same read is raised by the next `feed` or `close`,
     so that what came before it is not lost; `failure` shows it at once.
     """
 
     def __init__(
-        self, relay: bool = False, *, strip_usage: bool = False, done_required: bool = True
+        self,
+        relay: bool = False,
+        *,
+        strip_usage: bool = False,
+        done_required: bool = True,
+        habits: Habits | None = None,
     ) -> None:
         self._frames = SseDecoder()
         self._so_far = Conclusion()
         self._relay = relay
         self._strip_usage = strip_usage
-        self._done_required = done_required
+        self._habits = habits or Habits(done_required)
         self._began = False
         self._over = False
         self.failure: UpstreamError | None = None
@@ -97,7 +110,7 @@ class StreamReader:
             return events
         if self.failure is not None:
             raise self.failure
-        if not self._done_required and self._so_far.reason is not None:
+        if not self._habits.ends_with_done and self._so_far.reason is not None:
             return [*events, *self._end(b"", False)]
         raise unfinished(self._began, rest, "[DONE]")
 
@@ -129,6 +142,7 @@ class StreamReader:
         if self._relay and self._passes(frame, batch):
             return
         if data.strip() == b"[DONE]":
+            self._habits.ends_with_done = True
             batch.events += self._end(b"".join(batch.raw), batch.content)
             batch.raw.clear()
             return
