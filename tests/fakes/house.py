@@ -18,8 +18,9 @@ STOP_S = 15.0
 class House:
     """A running gateway: where it listens, and what it has said so far."""
 
-    def __init__(self, child: subprocess.Popen[str]) -> None:
+    def __init__(self, child: subprocess.Popen[str], folder: Path) -> None:
         self.child = child
+        self.folder = folder
         self.said: list[str] = []
         self.url = ""
         self._ready = threading.Event()
@@ -77,7 +78,7 @@ def house(folder: Path, *, config: str = "", **environ: str) -> Iterator[House]:
             **environ,
         },
     )
-    made = House(child)
+    made = House(child, folder)
     try:
         made.wait()
         yield made
