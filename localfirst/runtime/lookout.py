@@ -15,6 +15,7 @@ import msgspec
 
 from localfirst.cascade.plan import ProviderView, World
 from localfirst.engines.base import Engine, EngineStatus
+from localfirst.engines.gap import Gap
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.recommend import Choice
 from localfirst.machine.serverless import Verdict
@@ -52,6 +53,8 @@ class Lookout:
         self._last_resort = last_resort
         self._status: EngineStatus | None = None
         self._looked = float("-inf")
+        self._gap = Gap(clock)
+        self._changes = 0
         self._refreshing: asyncio.Task[None] | None = None
         self._world = World(
             order=settings.order,
@@ -99,8 +102,11 @@ class Lookout:
     def forget(self) -> None:
         """Something changed at the engine (a model came or went): look again next time."""
         self._looked = float("-inf")
+        self._changes += 1
 
     async def _engine_status(self) -> EngineStatus:
+        if self._gap.passed():  # nothing that was seen before a suspend is known now
+            self.forget()
         age = self._clock.monotonic() - self._looked
         if self._status is None or age > STALE_S:
             await self._refresh()
@@ -110,9 +116,10 @@ class Lookout:
         return self._status
 
     async def _refresh(self) -> None:
-        forgotten = self._looked == float("-inf")
+        forgotten, changes = self._looked == float("-inf"), self._changes
         status = await self._engine.status(max_age_s=0.0 if forgotten else FRESH_S)
-        self._looked = self._clock.monotonic()
+        if changes == self._changes:  # else what was seen is older than the last change
+            self._looked = self._clock.monotonic()
         if status != self._status:
             self._status = status
 
