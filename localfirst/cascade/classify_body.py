@@ -33,7 +33,13 @@ _INNER_KEYS = (
 _FIELD_IN_TEXT = re.compile(
     r"(?:unknown name|unknown parameter:?|unrecognized request argument supplied:?|"
     r"unsupported parameter:?|unexpected keyword argument|property|parameter:?|field:?)\s+"
-    r"[\"'`]([A-Za-z_][\w.\[\]]{0,60})[\"'`]",
+    r"[\"'`](?P<named>[A-Za-z_][\w.\[\]]{0,60})[\"'`]"
+    # The field first: Anthropic's `top_k: Extra inputs are not permitted`, and quoted ones.
+    r"|(?:^|[\s'\"])(?P<first>[a-z_][\w.\[\]]{0,60}): extra inputs are not permitted"
+    r"|[\"'`](?P<quoted>[a-z_][\w.\[\]]{0,60})[\"'`] (?:parameter |field |property |argument )?"
+    r"(?:is|are) (?:not (?:supported|allowed|permitted)|unsupported|deprecated|no longer)"
+    # A validator's list printed by Python (vLLM).
+    r"|'loc': [(\[]'body', '(?P<loc>[a-z_]\w{0,60})'",
     re.IGNORECASE,
 )
 _NOT_FIELDS = {"quota", "null", "none", ""}
@@ -210,8 +216,8 @@ def _note_headers(value: dict[str, Json], found: _Found) -> None:
 
 def _field_in(messages: list[str]) -> str:
     for text in messages:
-        if named := _FIELD_IN_TEXT.search(text):
-            return named[1]
+        if found := _FIELD_IN_TEXT.search(text):
+            return next(name for name in found.groups() if name)
     return ""
 
 

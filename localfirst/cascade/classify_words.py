@@ -288,7 +288,13 @@ RESPONSE = _any(
     r"empty (?:response|completion|content)",
 )
 CAPABILITY = _any(
-    r"does not support (?:tools|thinking|images?|vision|insert|chat|generate|completion)\b",
+    r"(?:does|do) not support (?:the )?(?:use of )?(?:tools?|thinking|reasoning|images?|vision|"
+    r"insert|chat|generate|completion|audio|files?|documents?|pdfs?|multi-?modal|streaming|system|"
+    r"developer|functions?|json[- _]?(?:mode|schema|object)|structured[- _]outputs?|"
+    r"response[- _]format|parallel)",
+    r"response_format.{0,60}(?:not supported|unsupported|unavailable)",
+    r"image input is not supported",
+    r"(?:tool|function)s? (?:use|calls?|calling) (?:is|are) not (?:supported|available|enabled)",
     r"^this backend does not support ",
     r"(?:tools|images?|vision) (?:are|is) not supported by this model",
 )

@@ -40,9 +40,11 @@ _OF_MESSAGES = frozenset(
 _UNSUPPORTED = re.compile(
     r"unknown|unsupported|unrecogni[sz]ed|unexpected|extra[_ ](inputs|forbidden|fields)|"
     r"not (supported|permitted|allowed|a valid (field|parameter))|no longer supported|"
-    r"(does|do) not support|is deprecated|cannot find field|isn't supported",
+    r"(does|do) not support|is deprecated|cannot find field|isn't supported|is unavailable",
     re.IGNORECASE,
 )
+# A schema that a model cannot be held to is asked for in words; it is never left out.
+_SCHEMA = re.compile(r"json[_ ]?schema|response[_ ]format|structured[_ ]outputs?", re.IGNORECASE)
 
 _THINKING = b'"thinkingConfig"'
 
@@ -69,7 +71,8 @@ class Learned:
         Learn from a refusal of *sent*; whether there was anything new to learn.
 
         Only 400 and 422 that complain of a field's presence count, and only fields that
-        were sent. Gemini complains of thinking without naming the field.
+        were sent. Gemini complains of thinking without naming the field. A model that takes
+        no schema is asked in words from then on.
         """
         thinking = _THINKING in sent and b"hinking" in refused.body
         said = thinking or _UNSUPPORTED.search(_text(refused.body))
@@ -80,9 +83,12 @@ class Learned:
             return False
         known = self._by_model.get(model, NONE)
         new = known
+        if b'"json_schema"' in sent and _SCHEMA.search(_text(refused.body)):
+            new = merge(new, Quirks(json_schema=False))
         for path in named_fields(refused.body) or ["thinkingConfig"] * thinking:
             new = merge(new, _lesson(path, refused.body, sent))
-        if new == known or len(new.drop) > FIELDS_MOST or len(self._by_model) >= MODELS_MOST:
+        full = model not in self._by_model and len(self._by_model) >= MODELS_MOST
+        if new == known or len(new.drop) > FIELDS_MOST or full:
             return False
         self._by_model[model] = new
         return True

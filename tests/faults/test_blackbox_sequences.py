@@ -30,7 +30,8 @@ backoff_s = [0.1, 0.2]
 # Tests with one provider and a good one behind it, and those with one alone.
 PAIRS = (
     "field", "retry-after", "quota-header", "day-quota", "hangup", "concurrent", "half-open",
-    "probe-hang", "fallback", "privacy", "nothing-new", "two-fields", "tokens-header",
+    "probe-hang", "fallback", "privacy", "nothing-new", "two-fields", "tokens-header", "schema",
+    "unable",
 )  # fmt: skip
 ALONE = ("short-wait", "never-ejected", "busy", "deadline", "alone-hang")
 KEYED = ("rate-keys", "bad-key", "turns", "all-keys", "payment")
@@ -137,6 +138,39 @@ def test_a_field_that_is_refused_once_more_ends_the_ladder_with_both_requests_to
     assert told.status == 400
     assert told.trail == "two-fields=invalid_request,two-fields=invalid_request"
     assert told.attempts == bench.sent("two-fields") == 2
+
+
+FORM = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "town",
+        "schema": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+
+
+def test_a_model_that_takes_no_schema_is_asked_in_words(bench: Bench) -> None:
+    no = status(400, "This model does not support response format `json_schema`.")
+    bench.cloud.script(no, {"do": "ok", "text": '{"city": "Bonn"}', "times": -1}, part="schema")
+    for trail in ("schema=invalid_request,schema=ok", "schema=ok"):
+        told = bench.ask("schema", stream=False, response_format=FORM)
+        assert (told.status, told.text, told.trail) == (200, '{"city": "Bonn"}', trail)
+    asked = [one["body"] for one in bench.cloud.requests("schema")]
+    assert [one["response_format"]["type"] for one in asked] == [
+        "json_schema", "json_object", "json_object",
+    ]  # fmt: skip
+    assert all('"city"' in one["messages"][0]["content"] for one in asked[1:])
+
+
+def test_what_a_model_cannot_do_the_next_one_is_asked(bench: Bench) -> None:
+    bench.cloud.script(status(400, "m does not support tool use", times=-1), part="unable")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    told = bench.ask("unable", tools=tools)
+    assert told.trail == "unable=invalid_request,good=ok"
 
 
 # --- keys ----------------------------------------------------------------------------------
