@@ -61,9 +61,9 @@ class Conclusion:
         Take one piece of a call; the event for it, or None when it adds nothing.
 
         Some providers send no id, repeat it, give one id to several calls, or send an empty
-        name with later pieces; the event carries id and name exactly once, and an id is made
-        up where none came. Without a number of its own (`numbered`) a piece belongs to the
-        call of its id.
+        name with the first or with later pieces; the event carries id and name exactly once,
+        as soon as there is a name, and an id is made up where none came. Without a number of
+        its own (`numbered`) a piece belongs to the call of its id.
         """
         self.said = True
         slot = self._slots.get(index)
@@ -74,12 +74,13 @@ class Conclusion:
             call = Pieces(identifier, self._own_id(identifier), name)
             call.arguments.append(arguments)
             self.calls.append(call)
-            return ToolCallDelta(slot, call.id, name, arguments)
+            return ToolCallDelta(slot, call.id, name, arguments) if name else None
         call = self.calls[slot]
         call.arguments.append(arguments)
-        late = "" if call.name else name
-        call.name = call.name or name
-        return ToolCallDelta(slot, "", late, arguments) if arguments or late else None
+        if not call.name and name:
+            call.name = name
+            return ToolCallDelta(slot, call.id, name, "".join(call.arguments))
+        return ToolCallDelta(slot, "", "", arguments) if arguments and call.name else None
 
     def _is_another(self, slot: int, identifier: str, name: str, arguments: str) -> bool:
         """
@@ -93,7 +94,9 @@ class Conclusion:
             return False
         if identifier and call.given:
             return True
-        return call.begun and call.whole and bool(arguments.strip() or name != call.name)
+        if not call.name or not (call.begun and call.whole):
+            return False
+        return bool(arguments.strip()) or name != call.name
 
     def _own_id(self, identifier: str) -> str:
         """An id that no other call has: clients and clouds match results by it, turns later."""

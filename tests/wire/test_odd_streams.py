@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from localfirst.errors import UpstreamBroken, UpstreamNonsense, UpstreamRefused
-from localfirst.events import FinishReason
+from localfirst.events import FinishReason, ToolCallDelta
 from localfirst.types import Json
 from localfirst.wire.openai import events as openai
 from tests.wire.support import Heard, dumps, hear, sliced
@@ -382,6 +382,23 @@ def test_an_id_that_comes_late_or_changes_in_every_piece_is_the_first() -> None:
     changing = calls(piece("", index=0, id="a", name="f")) + calls(piece(ONE, index=0, id="b"))
     (call,) = ends_well(changing + DONE).calls
     assert (call.id, call.arguments) == ("a", ONE)
+
+
+def test_a_call_is_shown_when_its_name_is_known_and_whole() -> None:
+    raw = (
+        calls(piece("", index=0, id="a", name=""))
+        + calls(piece('{"n":', index=0))
+        + calls(piece(" 1", index=0, id="a", name="f"))
+        + calls(piece("}", index=0))
+    )
+    found = ends_well(raw + delta(finish="tool_calls") + DONE)
+    assert [(call.id, call.name, call.arguments) for call in found.calls] == [("a", "f", ONE)]
+    first = next(event for event in found.events if isinstance(event, ToolCallDelta))
+    assert (first.id, first.name, first.arguments) == ("a", "f", '{"n": 1')
+    last = calls(piece(ONE, index=0)) + calls(piece("", index=0, name="f"))
+    assert [(c.name, c.arguments) for c in ends_well(last + DONE).calls] == [("f", ONE)]
+    assert not heard(calls(piece("", index=0, id="a", name=""))).committed
+    fails(calls(piece(ONE, index=0, id="a", name="")) + DONE, UpstreamNonsense)
 
 
 def test_the_old_single_function_call_is_a_tool_call() -> None:
