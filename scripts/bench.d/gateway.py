@@ -1,12 +1,13 @@
 """
 What the gateway costs beside its upstream: relayed JSON, latency, first token, CPU per chunk.
 
-A model server in C (gcc) answers on one core together with the load; the gateway has the
-other one, and so has nginx as a plain reverse proxy where it is installed. Rounds are
-interleaved and medians printed, with the ratios that matter. Without `wrk` a loader in
-Python takes its place, and is itself the limit.
+A model server in C (gcc) answers on one core together with the load (wrk); the gateway has the
+other one, and so have nginx as a plain reverse proxy and, with `--rivals`, LiteLLM and Portkey.
+Rounds are interleaved and medians printed, with the ratios that matter and their budgets. The
+first token is asked for by one client, in turns everywhere, of a server that writes one token
+at a time. Without `wrk` a loader in Python takes its place, and is itself the limit.
 
-    python scripts/bench.d/gateway.py [--rounds 3] [--seconds 3] [--clients 16] [--profile]
+    python scripts/bench.d/gateway.py [--rounds 5] [--seconds 2] [--rivals] [--profile]
 """
 
 from __future__ import annotations
@@ -24,176 +25,69 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import psutil
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+import rivals
+from rig import CORES, ENDS, Place, alone, gateway, mock, nginx, pinned
 
 MESSAGES = [{"role": "user", "content": "hello there, how are you today?"}]
 ASKED = json.dumps({"model": "auto", "messages": MESSAGES}, separators=(",", ":"))
-STREAMED = ASKED[:-1] + ',"stream":true}'
 CHUNKS = 100
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-SERVE = """
-import sys
-from localfirst import config
-from localfirst.gateway.server import serve
-sys.exit(serve(config.load().settings, say=lambda line: print(line, flush=True)))
-"""
-PROFILED = """
-import cProfile, pstats, sys
-from localfirst import config
-from localfirst.gateway.server import serve
-profile = cProfile.Profile()
-profile.runcall(serve, config.load().settings, say=lambda line: print(line, flush=True))
-pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(45)
-"""
-
-CONFIG = """
-order = ["mock"]
-[providers.mock]
-base_url = "http://127.0.0.1:{port}/v1"
-model = "m"
-keys = ["env:MOCK_API_KEY"]
-concurrency = 4096
-[gateway]
-port = 0
-"""
-
-NGINX = """
-daemon off; master_process off; worker_processes 1; pid {folder}/pid; error_log stderr crit;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; client_body_temp_path {folder}/a; proxy_temp_path {folder}/b;
-  fastcgi_temp_path {folder}/c; uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
-  keepalive_requests 100000000;
-  upstream mock {{ server 127.0.0.1:{mock}; keepalive 512; keepalive_requests 100000000; }}
-  server {{
-    listen 127.0.0.1:{port} backlog=1024;
-    location / {{
-      proxy_pass http://mock; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_buffering off;
-    }}
-  }}
-}}
-"""
+BURST = ASKED[:-1] + f',"stream":true,"max_tokens":{CHUNKS}}}'
+PACED = ASKED[:-1] + ',"stream":true,"max_tokens":3,"seed":2000}'
+FIRST_ROUNDS = 15
+FIRST_EACH = 20
 
 
-def pinned(core: int) -> list[str]:
-    """The words before a command that keep it on a core."""
-    if len(CORES) < 2 or shutil.which("taskset") is None:
-        return []
-    return ["taskset", "-c", str(CORES[core])]
+class Found(NamedTuple):
+    """One place in one round, or its medians."""
+
+    rate: float
+    request_us: float
+    one_ms: float
+    chunk_us: float
+    waited: float
 
 
-@contextlib.contextmanager
-def running(argv: list[str], core: int, **options: object) -> Iterator[subprocess.Popen[str]]:
-    child = subprocess.Popen([*pinned(core), *argv], text=True, **options)  # type: ignore[call-overload]
-    try:
-        yield child
-    finally:
-        child.terminate()
-        child.wait()
+def request(place: Place, body: str) -> bytes:
+    fields = {"host": f"127.0.0.1:{place.port}", "content-type": "application/json"}
+    fields |= {"content-length": str(len(body))} | dict(place.headers)
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST /v1/chat/completions HTTP/1.1\r\n{head}\r\n{body}".encode()
 
 
-@contextlib.contextmanager
-def mock(folder: Path) -> Iterator[int]:
-    program = folder / "mock"
-    subprocess.run(["cc", "-O2", "-o", str(program), str(HERE / "gateway_mock.c")], check=True)
-    with running([str(program), str(CHUNKS)], 1, stdout=subprocess.PIPE) as child:
-        assert child.stdout
-        yield int(child.stdout.readline())
+# --- loads ---------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def gateway(folder: Path, port: int, profiled: bool) -> Iterator[tuple[int, int, float]]:
-    """Port, process id and seconds until it said where it listens."""
-    config = folder / "config.toml"
-    config.write_text(CONFIG.format(port=port))
-    config.chmod(0o600)
-    environ = {
-        **os.environ,
-        "LOCALFIRST_CONFIG": str(config),
-        "LOCALFIRST_STATE_DIR": str(folder / "state"),
-        "MOCK_API_KEY": "sk-2f9c1d7be04a4c55b8e1",
-        "PYTHONPATH": str(ROOT),
-    }
-    began = time.perf_counter()
-    argv = [sys.executable, "-c", PROFILED if profiled else SERVE]
-    with running(argv, 0, stdout=subprocess.PIPE, env=environ) as child:
-        assert child.stdout
-        line = child.stdout.readline()
-        yield int(line.split()[-1].rsplit(":")[-1]), child.pid, time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def nginx(folder: Path, upstream: int) -> Iterator[tuple[int, int] | None]:
-    if shutil.which("nginx") is None:
-        yield None
-        return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, mock=upstream, port=port))
-    with running(["nginx", "-c", str(config), "-e", "stderr"], 0) as child:
-        wait_for(port)
-        yield port, child.pid
-
-
-def wait_for(port: int) -> None:
-    for _ in range(200):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"nothing listens on port {port}")
-
-
-def request(port: int, body: str) -> bytes:
-    return (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    ).encode()
-
-
-def load(port: int, clients: int, seconds: float, folder: Path) -> tuple[float, float]:
+def load(place: Place, clients: int, seconds: float, folder: Path) -> tuple[float, float]:
     """Requests a second, and the median latency in milliseconds."""
     if shutil.which("wrk") is None:
-        return python_load(port, clients, seconds)
+        return python_load(place, clients, seconds)
     script = folder / "post.lua"
+    fields = {"content-type": "application/json"} | dict(place.headers)
     script.write_text(
-        f'wrk.method="POST" wrk.body=\'{ASKED}\' wrk.headers["content-type"]="application/json"'
+        f"wrk.method='POST' wrk.body='{ASKED}'"
+        + "".join(f" wrk.headers['{name}']='{value}'" for name, value in fields.items())
     )
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    argv = [
-        "wrk",
-        "-t1",
-        f"-c{clients}",
-        f"-d{max(1, round(seconds))}s",
-        "--latency",
-        "-s",
-        str(script),
-        url,
-    ]
-    said = subprocess.run([*pinned(1), *argv], check=True, capture_output=True, text=True).stdout
+    url = f"http://127.0.0.1:{place.port}/v1/chat/completions"
+    length = f"-d{max(1, round(seconds))}s"
+    argv = ["wrk", "-t1", f"-c{clients}", length, "--latency", "-s", str(script), url]
+    said = subprocess.run([*pinned(ENDS), *argv], check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in said:
-        raise SystemExit(f"port {port} answered with errors:\n{said}")
+        raise SystemExit(f"port {place.port} answered with errors:\n{said}")
     rate = float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])  # type: ignore[index]
     value, unit = re.search(r"50%\s+([\d.]+)(us|ms|s)", said).groups()  # type: ignore[union-attr]
     return rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
 
 
-def python_load(port: int, clients: int, seconds: float) -> tuple[float, float]:
+def python_load(place: Place, clients: int, seconds: float) -> tuple[float, float]:
     took: list[float] = []
     end = time.perf_counter() + seconds
 
     def ask() -> None:
-        data = request(port, ASKED)
-        with socket.create_connection(("127.0.0.1", port)) as one:
+        data = request(place, ASKED)
+        with socket.create_connection(("127.0.0.1", place.port)) as one:
             while time.perf_counter() < end:
                 began = time.perf_counter()
                 one.sendall(data)
@@ -209,92 +103,173 @@ def python_load(port: int, clients: int, seconds: float) -> tuple[float, float]:
     return len(took) / seconds, statistics.median(took) * 1e3
 
 
-def streams(port: int, count: int) -> list[float]:
-    """Milliseconds to the first event of *count* streams, one after the other."""
-    data, found = request(port, STREAMED), []
-    with socket.create_connection(("127.0.0.1", port)) as one:
-        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+class Client:
+    """One kept connection that asks for streams."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.socket = socket.create_connection(("127.0.0.1", place.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.began = 0.0
+
+    def ask(self, body: str) -> float:
+        """Milliseconds to the first content; the rest is read to its end."""
+        data = request(self.place, body)
+        began = time.perf_counter()
+        self.socket.sendall(data)
+        seen = b""
+        while b'"content":"' not in seen:
+            seen += self.heard()
+        first_ms = (time.perf_counter() - began) * 1e3
+        while not seen.endswith(b"0\r\n\r\n"):
+            seen += self.heard()
+        return first_ms
+
+    def heard(self) -> bytes:
+        data = self.socket.recv(65536)
+        if not data:
+            raise SystemExit(f"port {self.place.port} closed the connection inside a stream")
+        return data
+
+
+# --- measuring -----------------------------------------------------------------------------
+
+
+def first_tokens(places: dict[str, Place]) -> dict[str, float]:
+    """Milliseconds to the first content, medians of rounds in which all take turns."""
+    rounds: dict[str, list[float]] = {name: [] for name in places}
+    with contextlib.ExitStack() as stack:
+        clients = {name: Client(place) for name, place in places.items()}
+        for client in clients.values():
+            stack.enter_context(client.socket)
+            client.ask(PACED)
+        for _ in range(FIRST_ROUNDS):
+            found: dict[str, list[float]] = {name: [] for name in places}
+            for _ in range(FIRST_EACH):
+                for name, client in clients.items():
+                    found[name].append(client.ask(PACED))
+            for name, times in found.items():
+                rounds[name].append(statistics.median(times))
+    return {name: statistics.median(times) for name, times in rounds.items()}
+
+
+def cpu_us_per_chunk(place: Place, count: int) -> float:
+    """Microseconds of CPU for each chunk of streams that are written as fast as they are read."""
+    client = Client(place)
+    before = place.cpu_s()
+    with client.socket:
         for _ in range(count):
-            began = time.perf_counter()
-            one.sendall(data)
-            seen = b""
-            while b"data: {" not in seen:
-                seen += one.recv(65536)
-            found.append((time.perf_counter() - began) * 1e3)
-            while not seen.endswith(b"0\r\n\r\n"):
-                seen += one.recv(65536)
-    return found
+            client.ask(BURST)
+    return (place.cpu_s() - before) / (count * (CHUNKS + 1)) * 1e6
 
 
-def cpu_us_per_chunk(port: int, pid: int, count: int) -> float:
-    before = cpu_s(pid)
-    streams(port, count)
-    return (cpu_s(pid) - before) / (count * (CHUNKS + 1)) * 1e6
+def one_round(name: str, place: Place, given: argparse.Namespace, folder: Path) -> Found:
+    cpu_s, waited_s, began = place.cpu_s(), place.waited_s(), time.perf_counter()
+    rate, _ = load(place, given.clients, given.seconds, folder)
+    request_us = (place.cpu_s() - cpu_s) / (rate * given.seconds) * 1e6
+    waited = (place.waited_s() - waited_s) / (time.perf_counter() - began)
+    _, one_ms = load(place, 1, given.seconds / 2, folder)
+    streams = bool(place.pid) and name not in rivals.RIVALS
+    chunk_us = cpu_us_per_chunk(place, given.streams) if streams else 0.0
+    return Found(rate, request_us, one_ms, chunk_us, waited)
 
 
-def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process has used; what a busy machine disturbs least."""
-    return sum(psutil.Process(pid).cpu_times()[:2]) if pid else 0.0
+def measure(places: dict[str, Place], given: argparse.Namespace, folder: Path) -> dict[str, Found]:
+    rounds: dict[str, list[Found]] = {name: [] for name in places}
+    for _ in range(given.rounds):
+        for name, place in places.items():
+            rounds[name].append(one_round(name, place, given, folder))
+    return {
+        name: Found(*(statistics.median(column) for column in zip(*rows, strict=True)))
+        for name, rows in rounds.items()
+    }
+
+
+# --- telling -------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Found], first_ms: dict[str, float]) -> None:
+    print(
+        f"{'':<10}{'requests/s':>12}{'us/request':>12}{'p50 ms':>10}{'first ms':>10}"
+        f"{'us/chunk':>10}{'waited':>9}"
+    )
+    for name, one in found.items():
+        first = f"{first_ms[name]:>10.3f}" if name in first_ms else f"{'':>10}"
+        print(
+            f"{name:<10}{one.rate:>12.0f}{one.request_us:>12.1f}{one.one_ms:>10.3f}{first}"
+            + (f"{one.chunk_us:>10.2f}" if one.chunk_us else f"{'':>10}")
+            + f"{one.waited:>9.0%}"
+        )
+    print("us: microseconds of CPU; waited: the share of time in which others had its core")
+
+
+def against_nginx(found: dict[str, Found], first_ms: dict[str, float]) -> list[bool]:
+    direct, ours, proxy = found["direct"], found["gateway"], found["nginx"]
+    added = first_ms["gateway"] - first_ms["direct"], first_ms["nginx"] - first_ms["direct"]
+    one = ours.one_ms - direct.one_ms, proxy.one_ms - direct.one_ms
+    print(
+        f"one client: {one[0]:.3f} ms added by the gateway, {one[1]:.3f} by nginx; "
+        f"to the first token {added[0]:.3f} and {added[1]:.3f}"
+    )
+    print("against nginx")
+    return [
+        ratio("requests/s", ours.rate / proxy.rate, at_least=0.25),
+        ratio("added latency, one client", one[0] / one[1], at_most=3),
+        ratio("added to the first token", added[0] / added[1], at_most=3),
+        ratio("CPU per streamed chunk", ours.chunk_us / proxy.chunk_us, at_most=2.2),
+        ratio("CPU per request", ours.request_us / proxy.request_us, at_most=4),
+    ]
+
+
+def ratio(name: str, value: float, *, at_least: float = 0.0, at_most: float = 0.0) -> bool:
+    """Print one line against its budget; whether it is kept."""
+    kept = value >= at_least if at_least else value <= at_most
+    budget = f"at least {at_least:g}" if at_least else f"at most {at_most:g}"
+    print(f"  {name:<28}{value:>8.2f}x   {budget:<14}{'' if kept else 'OVER BUDGET'}")
+    return kept
+
+
+def report(found: dict[str, Found], first_ms: dict[str, float]) -> list[bool]:
+    """The tables; whether each budget is kept."""
+    table(found, first_ms)
+    kept = against_nginx(found, first_ms) if "nginx" in found else []
+    for name, least in (("litellm", 100), ("portkey", 25)):
+        if name in found:
+            print(f"against {name}")
+            kept.append(
+                ratio("requests/s", found["gateway"].rate / found[name].rate, at_least=least)
+            )
+            times = found[name].request_us / found["gateway"].request_us
+            print(f"  {'its CPU per request':<28}{times:>8.2f}x")
+    return kept
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--streams", type=int, default=300)
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--rivals", action="store_true", help="LiteLLM and Portkey too")
     parser.add_argument("--profile", action="store_true", help="the gateway's functions by time")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+    if len(CORES) > 1:
+        # The client that asks for first tokens is this process.
+        os.sched_setaffinity(0, {CORES[ENDS]})
+    with alone(), tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         upstream = stack.enter_context(mock(folder))
-        port, pid, ready_s = stack.enter_context(gateway(folder, upstream, given.profile))
-        proxy = stack.enter_context(nginx(folder, upstream))
-        places = {"direct": (upstream, 0), "gateway": (port, pid)}
+        ours = stack.enter_context(gateway(folder, upstream.port, profiled=given.profile))
+        proxy = stack.enter_context(nginx(folder, upstream.port))
+        places = {"direct": upstream, "gateway": ours}
         if proxy is not None:
             places["nginx"] = proxy
-        idle_mb = psutil.Process(pid).memory_info().rss / 1e6
-        print(f"ready after {ready_s:.2f} s, {idle_mb:.0f} MB idle")
-        report(places, given, folder)
-        print(f"afterwards {psutil.Process(pid).memory_info().rss / 1e6:.0f} MB")
-    return 0
-
-
-def report(places: dict[str, tuple[int, int]], given: argparse.Namespace, folder: Path) -> None:
-    rounds: dict[str, list[list[float]]] = {place: [] for place in places}
-    for _ in range(given.rounds):
-        for place, (port, pid) in places.items():
-            before = cpu_s(pid)
-            rate, _ = load(port, given.clients, given.seconds, folder)
-            request_us = (cpu_s(pid) - before) / (rate * given.seconds) * 1e6
-            _, one_ms = load(port, 1, given.seconds / 2, folder)
-            first_ms = statistics.median(streams(port, given.streams))
-            chunk_us = cpu_us_per_chunk(port, pid, given.streams) if pid else 0.0
-            rounds[place].append([rate, one_ms, first_ms, chunk_us, request_us])
-    found = {
-        place: [statistics.median(column) for column in zip(*rows, strict=True)]
-        for place, rows in rounds.items()
-    }
-    print(
-        f"{'':<10}{'requests/s':>12}{'p50 ms':>10}{'first ms':>10}{'us/chunk':>10}"
-        f"{'us/request':>12}"
-    )
-    for place, (rate, one_ms, first_ms, chunk_us, request_us) in found.items():
-        print(
-            f"{place:<10}{rate:>12.0f}{one_ms:>10.3f}{first_ms:>10.3f}{chunk_us:>10.2f}"
-            f"{request_us:>12.1f}"
-        )
-    direct, ours, proxy = found["direct"], found["gateway"], found.get("nginx")
-    added_ms = [ours[1] - direct[1], ours[2] - direct[2]]
-    print(f"added by the gateway: {added_ms[0]:.3f} ms, {added_ms[1]:.3f} ms to the first token")
-    if proxy is not None:
-        print(
-            f"against nginx: {ours[0] / proxy[0]:.2f} of its requests/s (budget 0.25), "
-            f"{(ours[1] - direct[1]) / (proxy[1] - direct[1]):.1f}x its latency (3), "
-            f"{(ours[2] - direct[2]) / (proxy[2] - direct[2]):.1f}x its first token (3), "
-            f"{ours[3] / proxy[3]:.1f}x its CPU per chunk (2.2), "
-            f"{ours[4] / proxy[4]:.1f}x its CPU per request (4)"
-        )
+        first_ms = first_tokens(places)
+        if given.rivals:
+            places |= rivals.enter(stack, folder, upstream.port)
+        kept = report(measure(places, given, folder), first_ms)
+        print(f"afterwards the gateway has {ours.rss_bytes() / 1e6:.0f} MB")
+    return int(not all(kept))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ ROOT = HERE.parents[1]
 MIDDLE, ENDS = 0, 1
 """Which core whatever stands in the middle runs on, and which one its two ends share."""
 
+FIRST = -15
+"""Niceness of what is measured."""
+
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 SERVE = """
@@ -75,10 +78,11 @@ http {{
 
 
 class Place(NamedTuple):
-    """Somewhere to ask: its port, and the processes whose CPU and memory it takes."""
+    """Somewhere to ask: its port, whose CPU and memory it takes, headers that it wants."""
 
     port: int
     pid: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
 
     def processes(self) -> list[psutil.Process]:
         if not self.pid:
@@ -113,6 +117,29 @@ def pinned(core: int) -> list[str]:
 
 
 @contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """
+    Go before other programs where one may, and have descriptors; children inherit both.
+
+    On Linux the scheduler shares between sessions first (sched(7), autogroup), so that a
+    process' own niceness says nothing to the rest of the machine.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    group = Path("/proc/self/autogroup")
+    try:
+        before = int(group.read_text().split()[-1])
+        group.write_text(str(FIRST))
+    except (OSError, ValueError, IndexError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        group.write_text(str(before))
+
+
+@contextlib.contextmanager
 def running(argv: list[str], core: int, **options: object) -> Iterator[subprocess.Popen[str]]:
     child = subprocess.Popen([*pinned(core), *argv], text=True, **options)  # type: ignore[call-overload]
     try:
@@ -127,12 +154,6 @@ def compiled(folder: Path, name: str) -> str:
     program = folder / name
     subprocess.run(["cc", "-O2", "-o", str(program), str(HERE / f"{name}.c")], check=True)
     return str(program)
-
-
-def more_descriptors() -> None:
-    """As many as the system allows; children inherit the limit."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rig import ENDS, Place, compiled, gateway, mock, more_descriptors, nginx, pinned
+from rig import ENDS, Place, alone, compiled, gateway, mock, nginx, pinned
 
 TOKENS_PER_S = 50
 STALL_MS = 500
@@ -157,8 +157,7 @@ def main() -> int:
     parser.add_argument("--idle", type=int, default=2000)
     parser.add_argument("--profile", action="store_true", help="the gateway's functions by time")
     given = parser.parse_args()
-    more_descriptors()
-    with tempfile.TemporaryDirectory() as name:
+    with alone(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loader = compiled(folder, "streams_load")
         with contextlib.ExitStack() as stack:
