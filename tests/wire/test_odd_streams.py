@@ -253,6 +253,15 @@ def test_usage_in_every_chunk_is_the_last_and_null_erases_nothing() -> None:
     assert found.finished.usage is not None and found.finished.usage.total_tokens == 5
 
 
+def test_thoughts_that_only_the_total_counts_are_output() -> None:
+    counted = {"prompt_tokens": 3, "completion_tokens": 13, "total_tokens": 335}
+    for details in ({}, {"completion_tokens_details": {"reasoning_tokens": 319}}):
+        usage = event({"choices": [], "usage": {**counted, **details}})
+        found = ends_well(HELLO + STOP + usage + DONE).finished.usage
+        assert found is not None and found.total_tokens == 335
+        assert (found.completion_tokens, found.reasoning_tokens) == (332, 319)
+
+
 def test_done_without_a_finish_reason_ends_an_answer_that_said_something() -> None:
     assert ends_well(HELLO + DONE).finished.reason is FinishReason.STOP
     fails(delta(role="assistant", content="") + DONE, UpstreamNonsense)

@@ -80,6 +80,7 @@ class Counts(msgspec.Struct, gc=False):
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    total_tokens: int | None = None
     prompt_tokens_details: Details | None = None
     completion_tokens_details: Details | None = None
     prompt_cache_hit_tokens: int | None = None
@@ -177,12 +178,15 @@ def usage_of(counts: Counts) -> Usage:
     prompt = counts.prompt_tokens_details
     completion = counts.completion_tokens_details
     cached = (prompt and prompt.cached_tokens) or counts.prompt_cache_hit_tokens
+    read, written = counts.prompt_tokens or 0, counts.completion_tokens or 0
+    # xAI and Gemini count thoughts in the total only, and bill them as output.
+    thoughts = max(0, (counts.total_tokens or 0) - read - written) if written else 0
     return Usage(
-        prompt_tokens=counts.prompt_tokens or 0,
-        completion_tokens=counts.completion_tokens or 0,
+        prompt_tokens=read,
+        completion_tokens=written + thoughts,
         cached_tokens=cached or 0,
         cache_write_tokens=(prompt and prompt.cache_write_tokens) or 0,
-        reasoning_tokens=(completion and completion.reasoning_tokens) or 0,
+        reasoning_tokens=(completion and completion.reasoning_tokens) or thoughts,
     )
 
 
