@@ -338,13 +338,10 @@ class Breakage(StrEnum):
 
 
 class UpstreamError(Exception):
-    """
-    Base of what one attempt may raise; `cascade.classify` turns each into a `Failure`.
-
-    `before` are refusals that the same attempt met and learnt from, each a request sent.
-    """
+    """Base of what one attempt may raise; `cascade.classify` turns each into a `Failure`."""
 
     before: tuple[Exception, ...] = ()
+    """Refusals that the same attempt met and learnt from, each a request sent."""
 
 
 class UpstreamRefused(UpstreamError):
