@@ -13,6 +13,8 @@ from localfirst.types import Json
 if TYPE_CHECKING:
     from localfirst.runtime.provision import LocalModel
 
+LOCKED = "the gateway that runs here wants a key that is not in `gateway.keys`: it was not asked"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -26,6 +28,8 @@ async def run(given: argparse.Namespace) -> int:
         status = await runtime.engine.status(max_age_s=0)
         found = [of_engine(model) for model in status.models if model.loaded]
         theirs = await asyncio.to_thread(running.models, runtime.settings.gateway)
+        if not theirs and await asyncio.to_thread(running.locked, runtime.settings.gateway):
+            render.warn(LOCKED)
         now_unix = runtime.clock.unix()
     known = {one["name"] for one in found}
     found += [one for one in map(of_gateway, theirs) if one["name"] not in known]

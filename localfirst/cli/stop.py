@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import Any
 
-from localfirst.cli import render, session
+from localfirst.cli import render, running, session
 
 LOOK_EVERY_S = 0.2
 GRACE_S = 5.0
@@ -23,7 +23,7 @@ def run(given: argparse.Namespace) -> int:
     import psutil
 
     gateway = session.loaded(given, {"gateway.port": given.port}).settings.gateway
-    found = [one for one in psutil.process_iter() if serves(one, gateway.port)]
+    found = [one for one in psutil.process_iter() if running.serves(one, gateway.port)]
     if not found:
         render.say(f"no gateway of yours listens on port {gateway.port}")
         return 3
@@ -41,20 +41,6 @@ def run(given: argparse.Namespace) -> int:
         return 1
     render.say(f"stopped the gateway on port {gateway.port}")
     return 0
-
-
-def serves(process: Any, port: int) -> bool:
-    """Whether a process is a `localfirst serve` that listens on *port*."""
-    import psutil
-
-    try:
-        words = process.cmdline()
-        if "serve" not in words or not any("localfirst" in word for word in words):
-            return False
-        listening = process.net_connections("tcp")
-    except (psutil.Error, OSError):
-        return False
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in listening)
 
 
 def ended(process: Any) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 
 from localfirst.cli import render, running, session
+from localfirst.cli.ps import LOCKED
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,4 +27,6 @@ async def run(given: argparse.Namespace) -> int:
                 render.say(f"unloaded `{name}`")
             else:
                 render.say(f"`{name}` was not in memory")
+        if not gone and await asyncio.to_thread(running.locked, runtime.settings.gateway):
+            render.warn(LOCKED)
     return 0 if gone else 1

@@ -264,18 +264,70 @@ def test_a_model_in_the_gateways_memory_is_listed_and_unloaded(tmp_path: Path) -
         assert terminal.run(tmp_path, "unload", "tiny", *at).code == 1
 
 
-def in_memory(folder: Path, at: tuple[str, ...], name: str) -> dict[str, Any]:
+def test_a_gateway_with_a_key_is_asked_with_the_configured_one(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    toy.publish(tmp_path / "models")
+    key = "sesame-" + "k" * 32
+    with house(
+        tmp_path,
+        LOCALFIRST_LOCAL_ENGINE="llamacpp",
+        LOCALFIRST_ORDER="local",
+        LOCALFIRST_GATEWAY_KEYS=key,
+    ) as served:
+        port = served.url.rpartition(":")[2]
+        assert ask(int(port), "POST", "/api/generate", {"model": "tiny"}, key)[0] == 200
+        at = ("--set", f"gateway.port={port}")
+        known = {"LOCALFIRST_GATEWAY_KEYS": key}
+        in_memory(tmp_path, at, "tiny:latest", **known)
+        for wrong in ({}, {"LOCALFIRST_GATEWAY_KEYS": "another-" + "k" * 32}):
+            for words in (("ps",), ("unload", "tiny")):
+                ran = terminal.run(tmp_path, *words, *at, **wrong)
+                assert "wants a key" in ran.err, (words, wrong)
+                assert key not in ran.out + ran.err
+        assert terminal.run(tmp_path, "unload", "tiny", *at, **known).code == 0
+        in_memory(tmp_path, at, "", **known)
+
+
+def test_a_key_is_not_shown_to_a_stranger_on_the_gateways_port() -> None:
+    import http.server
+    import threading
+
+    from localfirst.cli import running
+    from localfirst.settings import GatewaySettings, Secret
+
+    seen: list[str | None] = []
+
+    class Stranger(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("authorization"))
+            self.send_response(200)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing to say."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Stranger) as stranger:
+        threading.Thread(target=stranger.handle_request, daemon=True).start()
+        keys = (Secret("sesame", "a test"),)
+        assert running.models(GatewaySettings(port=stranger.server_port, keys=keys)) == []
+    assert seen == [None]
+
+
+def in_memory(folder: Path, at: tuple[str, ...], name: str, **variables: str) -> dict[str, Any]:
     """Ask `ps` until *name* alone is there, or nothing; its status is half a second old."""
     for _ in range(20):
-        found = terminal.run(folder, "ps", "--json", *at).out.splitlines()
+        found = terminal.run(folder, "ps", "--json", *at, **variables).out.splitlines()
         rows: list[dict[str, Any]] = [json.loads(line) for line in found]
         if [row["name"] for row in rows] == ([name] if name else []):
             return rows[0] if rows else {}
     pytest.fail(f"`ps` never told of `{name}` alone")
 
 
-def ask(port: int, method: str, path: str, body: object) -> tuple[int, object]:
+def ask(port: int, method: str, path: str, body: object, key: str = "") -> tuple[int, object]:
     from localfirst.cli import running
-    from localfirst.settings import GatewaySettings
+    from localfirst.settings import GatewaySettings, Secret
 
-    return running.ask(GatewaySettings(port=port), method, path, body, 30.0)
+    keys = (Secret(key, "a test"),) if key else ()
+    return running.ask(GatewaySettings(port=port, keys=keys), method, path, body, 30.0)
