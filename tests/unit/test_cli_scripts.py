@@ -75,6 +75,8 @@ def test_a_half_made_environment_is_made_anew(checkout: Path, bare: dict[str, st
 def test_bench_names_what_can_be_measured(checkout: Path, bare: dict[str, str]) -> None:
     code, told = script(checkout, "bench", environ=bare)
     assert code == 2
-    assert "  fit\n" in told
-    code, told = script(checkout, "bench", "nothing", environ=bare)
-    assert (code, "no measurement named `nothing`" in told) == (2, True)
+    assert "  gateway   What the gateway costs" in told
+    assert "rig" not in told, "what measurements share is none"
+    for name in ("nothing", "rig"):
+        code, told = script(checkout, "bench", name, environ=bare)
+        assert (code, f"no measurement named `{name}`" in told) == (2, True)
