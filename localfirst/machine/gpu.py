@@ -7,6 +7,7 @@ believed in makes a model fail to load, one that is overlooked only makes it slo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from localfirst.machine.fit import Gpu
-from localfirst.machine.readers import NvmlDevice, Readers, Tree
+from localfirst.machine.readers import NOT_SUPPORTED, NvmlDevice, Readers, Tree
 
 MIB = 2**20
 GIB = 2**30
@@ -60,7 +61,8 @@ def nvidia(readers: Readers, tree: Tree) -> Found:
             notes.append("memory of the GPUs read from `nvidia-smi`, because NVML did not answer")
     if board and not devices:
         return Found(gpus=(_jetson_gpu(board),))
-    return Found(gpus=tuple(_of_nvml(device) for device in devices), notes=tuple(notes))
+    gpus = tuple(gpu for device in devices for gpu in _of_nvml(device))
+    return Found(gpus=gpus, notes=tuple(notes))
 
 
 def _driver_expected(tree: Tree) -> bool:
@@ -69,16 +71,29 @@ def _driver_expected(tree: Tree) -> bool:
     return any(tree.exists(place) for place in places)
 
 
-def _of_nvml(device: NvmlDevice) -> Gpu:
-    # GB10 and Jetson answer "not supported" for memory: it is the machine's own.
-    unified = device.total is None
+# No memory of their own, which both NVML and `nvidia-smi` say by "not supported"; of any
+# other card that is a fault (https://github.com/wookayin/gpustat/pull/179).
+_SHARES_MEMORY = re.compile(r"GB10|N1X|Orin|Thor|Xavier|Tegra|nvgpu|Jetson", re.IGNORECASE)
+
+
+def _of_nvml(device: NvmlDevice) -> tuple[Gpu, ...]:
+    """The device, or the slices that it is cut into: to CUDA each of those is one."""
+    if not device.slices:
+        return (_whole(device),)
+    parent = _whole(device)
+    return tuple(_slice(one, device, parent) for one in device.slices)
+
+
+def _whole(device: NvmlDevice) -> Gpu:
+    unified = device.memory == NOT_SUPPORTED and bool(_SHARES_MEMORY.search(device.name))
     width, clock = device.bus_width_bits or 0, device.memory_clock_mhz or 0
     # Two transfers a clock, on every kind of memory NVML reports a clock for.
     measured = 2.0 * clock * 1e6 * width / 8
+    known = device.total is not None or unified
     return Gpu(
         index=device.index,
         vendor="nvidia",
-        name=device.name,
+        name=device.name or f"NVIDIA GPU {device.index}",
         library="cuda",
         id=device.uuid,
         total_bytes=device.total or 0,
@@ -87,17 +102,39 @@ def _of_nvml(device: NvmlDevice) -> Gpu:
         driver=device.driver,
         compute=device.compute,
         bandwidth_bytes_s=measured or known_bandwidth(device.name),
+        usable=known and not device.trouble,
+        reason=_why_not(device, known=known),
+    )
+
+
+def _why_not(device: NvmlDevice, *, known: bool) -> str:
+    if device.trouble:
+        return f"its driver cannot reach it: {device.trouble}"
+    return "" if known else f"its driver does not tell its memory: {device.memory}"
+
+
+def _slice(device: NvmlDevice, card: NvmlDevice, parent: Gpu) -> Gpu:
+    """A MIG instance: its own memory, and of the card's bandwidth as much as of its memory."""
+    share = (device.total or 0) / card.total if card.total else 0.0
+    return msgspec.structs.replace(
+        _whole(device), index=card.index, bandwidth_bytes_s=parent.bandwidth_bytes_s * share
     )
 
 
 def parse_smi(output: str) -> list[NvmlDevice]:
-    """`nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, one device a line, in MiB."""
+    """
+    `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, one device a line, in MiB.
+
+    What is not a line of a device (a warning, an error, a card that is lost) is passed over.
+    """
     devices = []
     for line in output.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) < 6 or not cells[0].isdigit():
             continue
         total, free = (int(cell) * MIB if cell.isdigit() else None for cell in cells[3:5])
+        word = cells[3].strip("[]").lower()
+        absent = NOT_SUPPORTED if word in {"n/a", "not supported", "not available"} else word
         devices.append(
             NvmlDevice(
                 index=int(cells[0]),
@@ -106,6 +143,7 @@ def parse_smi(output: str) -> list[NvmlDevice]:
                 total=total,
                 free=free,
                 driver=cells[5],
+                memory="" if total is not None else absent,
             )
         )
     return devices
@@ -136,7 +174,8 @@ def _jetson_gpu(board: str) -> Gpu:
 
 def apple(readers: Readers, ram_total_bytes: int) -> Found:
     """Apple's GPU takes what Metal recommends of the unified memory, or what the user set."""
-    if readers.machine != "arm64":
+    # A Python made for Intel runs translated on Apple's processors, and is told "x86_64".
+    if readers.machine != "arm64" and readers.sysctl("sysctl.proc_translated") != "1":
         return Found(notes=("Intel Macs have no GPU that Ollama or llama.cpp can use well",))
     limit_mb = readers.sysctl("iogpu.wired_limit_mb")
     limit = int(limit_mb) * MIB if limit_mb.isdigit() and int(limit_mb) else 0
@@ -192,26 +231,50 @@ def visible(gpus: tuple[Gpu, ...], environ: Mapping[str, str]) -> Found:
     """
     Leave out what `CUDA_VISIBLE_DEVICES` and its kin hide from the engines we start.
 
-    ROCm applies `ROCR_VISIBLE_DEVICES` first and `HIP_VISIBLE_DEVICES` to what it left.
+    ROCm applies `ROCR_VISIBLE_DEVICES` first, then HIP its own variable to what is left.
     """
     kept = list(gpus)
     notes: list[str] = []
-    for library, variable in (
-        ("cuda", "CUDA_VISIBLE_DEVICES"),
-        ("rocm", "ROCR_VISIBLE_DEVICES"),
-        ("rocm", "HIP_VISIBLE_DEVICES"),
-        ("vulkan", "GGML_VK_VISIBLE_DEVICES"),
-    ):
+    for library, variable in _variables(environ):
         members = [gpu for gpu in kept if gpu.library == library]
-        if variable not in environ or not members:
+        if not members:
             continue
-        if variable == "CUDA_VISIBLE_DEVICES":
+        if library == "cuda":
             members = _cuda_order(members, environ)
         chosen = _chosen(members, environ[variable])
         hidden = [gpu for gpu in members if gpu not in chosen]
         kept = [gpu for gpu in kept if gpu.library != library] + chosen
         notes += [f"`{variable}` hides {gpu.name or f'GPU {gpu.index}'}" for gpu in hidden]
-    return Found(gpus=tuple(kept), notes=tuple(notes))
+    return Found(gpus=tuple(_one_slice(kept)), notes=tuple(notes))
+
+
+def _variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """
+    The variables that are in force, in their order.
+
+    CUDA and ROCr see an empty one as "none"; HIP passes over it, and takes CUDA's where its
+    own says nothing (ROCm/clr, rocclr/device/rocm/rocdevice.cpp, `Device::init`, which reads
+    `GPU_DEVICE_ORDINAL` for OpenCL only).
+    """
+    found = [
+        (library, variable)
+        for library, variable in (
+            ("cuda", "CUDA_VISIBLE_DEVICES"),
+            ("rocm", "ROCR_VISIBLE_DEVICES"),
+            ("vulkan", "GGML_VK_VISIBLE_DEVICES"),
+        )
+        if variable in environ
+    ]
+    for variable in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        if environ.get(variable):
+            return [*found, ("rocm", variable)]
+    return found
+
+
+def _one_slice(kept: list[Gpu]) -> list[Gpu]:
+    """A process uses one MIG instance: the first it sees (NVIDIA MIG User Guide)."""
+    slices = [gpu for gpu in kept if gpu.id.startswith("MIG-")]
+    return [gpu for gpu in kept if gpu not in slices[1:]]
 
 
 def _cuda_order(members: list[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
@@ -243,5 +306,7 @@ def _chosen(members: list[Gpu], value: str) -> list[Gpu]:
 def _named(members: list[Gpu], word: str) -> Gpu | None:
     if word.isdigit():
         return members[int(word)] if int(word) < len(members) else None
-    matching = [gpu for gpu in members if word and gpu.id.startswith(word)]
+    if not word.startswith(("GPU-", "MIG-")):
+        return None
+    matching = [gpu for gpu in members if gpu.id.startswith(word)]
     return matching[0] if len(matching) == 1 else None

@@ -7,6 +7,7 @@ the instruction set. Intel: the card's memory is its largest prefetchable PCI wi
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 
@@ -81,7 +82,7 @@ def _amd(
         vendor="amd",
         name=f"{label} ({gfx})" if gfx else label,
         library="rocm" if gfx else "vulkan",
-        id=tree.text(f"{device}/unique_id"),
+        id=_uuid(tree.text(f"{device}/unique_id")),
         total_bytes=total,
         free_bytes=max(0, total - used) if total and used is not None else None,
         unified=integrated,
@@ -91,6 +92,11 @@ def _amd(
         usable=allowed and total > 0,
         reason="" if allowed else "integrated; Ollama uses it only with OLLAMA_IGPU_ENABLE=1",
     )
+
+
+def _uuid(unique_id: str) -> str:
+    """As `ROCR_VISIBLE_DEVICES` names it and `rocminfo` prints it: GPU-<16 digits>."""
+    return f"GPU-{unique_id.removeprefix('0x').lower().zfill(16)}" if unique_id else ""
 
 
 def _gfx(tree: Tree, device: str, targets: Mapping[int, str]) -> str:
@@ -135,6 +141,8 @@ def _largest_window(tree: Tree, device: str) -> int:
     sizes = [0]
     for line in tree.text(f"{device}/resource").splitlines():
         words = line.split()
-        if len(words) == 3 and int(words[2], 16) & PREFETCH:
-            sizes.append(int(words[1], 16) - int(words[0], 16) + 1)
+        with contextlib.suppress(ValueError):
+            start, end, flags = (int(word, 16) for word in words)
+            if flags & PREFETCH:
+                sizes.append(end - start + 1)
     return max(sizes)

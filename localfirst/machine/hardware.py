@@ -88,7 +88,8 @@ def _assemble(
     if 0 < limit.limit_bytes < ram.total:
         available = min(available, limit.left_bytes)
     else:
-        limit = Limit()
+        limit = Limit(swap_bytes=limit.swap_bytes)
+    swap = ram.swap_total if limit.swap_bytes is None else min(limit.swap_bytes, ram.swap_total)
     found = [answers[name].value or Found() for name in ("nvidia", "gpu")]
     shown = visible(tuple(gpu for group in found for gpu in group.gpus), environ)
     notes = [outcome.note for outcome in answers.values() if outcome.note]
@@ -100,8 +101,8 @@ def _assemble(
         ram_total_bytes=ram.total,
         ram_available_bytes=available,
         limit_bytes=limit.limit_bytes,
-        swap_total_bytes=ram.swap_total,
-        swap_free_bytes=ram.swap_free,
+        swap_total_bytes=swap,
+        swap_free_bytes=min(ram.swap_free, swap),
         cpu=answers["cpu"].value or Cpu(architecture=readers.machine),
         disk=_disk(tree, store, answers["disk"].value),
         gpus=tuple(_with_ram(gpu, ram.total, available) for gpu in shown.gpus),

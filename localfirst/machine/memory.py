@@ -25,10 +25,15 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """The tightest limit in force (0 none), and what is left under all of them."""
+    """
+    The tightest limit in force (0 none), and what is left under all of them.
+
+    `swap_bytes` is the swap that may be used beside it, None without a limit of its own.
+    """
 
     limit_bytes: int = 0
     left_bytes: int = 0
+    swap_bytes: int | None = None
 
 
 def meminfo(tree: Tree) -> Ram | None:
@@ -54,13 +59,30 @@ def meminfo(tree: Tree) -> Ram | None:
 
 def container_limit(tree: Tree) -> Limit:
     """The memory that this process' control groups allow it."""
-    limits, lefts = [], []
+    limits, lefts, swaps = [], [], []
     for group in groups(tree, "memory"):
         limit = _limit(tree, group)
         if limit is not None:
             limits.append(limit)
             lefts.append(max(0, limit - _used(tree, group)))
-    return Limit(limit_bytes=min(limits), left_bytes=min(lefts)) if limits else Limit()
+        swap = _swap(tree, group, limit)
+        if swap is not None:
+            swaps.append(swap)
+    return Limit(
+        limit_bytes=min(limits, default=0),
+        left_bytes=min(lefts, default=0),
+        swap_bytes=min(swaps, default=None),
+    )
+
+
+def _swap(tree: Tree, group: Group, limit: int | None) -> int | None:
+    """Version 2 limits swap itself, version 1 memory and swap together."""
+    if group.version == 2:
+        return tree.number(f"{group.folder}/memory.swap.max")
+    both = tree.number(f"{group.folder}/memory.memsw.limit_in_bytes")
+    if both is None or limit is None or both >= UNLIMITED_BYTES:
+        return None
+    return max(0, both - limit)
 
 
 def groups(tree: Tree, controller: str) -> Iterator[Group]:
@@ -94,13 +116,19 @@ def _upwards(tree: Tree, tops: list[str], path: str, mark: str, version: int) ->
 
 def _limit(tree: Tree, group: Group) -> int | None:
     names = ("memory.max", "memory.high") if group.version == 2 else ("memory.limit_in_bytes",)
-    found = [
-        value
-        for name in names
-        if (value := tree.number(f"{group.folder}/{name}")) is not None
-        and 0 < value < UNLIMITED_BYTES
-    ]
-    return min(found, default=None)
+    said = [tree.number(f"{group.folder}/{name}") for name in names]
+    if group.version == 1:
+        # What groups above allow, those that a container does not see included.
+        said.append(_counted(tree, group, "hierarchical_memory_limit"))
+    return min((size for size in said if size and 0 < size < UNLIMITED_BYTES), default=None)
+
+
+def _counted(tree: Tree, group: Group, wanted: str) -> int | None:
+    for line in tree.text(f"{group.folder}/memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == wanted and value.strip().isdigit():
+            return int(value)
+    return None
 
 
 def _used(tree: Tree, group: Group) -> int:
@@ -110,8 +138,4 @@ def _used(tree: Tree, group: Group) -> int:
         else ("memory.usage_in_bytes", "total_inactive_file")
     )
     used = tree.number(f"{group.folder}/{current}") or 0
-    for line in tree.text(f"{group.folder}/memory.stat").splitlines():
-        name, _, value = line.partition(" ")
-        if name == cache and value.isdigit():
-            return max(0, used - int(value))
-    return used
+    return max(0, used - (_counted(tree, group, cache) or 0))

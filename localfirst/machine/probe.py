@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from localfirst.transport.clock import SystemClock
+
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Something to ask: `ask` may block, raise and hang."""
@@ -51,8 +53,16 @@ _lock = threading.Lock()
 
 def ask_all(questions: Mapping[str, Question]) -> dict[str, Outcome]:
     """Ask all *questions* at once; returns within the longest limit and never raises."""
+    clock = SystemClock()
+    began = clock.monotonic()
     asked = {name: _start(name, question) for name, question in questions.items()}
-    return {name: _settle(name, questions[name], asking) for name, asking in asked.items()}
+
+    def left_s(name: str) -> float:
+        return max(0.0, questions[name].timeout_s - (clock.monotonic() - began))
+
+    return {
+        name: _settle(name, questions[name], asking, left_s(name)) for name, asking in asked.items()
+    }
 
 
 def _start(name: str, question: Question) -> _Asking | None:
@@ -66,10 +76,10 @@ def _start(name: str, question: Question) -> _Asking | None:
     return asking
 
 
-def _settle(name: str, question: Question, asking: _Asking | None) -> Outcome:
+def _settle(name: str, question: Question, asking: _Asking | None, left_s: float) -> Outcome:
     if asking is None:
         return Outcome(note=f"{name}: still no answer from an earlier time")
-    asking.thread.join(question.timeout_s)
+    asking.thread.join(left_s)
     if asking.thread.is_alive():
         with _lock:
             _hanging[name] = asking

@@ -12,7 +12,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from localfirst.transport import process
 READ_BYTES = 2**20  # /proc/cpuinfo of a machine with 512 threads is half of this
 SMI_FIELDS = ("index", "name", "uuid", "memory.total", "memory.free", "driver_version")
 TEXT_SYSCTLS = {"machdep.cpu.brand_string", "hw.model"}
+NOT_SUPPORTED = "not supported"
 SMI_PLACES = ("nvidia-smi", "/usr/lib/wsl/lib/nvidia-smi")
 
 
@@ -81,7 +82,13 @@ class Space(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NvmlDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """What NVML says of one device; None where it says "not supported"."""
+    """
+    What NVML says of one device; None and "" where it says nothing.
+
+    `memory` is why it tells no memory: `NOT_SUPPORTED` where there is none of its own to
+    tell, else the error. `trouble` why the device itself does not answer. `slices` are its
+    MIG instances, each a device to CUDA.
+    """
 
     index: int
     name: str = ""
@@ -92,6 +99,9 @@ class NvmlDevice(msgspec.Struct, frozen=True, kw_only=True):
     bus_width_bits: int | None = None
     memory_clock_mhz: int | None = None
     driver: str = ""
+    memory: str = ""
+    trouble: str = ""
+    slices: tuple[NvmlDevice, ...] = ()
 
 
 class Readers(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,15 +170,28 @@ def _nvml() -> list[NvmlDevice]:
 
 
 def _nvml_device(pynvml: Any, index: int, driver: str) -> NvmlDevice:
-    device = pynvml.nvmlDeviceGetHandleByIndex(index)
+    """One device; a card that fell off the bus does not take the others with it."""
+    try:
+        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError as error:
+        return NvmlDevice(index=index, driver=driver, trouble=str(error)[:120])
+    found = _nvml_facts(pynvml, device, index, driver)
+    return msgspec.structs.replace(found, slices=tuple(_slices(pynvml, device, found)))
 
+
+def _nvml_facts(pynvml: Any, device: Any, index: int, driver: str) -> NvmlDevice:
     def tell(name: str, *arguments: Any) -> Any:
         try:
             return getattr(pynvml, name)(device, *arguments)
         except (pynvml.NVMLError, AttributeError):
             return None
 
-    memory = tell("nvmlDeviceGetMemoryInfo")
+    memory, why = None, ""
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+    except pynvml.NVMLError as error:
+        unsupported = getattr(error, "value", None) == pynvml.NVML_ERROR_NOT_SUPPORTED
+        why = NOT_SUPPORTED if unsupported else str(error)[:120]
     compute = tell("nvmlDeviceGetCudaComputeCapability")
     return NvmlDevice(
         index=index,
@@ -180,7 +203,22 @@ def _nvml_device(pynvml: Any, index: int, driver: str) -> NvmlDevice:
         bus_width_bits=tell("nvmlDeviceGetMemoryBusWidth"),
         memory_clock_mhz=tell("nvmlDeviceGetMaxClockInfo", 2),  # NVML_CLOCK_MEM
         driver=driver,
+        memory=why,
     )
+
+
+def _slices(pynvml: Any, device: Any, parent: NvmlDevice) -> Iterator[NvmlDevice]:
+    """A card's MIG instances, if it is cut into any."""
+    try:
+        current, _ = pynvml.nvmlDeviceGetMigMode(device)
+        most = pynvml.nvmlDeviceGetMaxMigDeviceCount(device) if current else 0
+    except (pynvml.NVMLError, AttributeError):
+        return
+    for number in range(most):
+        with contextlib.suppress(pynvml.NVMLError):
+            slice_ = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(device, number)
+            found = _nvml_facts(pynvml, slice_, number, parent.driver)
+            yield msgspec.structs.replace(found, compute=parent.compute)
 
 
 def _say(value: Any) -> str | None:
@@ -188,13 +226,14 @@ def _say(value: Any) -> str | None:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _nvidia_smi() -> str:
+def _nvidia_smi(places: Sequence[str] = SMI_PLACES) -> str:
     arguments = [f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits"]
-    for program in SMI_PLACES:
-        with contextlib.suppress(FileNotFoundError):
+    for program in places:
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             done = process.run([program, *arguments], timeout_s=4.0)
-            if done.returncode == 0:
-                return done.stdout.decode("utf-8", "replace")
+            # With one card lost it fails, and has told of the others.
+            if said := done.stdout.decode("utf-8", "replace").strip():
+                return said
     return ""
 
 

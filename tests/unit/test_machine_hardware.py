@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from localfirst.machine import fit, hardware, probe, readers
@@ -48,7 +49,7 @@ def raising(text: str) -> Callable[[], Any]:
 def stand_in(record: dict[str, Any]) -> Readers:
     """The recorded answers of drivers and system calls."""
     if "nvml" in record:
-        devices = [NvmlDevice(**device) for device in record["nvml"]]
+        devices = msgspec.convert(record["nvml"], list[NvmlDevice])
 
         def nvml() -> list[NvmlDevice]:
             return devices
@@ -299,7 +300,9 @@ def test_instruction_sets_are_named_as_rocm_names_them(version: int, name: str) 
 def test_nvidia_smi_lines_without_numbers_are_unknown() -> None:
     text = "0, NVIDIA GB10, GPU-1, [N/A], [N/A], 580.95\nError: no device\n\n1, short\n"
     assert parse_smi(text) == [
-        NvmlDevice(index=0, name="NVIDIA GB10", uuid="GPU-1", driver="580.95")
+        NvmlDevice(
+            index=0, name="NVIDIA GB10", uuid="GPU-1", driver="580.95", memory="not supported"
+        )
     ]
 
 

@@ -103,6 +103,15 @@ def _gpu(gpu: Gpu) -> Finding:
     free = "unknown" if gpu.free_bytes is None else shown(gpu.free_bytes)
     kind = "shared with the processor" if gpu.unified else "its own"
     name = gpu.name or f"{gpu.vendor} GPU {gpu.index}"
+    if not gpu.usable and gpu.vendor == "nvidia":
+        return Finding(
+            code="gpu-lost",
+            area="gpu",
+            severity=Severity.WARN,
+            title=f"{name} cannot be used",
+            evidence=gpu.reason,
+            fix="restart the machine; if it stays so, seat the card anew or install its driver",
+        )
     return Finding(
         code="gpu" if gpu.usable else "gpu-unused",
         area="gpu",
