@@ -17,6 +17,9 @@ from localfirst.events import Finished, FinishReason, ToolCallDelta, Usage
 from localfirst.types import Json
 from localfirst.wire.framing import SseEvent, begins_event
 
+CALLS_MOST = 1024
+"""More calls than any answer has; telling them apart takes longer with each."""
+
 _ANY = msgspec.json.Decoder()
 
 
@@ -70,6 +73,8 @@ class Conclusion:
         if not numbered and identifier:
             slot = next((n for n, c in enumerate(self.calls) if c.given == identifier), slot)
         if slot is None or self._is_another(slot, identifier, name, arguments):
+            if len(self.calls) == CALLS_MOST:
+                raise UpstreamNonsense(f"more than {CALLS_MOST} tool calls in one answer")
             slot = self._slots[index] = len(self.calls)
             call = Pieces(identifier, self._own_id(identifier), name)
             call.arguments.append(arguments)
@@ -94,7 +99,8 @@ class Conclusion:
             return False
         if identifier and call.given:
             return True
-        if not call.name or not (call.begun and call.whole):
+        latest = next((piece for piece in reversed(call.arguments) if piece.strip()), "")
+        if not call.name or not latest.rstrip().endswith("}") or not call.whole:
             return False
         return bool(arguments.strip()) or name != call.name
 

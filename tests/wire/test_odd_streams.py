@@ -13,6 +13,7 @@ import pytest
 from localfirst.errors import UpstreamBroken, UpstreamNonsense, UpstreamRefused
 from localfirst.events import FinishReason, ToolCallDelta
 from localfirst.types import Json
+from localfirst.wire.conclusion import CALLS_MOST
 from localfirst.wire.openai import events as openai
 from tests.wire.support import Heard, dumps, hear, sliced
 
@@ -361,8 +362,10 @@ def test_parallel_calls_stay_apart_however_they_are_numbered(raw: bytes) -> None
         calls(piece(ONE, index=0, name="f")) + calls(piece("", index=0, name="g"))
         + calls(piece(TWO, index=0)),
         calls(piece(ONE, index=0, id="", name="f"), piece(TWO, index=1, id="", name="f")),
+        calls(piece(ONE, index=0, name="f")) + calls(piece("", index=0, name="f"))
+        + calls(piece(TWO, index=0, name="f")),
     ],
-    ids=["no numbers", "all number 0", "name first", "empty ids"],
+    ids=["no numbers", "all number 0", "name first", "empty ids", "noise between"],
 )  # fmt: skip
 def test_calls_without_ids_stay_apart_and_get_ids_of_their_own(raw: bytes) -> None:
     found = ends_well(raw + DONE)
@@ -408,6 +411,12 @@ def test_a_call_is_shown_when_its_name_is_known_and_whole() -> None:
     assert [(c.name, c.arguments) for c in ends_well(last + DONE).calls] == [("f", ONE)]
     assert not heard(calls(piece("", index=0, id="a", name=""))).committed
     fails(calls(piece(ONE, index=0, id="a", name="")) + DONE, UpstreamNonsense)
+
+
+def test_more_calls_than_any_model_makes_are_no_answer() -> None:
+    many = [piece("{}", index=n, id=str(n), name="f") for n in range(CALLS_MOST + 1)]
+    fails(calls(*many) + DONE, UpstreamNonsense)
+    assert len(heard(calls(*many[:-1]) + DONE).calls) == CALLS_MOST
 
 
 def test_the_old_single_function_call_is_a_tool_call() -> None:
