@@ -1,26 +1,32 @@
 """
 Half an hour of everything at once: faults, rude clients, reloads; nothing may grow.
 
-`localfirst serve` in its own process stands between a crowd of clients and a cloud that fails
-at random. After each round the crowd leaves, and the gateway must be as small as before.
+`localfirst serve` in its own process stands between a crowd of clients, a cloud that fails at
+random and an Ollama that cuts one model's answers. After each round the crowd leaves, and the
+gateway must be as small as before.
 `LOCALFIRST_SOAK_S` is the length (seconds), `LOCALFIRST_SOAK_SEED` repeats a run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
 import signal
 import statistics
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
-from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.cloud_answers import WORDS
+from tests.fakes.cloud_process import ROOT, FakeCloud, fake_cloud
 from tests.fakes.crowd import CANARY, KEY, Crowd
 from tests.fakes.house import House, house
 
@@ -37,7 +43,7 @@ MIB = 2**20
 STEPS = 400
 
 CONFIG = """
-order = ["anna", "otto", "emil", "sour", "poor"]
+order = ["anna", "otto", "emil", "sour", "poor", "local"]
 
 [cascade]
 deadline_s = 3
@@ -102,12 +108,38 @@ FAULTS: list[dict[str, Any]] = [
 ]
 
 
+MODELS = ("auto", "any", "otto/m", "anna/m", "tiny", "torn", "slow")
+SAYS = [{"content": word} for word in WORDS]
+INSTALLED = {
+    "tiny": {"says": SAYS},
+    "torn": {"says": SAYS, "cut_after": 2},
+    "slow": {"says": SAYS, "word_delay_s": 0.02},
+}
+
+
 class Size(NamedTuple):
     """What a process holds."""
 
     rss_bytes: int
     descriptors: int
     threads: int
+
+
+@contextmanager
+def ollama() -> Iterator[int]:
+    """The fake daemon with `INSTALLED`; its port."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.ollama_daemon", json.dumps({"models": INSTALLED})],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        yield int(child.stdout.readline())
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def config(cloud: FakeCloud) -> str:
@@ -156,14 +188,13 @@ async def asked(port: int, path: str) -> str:
         await writer.wait_closed()
 
 
-def sockets(process: psutil.Process, cloud: FakeCloud) -> list[Any]:
-    """Open connections towards the cloud: of requests, and kept for the next."""
-    return [
-        one for one in process.net_connections("tcp") if one.raddr and one.raddr.port == cloud.port
-    ]
+def sockets(process: psutil.Process, port: int) -> list[Any]:
+    """Connections to others than the clients: of running requests, and kept for the next."""
+    found = process.net_connections("tcp")
+    return [one for one in found if one.raddr and one.laddr.port != port]
 
 
-async def quiet(process: psutil.Process, cloud: FakeCloud, port: int) -> Size:
+async def quiet(process: psutil.Process, port: int) -> Size:
     """The gateway's size once nobody is there any more."""
 
     def clients() -> list[Any]:
@@ -175,14 +206,14 @@ async def quiet(process: psutil.Process, cloud: FakeCloud, port: int) -> Size:
     found = gauges(await asked(port, "/metrics"))
     assert found["localfirst_requests_running"] == 1, "requests run for nobody"
     assert found["localfirst_connections"] == 1, "connections are counted that are closed"
-    kept = len(sockets(process, cloud))
+    kept = len(sockets(process, port))
     return Size(process.memory_info().rss, process.num_fds() - kept, process.num_threads())
 
 
 async def soak(at: House, cloud: FakeCloud) -> tuple[Crowd, list[Size]]:
     process, port = psutil.Process(at.child.pid), int(at.url.rpartition(":")[2])
     choice = random.Random(SEED)
-    crowd = Crowd(port, seed=SEED, models=("auto", "any", "otto/m", "anna/m"), most_s=MOST_S)
+    crowd = Crowd(port, seed=SEED, models=MODELS, most_s=MOST_S)
     sizes = []
     for number in range(ROUNDS):
         steps = asyncio.create_task(keep_filled(cloud, choice))
@@ -192,10 +223,10 @@ async def soak(at: House, cloud: FakeCloud) -> tuple[Crowd, list[Size]]:
             await crowd.visit(CLIENTS, SOAK_S / ROUNDS)
         finally:
             steps.cancel()
-        sizes.append(await quiet(process, cloud, port))
+        sizes.append(await quiet(process, port))
         print(f"{number:>3} {sum(crowd.did.values()):>8} {sizes[-1]}", flush=True)
     if SOAK_S >= LONG_S:
-        await until(lambda: not sockets(process, cloud), lambda: "sockets stay open", SETTLE_S)
+        await until(lambda: not sockets(process, port), lambda: "sockets stay open", SETTLE_S)
     return crowd, sizes
 
 
@@ -220,8 +251,13 @@ def nothing_grew(sizes: list[Size]) -> None:
 
 
 def test_nothing_grows_while_everything_fails(tmp_path: Path) -> None:
-    with fake_cloud() as cloud:
-        with house(tmp_path, config=config(cloud), LOCALFIRST_LOCAL_ENGINE="none") as at:
+    with fake_cloud() as cloud, ollama() as daemon:
+        local = {
+            "LOCALFIRST_LOCAL_ENGINE": "ollama",
+            "OLLAMA_HOST": f"http://127.0.0.1:{daemon}",
+            "OLLAMA_MODEL": "tiny",
+        }
+        with house(tmp_path, config=config(cloud), **local) as at:
             crowd, sizes = asyncio.run(soak(at, cloud))
         log = "".join(at.said)
     print(dict(sorted(crowd.did.items())))
