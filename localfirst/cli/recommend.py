@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst.cli import pull, render, session
-from localfirst.errors import InsufficientResources
+from localfirst.errors import InsufficientResources, InvalidRequest
 from localfirst.types import Json
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ async def run(given: argparse.Namespace) -> int:
         dated, ranked = await checkup.recommended(
             runtime, needs=tuple(given.needs) or ("completion",), everything=given.all
         )
+        if not ranked and (odd := sorted(set(given.needs) - checkup.abilities())):
+            raise InvalidRequest(
+                f"no model of the catalogue has the ability `{odd[0]}`",
+                field="--for",
+                hint=f"one of {', '.join(sorted(checkup.abilities()))}",
+            )
         if not ranked:
             raise InsufficientResources(
                 "no model of the catalogue fits this machine",

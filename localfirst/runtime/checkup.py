@@ -18,7 +18,16 @@ from localfirst.models import pulls
 if TYPE_CHECKING:
     from localfirst.runtime.runtime import Runtime
 
-__all__ = ["Finding", "Proof", "Recommendation", "Report", "as_json", "examine", "recommended"]
+__all__ = [
+    "Finding",
+    "Proof",
+    "Recommendation",
+    "Report",
+    "abilities",
+    "as_json",
+    "examine",
+    "recommended",
+]
 
 as_json = doctor.as_json
 
@@ -77,6 +86,11 @@ async def recommended(
         everything=everything,
     )
     return known.dated, ranked
+
+
+def abilities() -> set[str]:
+    """What models of the catalogue can do, in Ollama's words."""
+    return {word for model in recommend.catalogue().models for word in model.capabilities}
 
 
 def _ollama_installed(runtime: Runtime) -> bool:

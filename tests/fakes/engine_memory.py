@@ -19,6 +19,7 @@ from pathlib import Path
 
 CACHE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
 BUFFER = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]+) MiB")
+RAISED = re.compile(r"[\w.]*(Error|Exception|Disconnected|Timeout)\b")
 MIB = 2**20
 WAIT_S = 240.0
 
@@ -87,20 +88,21 @@ def measure(
 
 def _loaded(options: dict[str, int | str | bool]) -> tuple[bytes, str]:
     """What the child answered and logged; a second try on a machine that is busy just now."""
-    log = ""
+    why = ""
     for wait_s in (WAIT_S, 2 * WAIT_S):
         try:
             done = subprocess.run(
                 [sys.executable, __file__, json.dumps(options)], capture_output=True, timeout=wait_s
             )
         except subprocess.TimeoutExpired:
-            log = f"no answer within {wait_s:g} s"
+            why = f"no answer within {wait_s:g} s"
             continue
         log = done.stderr.decode(errors="replace")
         if not done.returncode and done.stdout:
             return done.stdout, log
-        break
-    raise NotMeasured(f"the engine did not load the model:\n{log[-1500:]}")
+        raised = [line for line in log.splitlines() if RAISED.match(line)]
+        why = raised[-1] if raised else f"ended with {done.returncode}: {log[-200:]}"
+    raise NotMeasured(why)
 
 
 def _resident() -> int:

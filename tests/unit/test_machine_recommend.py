@@ -73,8 +73,8 @@ def test_the_catalogues_llama2_agrees_with_the_formulas_vectors() -> None:
     [
         ("laptop-8gb", "qwen3.5:2b"),
         ("apple-m1-16gb", "qwen3.5:9b"),
-        ("apple-m3-max-64gb", "qwen3.6:27b"),
-        ("rtx4090", "qwen3.6:27b"),
+        ("apple-m3-max-64gb", "qwen3.8:27b"),
+        ("rtx4090", "qwen3.8:27b"),
         ("raspberry-pi-5-8gb", "qwen3:4b"),
         ("old-kernel", "qwen3.5:0.8b"),
     ],
@@ -235,3 +235,14 @@ def test_a_recommendation_is_json() -> None:
     shown = json.loads(msgspec.json.encode(first))
     assert shown["model"]["name"] == first.model.name
     assert shown["fit"]["verdict"] == "fits"
+
+
+def test_there_are_models_for_every_ability_people_ask_for() -> None:
+    from localfirst.runtime import checkup
+
+    assert {"completion", "tools", "vision", "thinking", "embedding"} <= checkup.abilities()
+    embedding = recommend.rank(machine(16), needs=("embedding",))
+    assert [one.model.name for one in embedding][:2] == [
+        "qwen3-embedding:0.6b",
+        "embeddinggemma:300m",
+    ]
