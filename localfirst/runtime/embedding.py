@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-from localfirst.cascade import classify
+from localfirst.cascade import classify, exits, report
+from localfirst.cascade.health import NEVER, Cooldown
+from localfirst.cascade.ladder import TRANSIENT
 from localfirst.engines.base import EngineStatus, LocalModel
 from localfirst.errors import (
     CascadeExhausted,
@@ -18,7 +23,7 @@ from localfirst.errors import (
 from localfirst.models import names
 from localfirst.runtime.entries import EmbedReply
 from localfirst.settings import Privacy
-from localfirst.types import Attempt, Json
+from localfirst.types import Attempt, Failure, Json, Rung, Target
 
 if TYPE_CHECKING:
     from localfirst.runtime.runtime import Runtime
@@ -27,45 +32,191 @@ MOST_TEXTS = 2048
 """OpenAI's own limit on one request."""
 
 
-class Embedder(Protocol):
-    """Whoever makes vectors."""
-
-    async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json]
-    ) -> list[list[float]]:
-        """Vectors of *texts* in order."""
-        ...
+Work = Callable[[Target], Awaitable[list[list[float]]]]
+"""Asks one target for the vectors."""
 
 
 async def embed(
-    runtime: Runtime, model: str, texts: list[str], options: dict[str, Json]
+    runtime: Runtime,
+    model: str,
+    texts: list[str],
+    options: dict[str, Json],
+    *,
+    local_only: bool = False,
 ) -> EmbedReply:
     """
     Vectors of *texts*; unlike an answer, a vector of another model is worthless.
 
     Raises:
-        InvalidRequest: no text, or too many.
+        InvalidRequest: no text, or too many, or the cloud says that they are wrong.
         UnknownModel: nobody has the model.
+        PrivacyRefused: the model is outside, and *local_only* or the settings forbid that.
         CascadeExhausted: who has it cannot answer now.
     """
     if not 0 < len(texts) <= MOST_TEXTS:
         raise InvalidRequest(
             f"between 1 and {MOST_TEXTS} texts are embedded at once", field="input"
         )
+    local_only = local_only or runtime.settings.privacy is Privacy.LOCAL_ONLY
     provider, _, rest = model.partition("/")
     cloud = runtime.clouds.providers.get(provider)
     if cloud is not None and rest:
-        if (
-            not runtime.clouds.views[provider].own
-            and runtime.settings.privacy is Privacy.LOCAL_ONLY
-        ):
-            raise PrivacyRefused(f"`{provider}` is not on this machine, and `local-only` is set")
-        backend = runtime.clouds.embedders.get(provider)
-        if backend is None:
-            raise UnknownModel(f"`{provider}` cannot be asked for embeddings: {cloud.reason}")
-        return await ask(runtime, backend, provider, rest, texts, options)
+        return await _by_cloud(runtime, provider, rest, texts, options, local_only=local_only)
     found = choose(await runtime.engine.status(), model.removeprefix("local/"))
-    return await ask(runtime, runtime.engine, "local", found.name, texts, options)
+    if found.remote and local_only:
+        raise PrivacyRefused(f"`{found.name}` runs in Ollama's cloud, and `local-only` is set")
+    target = Target(rung=Rung.LOCAL, provider="local", model=found.name)
+    work = functools.partial(runtime.engine.embed, found.name, texts, options)
+    return await _Asking(runtime).of((target,), lambda _: work())
+
+
+async def _by_cloud(
+    runtime: Runtime,
+    provider: str,
+    model: str,
+    texts: list[str],
+    options: dict[str, Json],
+    *,
+    local_only: bool,
+) -> EmbedReply:
+    view = runtime.clouds.views[provider]
+    if local_only and not view.own:
+        raise PrivacyRefused(f"`{provider}` is not on this machine, and `local-only` is set")
+    backend = runtime.clouds.embedders.get(provider)
+    if backend is None:
+        reason = runtime.clouds.providers[provider].reason
+        raise UnknownModel(f"`{provider}` cannot be asked for embeddings: {reason}")
+    targets = tuple(
+        Target(rung=view.rung, provider=provider, model=model, key_label=label)
+        for label in view.key_labels or ("",)
+    )
+    asking = _Asking(runtime, egress=() if view.own else (provider,))
+    return await asking.of(
+        targets,
+        lambda target: backend.embed(
+            model, texts, options, key_label=target.key_label, local_only=local_only
+        ),
+    )
+
+
+class _Asking:
+    """One request for vectors: key by key, a second try where that may help, all of it told."""
+
+    def __init__(self, runtime: Runtime, *, egress: tuple[str, ...] = ()) -> None:
+        self._runtime = runtime
+        self._egress = egress
+        self._attempts: list[Attempt] = []
+        self._skipped: list[tuple[str, str]] = []
+        self._cooling: list[Cooldown] = []
+
+    async def of(self, targets: Sequence[Target], work: Work) -> EmbedReply:
+        """The vectors of the first target that makes them."""
+        limits = self._runtime.settings.cascade
+        async with self._bounded(limits.deadline_s):
+            for target in targets:
+                for turn in range(limits.attempts_per_provider):
+                    if not self._may_ask(target):
+                        break
+                    if turn and limits.backoff_s:
+                        await self._runtime.clock.sleep(limits.backoff_s[0])
+                    vectors = await self._ask(target, work)
+                    if vectors is not None:
+                        return self._reply(target, vectors)
+                    if self._attempts[-1].outcome not in TRANSIENT:
+                        break
+        raise self._nobody()
+
+    @asynccontextmanager
+    async def _bounded(self, seconds: float) -> AsyncGenerator[None, None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise self._nobody() from None
+
+    async def _ask(self, target: Target, work: Work) -> list[list[float]] | None:
+        runtime, began = self._runtime, self._runtime.clock.monotonic()
+        failure = None
+        try:
+            vectors = await work(target)
+        except LocalFirstError:
+            runtime.health.left(target)
+            raise
+        except (UpstreamError, TimeoutError, OSError) as error:
+            vectors, now_unix = None, runtime.clock.unix()
+            failure = classify.failure(
+                target.provider, error, model=target.model, now_unix=now_unix
+            )
+        except BaseException:
+            runtime.health.left(target)
+            raise
+        attempt = Attempt(
+            provider=target.provider,
+            model=target.model,
+            key_label=target.key_label,
+            outcome=failure.cls if failure else "ok",
+            status=failure.status if failure else None,
+            message=failure.message if failure else "",
+            retry_after_s=failure.retry_after_s if failure else None,
+            started_unix=runtime.clock.unix(),
+            duration_s=runtime.clock.monotonic() - began,
+        )
+        self._note(target, attempt, failure)
+        return vectors
+
+    def _note(self, target: Target, attempt: Attempt, failure: Failure | None) -> None:
+        """Remember it as the cascade remembers answers; raises for the request's own fault."""
+        runtime, now_unix = self._runtime, self._runtime.cascade.now_unix()
+        self._attempts.append(attempt)
+        runtime.ledger.record_attempt(attempt, target=target)
+        if failure is None:
+            runtime.ledger.drop_cooldowns(runtime.health.succeeded(target, now_unix))
+            return
+        entry = runtime.health.failed(target, failure, now_unix)
+        if entry is not None:
+            runtime.ledger.save_cooldown(entry)
+        fault = exits.at_fault(failure, target.provider)
+        if fault is not None:
+            fault.attempts, fault.egress = tuple(self._attempts), self._egress
+            raise fault
+
+    def _may_ask(self, target: Target) -> bool:
+        """Whether health and budget let it be asked; nobody stands in, so a guess does not bar."""
+        now_unix = self._runtime.cascade.now_unix()
+        barred = [
+            entry
+            for entry in self._runtime.health.view().blockers(target, now_unix)
+            if entry.fact or entry.cls not in TRANSIENT
+        ]
+        no = f"cooling down after {barred[0].cls}" if barred else ""
+        self._cooling += barred[:1]
+        no = no or (self._runtime.budget.refusal(target) if self._egress else "")
+        if no:
+            self._skipped.append((target.provider, no))
+        return not no
+
+    def _reply(self, target: Target, vectors: list[list[float]]) -> EmbedReply:
+        return EmbedReply(
+            vectors=vectors,
+            model=target.model,
+            route=target.route,
+            rung=target.rung,
+            attempts=tuple(self._attempts),
+            egress=self._egress,
+        )
+
+    def _nobody(self) -> CascadeExhausted:
+        now_unix = self._runtime.cascade.now_unix()
+        waits = [one.retry_after_s for one in self._attempts if one.retry_after_s is not None]
+        waits += [one.until_unix - now_unix for one in self._cooling if one.until_unix < NEVER]
+        error = report.exhausted(
+            self._attempts,
+            self._skipped,
+            cooling=[entry.cls for entry in self._cooling],
+            retry_after_s=min(waits, default=None),
+        )
+        error.egress = self._egress if self._attempts else ()
+        return error
 
 
 def choose(status: EngineStatus, wanted: str) -> LocalModel:
@@ -83,31 +234,3 @@ def choose(status: EngineStatus, wanted: str) -> LocalModel:
         if names.parse(model.name).key == key:
             return model
     raise UnknownModel(f"`{wanted}` is not installed", nearest=[m.name for m in status.models][:5])
-
-
-async def ask(
-    runtime: Runtime,
-    backend: Embedder,
-    provider: str,
-    model: str,
-    texts: list[str],
-    options: dict[str, Json],
-) -> EmbedReply:
-    """One request, its failure told as the cascade tells failures."""
-    try:
-        async with asyncio.timeout(runtime.settings.cascade.deadline_s):
-            vectors = await backend.embed(model, texts, options)
-    except LocalFirstError:
-        raise
-    except (UpstreamError, TimeoutError, OSError) as error:
-        failure = classify.failure(provider, error, model=model, now_unix=runtime.clock.unix())
-        attempt = Attempt(
-            provider=provider, model=model, outcome=failure.cls, message=failure.message
-        )
-        raise CascadeExhausted(
-            f"`{provider}/{model}` made no embeddings: {failure.message}",
-            attempts=[attempt],
-            dominating=failure.cls,
-            retry_after_s=failure.retry_after_s,
-        ) from error
-    return EmbedReply(vectors=vectors, model=model, route=f"{provider}/{model}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from localfirst.cascade import report
 from localfirst.engines.base import LocalModel
+from localfirst.types import Attempt, Rung, Target
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,9 +24,19 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Vectors in the order of the texts, and who made them."""
+    """Vectors in the order of the texts, and who made them; `egress` names who saw the texts."""
 
     vectors: list[list[float]]
     model: str
     route: str
     prompt_tokens: int = 0
+    rung: Rung = Rung.LOCAL
+    attempts: tuple[Attempt, ...] = ()
+    egress: tuple[str, ...] = ()
+
+    def headers(self, request_id: str) -> list[tuple[str, str]]:
+        """The `x-localfirst-*` facts: who made them, who was asked, who saw the texts."""
+        target = Target(rung=self.rung, provider=self.route.partition("/")[0], model=self.model)
+        return report.headers(
+            self.attempts, request_id=request_id, target=target, egress=self.egress
+        )

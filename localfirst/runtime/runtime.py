@@ -309,9 +309,11 @@ class Runtime:
             call.relay = False
         return call
 
-    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> EmbedReply:
+    async def embed(
+        self, model: str, texts: list[str], options: dict[str, Json], *, local_only: bool = False
+    ) -> EmbedReply:
         """Vectors of *texts* by *model*; see `embedding.embed`."""
-        return await embedding.embed(self, model, texts, options)
+        return await embedding.embed(self, model, texts, options, local_only=local_only)
 
     async def explain(self, call: Call) -> Plan:
         """The very plan that *call* would run; sends nothing."""

@@ -25,6 +25,7 @@ from localfirst.events import (
     Usage,
 )
 from localfirst.models.names import parse
+from localfirst.runtime.entries import EmbedReply
 from localfirst.settings import GatewaySettings, Secret, Settings
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Attempt, Call, Rung, Target, ToolCall
@@ -195,13 +196,6 @@ class Entry(msgspec.Struct):
     local: LocalModel | None = None
 
 
-class Vectors(msgspec.Struct):
-    vectors: list[list[float]]
-    model: str
-    route: str
-    prompt_tokens: int = 0
-
-
 class Steps(msgspec.Struct):
     steps: tuple[Any, ...] = ()
     error: LocalFirstError | None = None
@@ -270,10 +264,16 @@ class ScriptedRuntime:
             Entry("groq/openai/gpt-oss-20b", "groq"),
         ]
 
-    async def embed(self, model: str, texts: list[str], options: dict[str, Any]) -> Vectors:
-        self.asked.append(f"embed {model} {options}")
-        vectors = [[float(len(text)), 0.5] for text in texts]
-        return Vectors(vectors, "nomic-embed-text:latest", "local/nomic-embed-text:latest", 4)
+    async def embed(
+        self, model: str, texts: list[str], options: dict[str, Any], *, local_only: bool = False
+    ) -> EmbedReply:
+        self.asked.append(f"embed {model} {options}" + " local-only" * local_only)
+        return EmbedReply(
+            vectors=[[float(len(text)), 0.5] for text in texts],
+            model="nomic-embed-text:latest",
+            route="local/nomic-embed-text:latest",
+            prompt_tokens=4,
+        )
 
     async def state(self) -> dict[str, Any]:
         return {"engine": {"kind": "ollama", "state": "ready"}, "providers": []}

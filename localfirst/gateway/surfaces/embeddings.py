@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from localfirst.errors import EngineUnavailable, UpstreamError
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.ollama import installed
-from localfirst.types import Json
+from localfirst.gateway.surfaces.relay import wishes
+from localfirst.types import Call, Dialect, Json
 from localfirst.wire.ollama import embeddings as native
 from localfirst.wire.openai import embeddings as wire
 
@@ -26,7 +27,7 @@ async def openai(gateway: Gateway, request: Request) -> None:
         prompt_tokens=found.prompt_tokens,
         encoding=wanted.encoding,
     )
-    await request.json(data, *_facts(found))
+    await request.json(data, *_facts(found, request))
 
 
 async def ollama(gateway: Gateway, request: Request) -> None:
@@ -43,7 +44,7 @@ async def ollama(gateway: Gateway, request: Request) -> None:
         prompt_tokens=found.prompt_tokens,
         elapsed_s=gateway.clock.monotonic() - request.began,
     )
-    await request.json(data, *_facts(found))
+    await request.json(data, *_facts(found, request))
 
 
 async def ollama_legacy(gateway: Gateway, request: Request) -> None:
@@ -54,7 +55,7 @@ async def ollama_legacy(gateway: Gateway, request: Request) -> None:
         await request.json(native.answer_legacy([]))
         return
     found = await _embed(gateway, request, wanted)
-    await request.json(native.answer_legacy(found.vectors), *_facts(found))
+    await request.json(native.answer_legacy(found.vectors), *_facts(found, request))
 
 
 async def _load(gateway: Gateway, request: Request, wanted: wire.EmbedRequest) -> None:
@@ -81,15 +82,25 @@ async def _embed(gateway: Gateway, request: Request, wanted: wire.EmbedRequest) 
     if wanted.options:
         options["options"] = wanted.options
     try:
-        found = await gateway.runtime.embed(wanted.model, list(wanted.texts), options)
+        found = await gateway.runtime.embed(
+            wanted.model, list(wanted.texts), options, local_only=_asked_local_only(request)
+        )
     except UpstreamError as error:
         raise EngineUnavailable(
             f"no vectors from `{wanted.model}`: {error}",
             hint="embeddings need an embedding model, for example `nomic-embed-text`",
         ) from error
     request.model, request.route = found.model, found.route.partition("/")[0]
+    request.rung = found.rung.value
     return found
 
 
-def _facts(found: EmbedReply) -> tuple[tuple[bytes, bytes], ...]:
-    return ((b"x-localfirst-route", found.route.encode("ascii", "replace")),)
+def _asked_local_only(request: Request) -> bool:
+    """Whether the request's own header keeps it on this machine."""
+    call = Call(model="", stream=False, dialect=Dialect.OPENAI, request_id=request.id)
+    wishes(call, request)
+    return call.local_only
+
+
+def _facts(found: EmbedReply, request: Request) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1")) for name, value in found.headers(request.id)]
