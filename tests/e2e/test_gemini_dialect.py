@@ -309,6 +309,26 @@ def test_an_error_keeps_its_sense_in_the_surfaces_own_shape(
 
 
 @every_surface
+@both_ways
+def test_a_filtered_answer_is_a_content_filter_and_nobody_elses_turn(
+    at: House, cloud: FakeGemini, surface: str, stream: bool
+) -> None:
+    cloud.script({"do": "ok", "chunks": [], "finish": "SAFETY", "times": -1})
+    status, data, _ = ask(at, surface, stream=stream)
+    assert status == 400 and b"filter" in data
+    assert len(cloud.requests()) == 1
+
+
+@every_surface
+def test_a_call_that_the_model_broke_is_asked_again(
+    at: House, cloud: FakeGemini, surface: str
+) -> None:
+    cloud.script({"do": "ok", "chunks": [], "finish": "MALFORMED_FUNCTION_CALL"})
+    assert SDKS[surface](at, stream=False, messages=HI).text == HELLO
+    assert len(cloud.requests()) == 2
+
+
+@every_surface
 @pytest.mark.parametrize(
     "step",
     [

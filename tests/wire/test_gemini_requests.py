@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from localfirst.errors import UpstreamRefused
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool, ToolCall
 from localfirst.wire.gemini import requests
 from localfirst.wire.gemini.marks import CALLS_MOST, SIGNATURE_CHARS_MOST, SKIP, Marks
 from localfirst.wire.quirks import Quirks
+from tests.fakes.cloud_gemini import complaint
 
 PIXEL = "iVBORw0KGgo="
 NEW, OLD = "gemini-3.5-flash-lite", "gemini-2.5-flash"
@@ -340,3 +343,53 @@ def test_embeddings_are_asked_for_in_one_batch() -> None:
         for text in ("a", "b")
     ]
     assert "outputDimensionality" not in requests.encode_embeddings("models/m", ["a"]).decode()
+
+
+words = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=6)
+ids = st.sampled_from(["", "a", "b"])
+parts = st.one_of(
+    st.builds(TextPart, text=words),
+    st.builds(ImagePart, data=st.just(PIXEL), url=st.sampled_from(["", "https://x.example/a.jpg"])),
+)
+messages = st.builds(
+    Message,
+    role=st.sampled_from(["system", "user", "assistant", "tool"]),
+    content=st.one_of(words, st.lists(parts, max_size=3).map(tuple)),
+    tool_calls=st.lists(st.builds(ToolCall, id=ids, name=words, arguments=words), max_size=2).map(
+        tuple
+    ),
+    tool_call_id=ids,
+    name=words,
+    reasoning=words,
+    reasoning_signature=words,
+    is_error=st.booleans(),
+)
+anything = st.builds(
+    ChatRequest,
+    messages=st.lists(messages, max_size=6).map(tuple),
+    prompt=st.none() | words,
+    tools=st.lists(st.builds(Tool, name=words, parameters=st.just(PLACE)), max_size=2).map(tuple),
+    tool_choice=st.sampled_from([None, "auto", "none", "required", "f"]),
+    temperature=st.none() | st.floats(0, 2),
+    top_k=st.none() | st.integers(-1, 9),
+    stop=st.lists(words, max_size=7).map(tuple),
+    seed=st.none() | st.integers(-(2**63), 2**63),
+    schema=st.none() | st.just(PLACE),
+    json_mode=st.booleans(),
+    think=st.sampled_from([None, True, False, "minimal", "low", "xhigh", "ultra", "none"]),
+    thinking_budget_tokens=st.none() | st.integers(1, 10**6),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(request=anything, model=st.sampled_from([NEW, OLD, "gemini-3-pro", "mine"]))
+def test_any_request_makes_a_body_of_names_that_the_api_knows(
+    request: ChatRequest, model: str
+) -> None:
+    body = sent(request, model)
+    assert complaint(body) == ""
+    assert body["contents"][0]["role"] == "user"
+    assert all(turn["parts"] for turn in body["contents"])
+    assert {turn["role"] for turn in body["contents"]} <= {"user", "model"}
+    seed = body.get("generationConfig", {}).get("seed", 0)
+    assert 0 <= seed < 2**31
