@@ -95,13 +95,13 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:24])
 @pytest.mark.parametrize("path", ["/api/pull", "/api/show", "/localfirst/pulls"])
-def test_names_outside_the_grammar_are_refused(path: str, name: str) -> None:
+def test_n1_names_outside_the_grammar_are_refused(path: str, name: str) -> None:
     answer = send(path, json.dumps({"model": name}).encode())
     assert (answer.status, code_of(answer)) == (400, "model-name-invalid")
 
 
 @pytest.mark.parametrize("name", ["", None])
-def test_no_name_is_no_model(name: str | None) -> None:
+def test_n1_no_name_is_no_model(name: str | None) -> None:
     assert send("/api/pull", json.dumps({"model": name}).encode()).status == 400
 
 
@@ -134,7 +134,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, NATIVE, "/v1/responses", "/v1/embeddings"])
 @pytest.mark.parametrize("body", TEXTS.values(), ids=TEXTS.keys())
-def test_json_that_is_not_plain_is_refused(path: str, body: bytes) -> None:
+def test_j1_json_that_is_not_plain_is_refused(path: str, body: bytes) -> None:
     assert send(path, FULL).status == 200, "without its fault the body is honest"
     assert send(path, body).status == 400
 
