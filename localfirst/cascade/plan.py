@@ -58,7 +58,9 @@ def plan(call: Call, world: World) -> Plan:
     return Plan(
         steps=steps,
         error=error,
-        until_unix=world.health.next_change_unix(world.now_unix),
+        until_unix=min(
+            [world.health.next_change_unix(world.now_unix), *(step.again_unix for step in steps)]
+        ),
         fits_tokens=min(windows, default=NEVER),
     )
 

@@ -24,7 +24,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """
     One candidate, with why it is where it is.
 
-    `keys` are the same target with each healthy key; they are used in turns. `alternate`
+    `keys` are the same target with each healthy key; they are used in turns, and from
+    `again_unix` on there may be more of them. `alternate`
     steps stand by for a model that its provider does not have any more. `ready_at_unix` is
     set while cooling; `window_tokens` is 0 when unknown.
     """
@@ -35,6 +36,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[Target, ...] = ()
     alternate: bool = False
     ready_at_unix: float = 0.0
+    again_unix: float = NEVER
     fact: bool = False
     window_tokens: int = 0
     timeout_s: float = 0.0
@@ -74,7 +76,8 @@ def with_health(
         else:
             waiting.append(wait)
     if ready:
-        return msgspec.structs.replace(step, target=ready[0], keys=tuple(ready))
+        again = min((until for until, _, _ in waiting), default=NEVER)
+        return msgspec.structs.replace(step, target=ready[0], keys=tuple(ready), again_unix=again)
     until_unix, reason, fact = min(waiting)
     every = tuple(
         msgspec.structs.replace(step.target, key_label=label) if label else step.target

@@ -724,3 +724,23 @@ def test_the_prompt_of_an_exhausted_ladder_is_told_only_where_it_is_wanted(
         assert bell.prompts == [told]
 
     virtual(main())
+
+
+def test_a_key_whose_spent_limit_is_over_takes_turns_again() -> None:
+    async def main() -> None:
+        spent = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "30s")]
+        groq = ScriptedBackend(says(headers=spent), says())
+        house = House(
+            {"gemini": ScriptedBackend(refuses(401)), "groq": groq},
+            providers={"gemini": view("gemini"), "groq": view("groq", keys=2)},
+        )
+        for _ in range(5):
+            await house.ask()
+        first = groq.asked[0].key_label
+        assert [target.key_label for target in groq.asked].count(first) == 1
+        await house.clock.sleep(31.0)
+        for _ in range(4):
+            await house.ask()
+        assert [target.key_label for target in groq.asked[5:]].count(first) == 2
+
+    virtual(main())
