@@ -100,3 +100,14 @@ def too_long(found: Overflow) -> UpstreamRefused:
         "n_ctx": found.context_tokens,
     }
     return UpstreamRefused(400, msgspec.json.encode({"error": error}))
+
+
+def lost_its_file(error: UpstreamRefused) -> bool:
+    """
+    Whether a daemon refuses a model whose file is gone.
+
+    One that started after the file was lost says 400, as if the request were wrong, and goes
+    on listing the model; one that started before says 404 (ollama/ollama server/routes.go).
+    """
+    said = re.search(rb"does not support (chat|generate)", error.body)
+    return error.status == 400 and said is not None

@@ -84,8 +84,13 @@ class Daemon:
         return _decoded(await self._post("/api/show", body, SHOW_S), Shown)
 
     async def load(self, model: str, options: dict[str, Json], timeout_s: float) -> None:
-        """Have *model* in memory: a generation without a prompt."""
-        body = {"model": model, "options": options, "stream": False}
+        """
+        Have *model* in memory: a generation without a prompt.
+
+        Whether the window may shift is a flag of the runner, so that a load has to say it as
+        requests do: else the first of them would load the model again.
+        """
+        body = {"model": model, "options": options, "stream": False, "shift": False}
         await self._post("/api/generate", body, timeout_s)
 
     async def unload(self, model: str) -> None:

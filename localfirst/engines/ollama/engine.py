@@ -101,9 +101,10 @@ class OllamaEngine:
                         yield event
                 return
             except UpstreamRefused as error:
-                if error.in_band or not self._contexts.grow(
-                    call, model, refusals.overflow(error.body)
-                ):
+                if refusals.lost_its_file(error):
+                    raise UpstreamRefused(404, error.body, error.headers) from error
+                found = refusals.overflow(error.body)
+                if error.in_band or not self._contexts.grow(call, model, found):
                     raise
             yield Progress("loading", f"{name} with a longer context")
             async with aclosing(self._exchange(call, model, limits)) as events:
