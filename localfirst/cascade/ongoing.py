@@ -11,8 +11,9 @@ from localfirst.errors import Breakage, UpstreamBroken, UpstreamNonsense, Upstre
 from localfirst.events import Event, Finished, FinishReason, Opened, Progress, Relayed, Usage
 from localfirst.types import Attempt, Clock, Failure, Target
 
-# What is no content may not grow without end before content comes.
-PRELUDE_EVENTS = 256
+# What is no content may not grow without end before content comes; a patient server that
+# sends an empty delta every half second for the longest wait comes to a quarter of it.
+PRELUDE_EVENTS = 4096
 # After the terminator the connection has this long to end by itself and be used again.
 LINGER_S = 1.0
 FILTERED = b'{"error":{"code":"content_filter","message":"the answer was filtered"}}'

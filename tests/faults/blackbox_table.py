@@ -298,7 +298,7 @@ def _crlf(dialect: str, stream: bool) -> Step | None:
 
 def _blank_lines_first(dialect: str, stream: bool) -> Step | None:
     if stream:
-        body = b": OPENROUTER PROCESSING\n\n" * 30 + stream_bytes(dialect)
+        body = b": OPENROUTER PROCESSING\n\n" * 400 + stream_bytes(dialect)
     else:
         body = b"\n" * 30 + whole(dialect)
     return raw(head(f"content-length: {len(body)}", kind=kind_of(stream)) + body, "keep")
@@ -327,7 +327,19 @@ def _other_sort(dialect: str, stream: bool) -> Step:
     return raw(head(f"content-length: {len(body)}", kind=kind_of(not stream)) + body, "keep")
 
 
+def _keepalives_one_by_one(dialect: str, stream: bool) -> Step | None:
+    """As many as a slow model's gateway sends in minutes, each a chunk of its own."""
+    if not stream:
+        return None
+    empty = b": keep-alive\n\n"
+    if dialect == "openai":
+        empty = answers.events(dialect, {}, "m", usage=False)[0]
+    pieces = chunked(empty) * 400 + chunked(stream_bytes(dialect))
+    return raw(head("transfer-encoding: chunked", kind=kind_of(True)) + pieces + b"0\r\n\r\n")
+
+
 HARMLESS = [
+    Row("four-hundred-keepalives", _keepalives_one_by_one, "ok"),
     Row("http-10", _http_10, "ok"),
     Row("the-other-sort", _other_sort, "ok"),
     Row("continue-100-first", _after(b"HTTP/1.1 100 Continue\r\n\r\n"), "ok"),

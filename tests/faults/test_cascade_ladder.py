@@ -67,7 +67,7 @@ FALLS_THROUGH: dict[str, tuple[Sequence[Move], str]] = {
     "cut after the status": ([OPENED, UpstreamBroken(Breakage.CUT)], "network"),
     "ends without a terminator": ([OPENED], "network"),
     "role chunk, then cut": ([OPENED, Relayed(b"r"), UpstreamBroken(Breakage.CUT)], "network"),
-    "keep-alives without end": ([OPENED, *[Relayed(b":\n\n")] * 400], "invalid_response"),
+    "keep-alives without end": ([OPENED, *[Relayed(b":\n\n")] * 5000], "invalid_response"),
     "slow keep-alives": ([OPENED, *[Relayed(b":\n\n"), 5.0] * 100], "timeout"),
     "empty completion": ([OPENED, Finished()], "invalid_response"),
     "empty text": ([OPENED, TextDelta(""), Finished()], "invalid_response"),
@@ -247,6 +247,17 @@ def test_what_came_before_content_is_handed_over_with_it() -> None:
         house = House({"groq": ScriptedBackend([OPENED, *events, Relayed(b"4")])})
         answer = await house.cascade.open(make_call(relay=True))
         assert [event async for event in answer] == events
+
+    virtual(main())
+
+
+def test_a_long_row_of_empty_events_before_content_is_patience_and_no_fault() -> None:
+    async def main() -> None:
+        empty = [Relayed(b"data: {}\n\n")] * 600
+        last = Relayed(b"data: x\n\n", content=True), Relayed(b"data: [DONE]\n\n", final=True)
+        house = House({"groq": ScriptedBackend([OPENED, *empty, *last])})
+        answer = await house.cascade.open(make_call())
+        assert len([event async for event in answer]) == 602
 
     virtual(main())
 
