@@ -130,7 +130,10 @@ def _child(options: dict[str, int | str | bool]) -> None:
     params.cache_ram_mib = 0
     # More than one thread would wait for each other by spinning, for minutes on a busy machine.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    path, body = "/completion", {"prompt": "x" * int(options["prompt"]), "n_predict": 8}
+    path, body = (
+        "/completion",
+        {"prompt": "x" * int(options["prompt"]), "n_predict": 4, "temperature": 0},
+    )
     if options["embedding"]:
         params.embedding = True
         params.n_batch = params.n_ubatch = max(512, min(int(options["context"]), 8192))

@@ -10,9 +10,9 @@ prints its port. A model's script: `reply` (a recording's name), `load_s`, `word
 `silent_after`, `die_after` and `cut_after` (lines), `says` (the messages of a streamed chat, in
 place of the recorded ones), `context` (its `num_ctx`; a longer prompt overflows
 on the path `overflow`: "error", "friendly" or "cut"), `window`, `capabilities`, `embeds`,
-`vram`, `loaded`, `remote`, `parallel` (answers at once, the rest wait), `dead_s` (its runner
-is dead: still listed for that long, then loaded again), `unload_s` (until an unload shows)
-and `vram_next` (after it). Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
+`vram`, `bytes` (what `/api/ps` says it takes), `digest`, `loaded`, `remote`, `parallel`
+(answers at once, the rest wait), `dead_s` (its runner is dead: still listed for that long,
+then loaded again), `unload_s` (until an unload shows) and `vram_next` (after it). Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
 back), `tags` ("broken"), `version`. `POST /fake` replaces parts of the script, `GET /fake`
 tells the requests.
 """
@@ -112,6 +112,7 @@ class Daemon:
         details = template["details"] | {"context_length": model.get("window", 2048)}
         entry = template | {"name": full(name), "model": full(name), "details": details}
         entry["capabilities"] = model.get("capabilities", ["completion"])
+        entry["digest"] = model.get("digest", entry["digest"])
         if model.get("remote"):
             entry |= {"remote_model": name, "remote_host": "https://ollama.com:443"}
         return entry
@@ -125,7 +126,8 @@ class Daemon:
             | {
                 "name": full(name),
                 "model": full(name),
-                "digest": DIGEST,
+                "digest": self.models[name].get("digest", DIGEST),
+                "size": self.models[name].get("bytes", template["size"]),
                 "size_vram": self.models[name].get("vram", 0),
                 "context_length": context,
             }

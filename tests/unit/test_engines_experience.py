@@ -395,6 +395,33 @@ def test_an_ollamas_answer_teaches_its_speed(kind: str, tmp_path: Path) -> None:
     run(test)
 
 
+def test_what_an_ollama_allocated_decides_once_the_model_is_gone(tmp_path: Path) -> None:
+    """Through the socket: `/api/ps` while it is loaded, and the verdict and plan after it."""
+    digest = toy.publish(tmp_path / "store").digest.removeprefix("sha256:")
+    script = {"models": {"tiny": {"digest": digest, "bytes": 9_000_000}}}
+
+    async def test() -> None:
+        async with fake_daemon(script) as served, bench(tmp_path, host=served.endpoint) as made:
+            await collect(made.engine, ask(), "tiny")
+            (loaded,) = (await made.engine.status(max_age_s=0)).models
+            assert loaded.loaded and loaded.loaded_context_tokens and loaded.fit == "fits"
+            assert await made.engine.unload("tiny")
+            (gone,) = (await made.engine.status(max_age_s=0)).models
+            assert not gone.loaded and gone.measured_bytes == gone.needed_bytes > 9_000_000
+            # Room for what the formula says, and not for what it took.
+            room = int(gone.measured_bytes / 1.12)
+            made.hardware = msgspec.structs.replace(ROOMY, ram_available_bytes=room)
+            made.engine.forget()
+            (tight,) = (await made.engine.status(max_age_s=0)).models
+            assert tight.fit == "no"
+            plain = Judge(Shelf(Store(tmp_path / "store")), lambda: made.hardware)
+            by_formula = await plain.judged(listed(tmp_path / "store"))
+            assert by_formula.models[0].fit != "no"
+            assert (await made.engine.measured())["tiny:latest"].measured_bytes
+
+    run(test)
+
+
 def test_answers_that_share_the_machine_teach_no_speed(tmp_path: Path) -> None:
     async def test() -> None:
         script = {"models": {"tiny": {"word_delay_s": 0.01}}}
