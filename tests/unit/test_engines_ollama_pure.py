@@ -14,7 +14,7 @@ from localfirst.engines.launch import connectable
 from localfirst.engines.ollama import guard
 from localfirst.engines.ollama.listing import Shown, full_name, is_remote, listing, models, unix
 from localfirst.engines.wishes import seconds_of
-from localfirst.errors import UpstreamNonsense
+from localfirst.errors import UpstreamNonsense, UpstreamRefused
 from localfirst.types import Needs
 
 DATA = Path(__file__).parent.parent / "data" / "ollama"
@@ -197,3 +197,29 @@ def test_a_prepared_request_keeps_every_field_it_does_not_settle() -> None:
 )
 def test_keep_alive_is_read_as_go_reads_it(said: str | float | None, seconds: float) -> None:
     assert seconds_of(said, 300) == seconds
+
+
+def test_a_prompt_that_was_cut_silently_tells_it_by_its_count_alone() -> None:
+    """Why a cut is forbidden in every request: nothing in the answer says so."""
+    answer = json.loads(recorded("chat_tmpl_default"))
+    assert refusals.overflow(recorded("chat_tmpl_default")) is None
+    assert answer["done"] is True
+    assert answer["prompt_eval_count"] == 256 // 2 + 2  # of a prompt of 600 tokens
+    sent = json.loads(guard.prepared(b'{"messages":[]}', model="m", num_ctx=0))
+    assert (sent["truncate"], sent["shift"]) == (False, False)
+
+
+def test_a_dead_runner_is_listed_like_a_live_one() -> None:
+    seen = json.loads((DATA / "runner_killed_idle_ps.json").read_text())
+    assert seen["children"] == []
+    running = listing(json.dumps({"models": seen["ps"]}).encode())
+    assert [entry.name for entry in running] == ["slow:latest", "endless:latest"]
+    assert running[0].size_vram > 0  # and an AMX buffer counts as GPU memory
+
+
+@pytest.mark.parametrize("words", ["chat", "generate"])
+def test_a_model_without_its_file_is_told_from_a_wrong_request(words: str) -> None:
+    body = msgspec.json.encode({"error": f'"m" does not support {words}'})
+    assert refusals.lost_its_file(UpstreamRefused(400, body))
+    assert not refusals.lost_its_file(UpstreamRefused(500, body))
+    assert not refusals.lost_its_file(UpstreamRefused(400, b'{"error":"m does not support tools"}'))
