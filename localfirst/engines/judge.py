@@ -17,12 +17,14 @@ import msgspec
 
 from localfirst.engines.base import EngineStatus, LocalModel
 from localfirst.engines.experience import Experience, Loading
-from localfirst.engines.llamacpp.about import Shelf
+from localfirst.engines.llamacpp.about import About, Shelf
+from localfirst.engines.llamacpp.plan import embedding_batch
+from localfirst.engines.llamacpp.wanted import EMBED_CONTEXT_TOKENS
 from localfirst.engines.ollama.listing import full_name
 from localfirst.errors import LocalFirstError
 from localfirst.events import Event, Finished, Relayed
 from localfirst.machine import fit
-from localfirst.machine.fit import Fit, Hardware, Measured, ModelShape
+from localfirst.machine.fit import Fit, Hardware, Measured
 from localfirst.machine.fit.memory import CACHE_BYTES
 
 CONTEXT_TOKENS = 4096
@@ -88,13 +90,12 @@ class Judge:
         spoken = self._spoken.pop(full_name(model.name), None)
         if spoken is not None:
             self._experience.note_speed(self._loading("ollama", model.digest), *spoken)
-        shape = self._shape(model)
         if not model.loaded or not model.loaded_context_tokens:
             return
         # Where there is no GPU, Ollama counts some processors' own buffers as one's memory.
         vram = model.loaded_vram_bytes if any(gpu.usable for gpu in hardware.gpus) else 0
         before = fit.freed(hardware, ram_bytes=model.loaded_bytes - vram, vram_bytes=vram)
-        found = self._predicted(shape, "ollama", before, model.loaded_context_tokens)
+        found = self._predicted(model, "ollama", before, model.loaded_context_tokens)
         self._experience.note_allocated(
             found,
             self._loading("ollama", model.digest),
@@ -105,7 +106,7 @@ class Judge:
     def _with_verdict(self, model: LocalModel, kind: str, hardware: Hardware) -> LocalModel:
         if model.remote:
             return model
-        found = self._predicted(self._shape(model), kind, hardware, CONTEXT_TOKENS)
+        found = self._predicted(model, kind, hardware, CONTEXT_TOKENS)
         found = self._experience.applied(found, self._loading(kind, self._key(model, kind)))
         if found.placement is fit.Placement.CPU:
             self._on_gpu.discard(model.name)
@@ -122,11 +123,20 @@ class Judge:
             measured_tokens_per_s=found.measured_tokens_per_s,
         )
 
-    def _predicted(self, shape: ModelShape, kind: str, hardware: Hardware, context: int) -> Fit:
+    def _predicted(self, model: LocalModel, kind: str, hardware: Hardware, context: int) -> Fit:
+        about = self._about(model, kind)
+        shape = about.shape if about else fit.shape_from_size(model.size_bytes)
         loading = self._ollama
+        embeds = model.capabilities == ("embedding",)
         if kind == "llamacpp":
             mapped = not shape.repack_bytes or bool(hardware.gpus)
             loading = msgspec.structs.replace(fit.EMBEDDED, mmap=mapped)
+            if embeds:
+                context = min(context, EMBED_CONTEXT_TOKENS)
+                batch = embedding_batch(context, about.pooling if about else "")
+                loading = msgspec.structs.replace(loading, batch=batch)
+        if embeds:
+            loading = msgspec.structs.replace(loading, embedding=True, parallel=1)
         return fit.predict(shape, hardware, context_tokens=context, loading=loading)
 
     def _loading(self, kind: str, model: str) -> Loading:
@@ -141,22 +151,19 @@ class Judge:
 
     def _key(self, model: LocalModel, kind: str) -> str:
         """What experience with *model* is kept by: the embedded engine knows only its file."""
-        if kind == "llamacpp" and self._shelf is not None:
-            try:
-                return Path(self._shelf.get(model.name).path).name
-            except (LocalFirstError, OSError):
-                pass
-        return model.digest
+        about = self._about(model, kind) if kind == "llamacpp" else None
+        return Path(about.path).name if about else model.digest
 
-    def _shape(self, model: LocalModel) -> ModelShape:
-        """From the model's own file when it is the very one that is listed, else by size."""
-        if self._shelf is not None:
-            try:
-                if self._shelf.digest(model.name) == model.digest:
-                    return self._shelf.get(model.name).shape
-            except (LocalFirstError, OSError):
-                pass
-        return fit.shape_from_size(model.size_bytes)
+    def _about(self, model: LocalModel, kind: str) -> About | None:
+        """The model's own file, when it is the very one that is listed."""
+        if self._shelf is None:
+            return None
+        try:
+            if kind == "llamacpp" or self._shelf.digest(model.name) == model.digest:
+                return self._shelf.get(model.name)
+        except (LocalFirstError, OSError):
+            pass
+        return None
 
 
 def _only_amx(hardware: Hardware) -> bool:

@@ -316,6 +316,16 @@ def test_the_speed_of_an_answer_is_shown_with_its_model(event: Event, tmp_path: 
     assert found.measured_tokens_per_s == 14.0
 
 
+def test_a_model_that_embeds_is_judged_as_it_will_be_loaded(tmp_path: Path) -> None:
+    """Logits of a whole batch are held, more of them in the embedded engine than in Ollama."""
+    judge = Judge(Shelf(Store(tmp_path)), lambda: ROOMY)
+    speaks = listed(tmp_path)
+    embeds = listed(tmp_path, capabilities=("embedding",))
+    here = msgspec.structs.replace(embeds, kind="llamacpp")
+    found = [judged(judge, one).needed_bytes for one in (speaks, embeds, here)]
+    assert found[0] < found[1] < found[2]
+
+
 def test_how_ollama_loads_is_taken_from_its_settings(tmp_path: Path) -> None:
     plain = judged(Judge(Shelf(Store(tmp_path)), lambda: ROOMY), listed(tmp_path))
     environ = {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_KV_CACHE_TYPE": "q8_0"}
