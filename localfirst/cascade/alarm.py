@@ -64,6 +64,7 @@ class Alarm:
         self._thresholds = Thresholds(settings)
         self._open: dict[int, Decision] = {}
         self._resumed = ledger is None
+        self._named: list[Path] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attempted(self, attempt: Attempt) -> None:
@@ -110,20 +111,23 @@ class Alarm:
             context=self._context(),
             prompt=prompt if self._settings.include_prompts else "",
         )
-        path = await asyncio.to_thread(self._write, decision, body)
+        path = await asyncio.to_thread(self._write, self._name(decision.at_unix), body)
         log.warning("%s%s", decision.reason, f" (see {path})" if path else "")
         await self._note(decision, body, path)
         await self._send_all(decision, body)
 
-    def _write(self, decision: Decision, body: Mapping[str, Json]) -> str:
-        path = self._folder / escalate.file_name(decision.at_unix)
+    def _name(self, at_unix: float) -> Path:
+        """A file of its own: a fifth like error is often the one that leaves nobody."""
+        for number in range(1, TELLING_AT_MOST + 1):
+            path = self._folder / escalate.file_name(at_unix, number)
+            if path not in self._named and not path.exists():
+                break
+        self._named = [*self._named[-TELLING_AT_MOST:], path]
+        return path
+
+    def _write(self, path: Path, body: Mapping[str, Json]) -> str:
         try:
             files.ensure_dir(self._folder)
-            for number in range(2, TELLING_AT_MOST + 2):
-                # A fifth like error is often the one that leaves nobody: two within a second.
-                if not path.exists():
-                    break
-                path = self._folder / escalate.file_name(decision.at_unix, number)
             files.write_atomic(path, msgspec.json.format(msgspec.json.encode(body), indent=2))
         except OSError as error:
             log.warning("the escalation could not be written to `%s` (%s)", path, error)
