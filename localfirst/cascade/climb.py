@@ -210,7 +210,7 @@ class Climb:
             limits,
             clock=self.cascade.clock,
             deadline=self._deadline if self._strict else float("inf"),
-            shows_progress=self.call.stream,
+            streams=self.call.stream,
             keep=self.seen,
             watches=self.cascade.watches,
             on_content=None if self.cascade.health.idle else self.cascade.began,

@@ -23,13 +23,14 @@ class Ongoing:
     """
     An attempt that is being read.
 
-    Nothing is handed over before the first content; `Progress` is, when the caller streams.
+    Nothing is handed over before the first content, `Progress` excepted, to a caller who
+    streams; to one who does not, nothing before the end: until then somebody else may answer.
     """
 
     __slots__ = (
-        "_began", "_began_unix", "_clock", "_deadline", "_keep", "_on_content", "_prelude",
-        "_shows_progress", "before", "committed", "finished", "first_token_s", "headers", "limits",
-        "settled", "target", "usage", "watch",
+        "_began", "_began_unix", "_clock", "_content", "_deadline", "_keep", "_on_content",
+        "_prelude", "_streams", "before", "committed", "finished", "first_token_s", "headers",
+        "limits", "settled", "target", "usage", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -39,7 +40,7 @@ class Ongoing:
         *,
         clock: Clock,
         deadline: float,
-        shows_progress: bool,
+        streams: bool,
         keep: list[Event],
         watches: Watches,
         on_content: Callable[[Target], None] | None = None,
@@ -58,8 +59,9 @@ class Ongoing:
         self._began = clock.monotonic()
         self._began_unix = clock.unix()
         self._deadline = deadline
-        self._shows_progress = shows_progress
+        self._streams = streams
         self._prelude: list[Event] = []
+        self._content = False
         self._keep = keep
         self._on_content = on_content
 
@@ -96,6 +98,8 @@ class Ongoing:
                 if type(event) is Finished:
                     self._finish(event)
             return (event,)
+        if not self._streams:
+            return self._hold(event)
         if commits(event):
             return self._commit(event)
         return self._before(event)
@@ -104,6 +108,22 @@ class Ongoing:
         """The stream is over; raises unless its terminator came."""
         if not self.finished:
             raise UpstreamBroken(Breakage.CUT, "the stream ended without its terminator")
+
+    def _hold(self, event: Event) -> Sequence[Event]:
+        """Keep an event until the answer is whole."""
+        kind = type(event)
+        last = kind is Finished or (kind is Relayed and event.final)  # type: ignore[union-attr]
+        if not self._content and commits(event):
+            self._content, self.first_token_s = True, self.duration_s
+            self.watch.restart(self.limits.stall_s, Breakage.STALL_TIMEOUT)
+        if not self._content:
+            return self._before(event)
+        if not last:
+            self._prelude.append(event)
+            return ()
+        if kind is Finished and cut_tool_call(self._prelude):
+            raise UpstreamNonsense("a tool call ended in the middle of its arguments")
+        return self._commit(event)
 
     def _before(self, event: Event) -> Sequence[Event]:
         kind = type(event)
@@ -121,7 +141,8 @@ class Ongoing:
 
     def _commit(self, event: Event) -> Sequence[Event]:
         self.committed = True
-        self.first_token_s = self.duration_s
+        if not self._content:
+            self.first_token_s = self.duration_s
         if self._on_content is not None:
             self._on_content(self.target)
         ready = [*self._prelude, event]
@@ -137,7 +158,7 @@ class Ongoing:
             raise UpstreamBroken(Breakage.TOTAL_TIMEOUT, "the deadline passed")
         limit_s = min(self.limits.first_token_s, left_s)
         self.watch.restart(limit_s, Breakage.FIRST_TOKEN_TIMEOUT)
-        return (event,) if self._shows_progress else ()
+        return (event,) if self._streams else ()
 
     def _empty(self, event: Event) -> Sequence[Event]:
         """An end without content: an answer only where the reason explains it."""

@@ -13,7 +13,7 @@ import msgspec
 
 from localfirst.cascade import contract, report
 from localfirst.cascade.run import Cascade
-from localfirst.errors import CascadeExhausted, InvalidRequest
+from localfirst.errors import CascadeExhausted, LocalFirstError
 from localfirst.events import FinishReason, Reply
 from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Json, Rung
 
@@ -46,10 +46,16 @@ async def reply(
     request = msgspec.structs.replace(call.chat, schema=rules, stream=False)
     attempts: list[Attempt] = []
     avoided: set[tuple[str, str]] = set()
+    clock, whole_s = cascade.clock, call.deadline_s
+    over = clock.monotonic() + (cascade.settings.cascade.deadline_s if whole_s is None else whole_s)
     for _ in range(CANDIDATES_AT_MOST):
+        if attempts and clock.monotonic() >= over:
+            break
+        if whole_s is not None:
+            call = msgspec.structs.replace(call, deadline_s=over - clock.monotonic())
         try:
             answer = await _ask(cascade, call, request, avoided)
-        except (CascadeExhausted, InvalidRequest) as error:
+        except LocalFirstError as error:
             raise _with_all(error, attempts) from None
         if not cut_counts and answer.finish_reason is not FinishReason.STOP:
             return msgspec.structs.replace(answer, attempts=(*attempts, *answer.attempts))
@@ -100,7 +106,7 @@ async def _corrected(
             same = msgspec.structs.replace(call, model=_name(first), fallback=False)
             try:
                 last = await _ask(cascade, same, again, set())
-            except (CascadeExhausted, InvalidRequest) as error:
+            except LocalFirstError as error:
                 attempts.extend(error.attempts)
                 return None
     return None
@@ -120,12 +126,10 @@ def _mark(attempts: list[Attempt], place: str) -> None:
     )
 
 
-def _with_all(
-    error: CascadeExhausted | InvalidRequest, attempts: list[Attempt]
-) -> CascadeExhausted | InvalidRequest:
+def _with_all(error: LocalFirstError, attempts: list[Attempt]) -> LocalFirstError:
     if not attempts:
         return error
-    if isinstance(error, InvalidRequest):
+    if not isinstance(error, CascadeExhausted):
         error.attempts = (*attempts, *error.attempts)
         return error
     return report.exhausted(

@@ -755,3 +755,42 @@ def test_a_key_whose_spent_limit_is_over_takes_turns_again() -> None:
         assert [target.key_label for target in groq.asked[5:]].count(first) == 2
 
     virtual(main())
+
+
+HALF: list[Move] = [OPENED, TextDelta("half of it")]
+HALVES: dict[str, list[Move]] = {
+    "cut": [*HALF, UpstreamBroken(Breakage.CUT)],
+    "stalled": [*HALF, HANG],
+    "ended": HALF,
+    "error": [*HALF, UpstreamRefused(500, b"", in_band=True)],
+    "cut in arguments": [
+        OPENED,
+        ToolCallDelta(0, "c", "f", '{"city": "Par'),
+        Finished(reason=FinishReason.TOOL_CALLS),
+    ],
+}
+
+
+@pytest.mark.parametrize("fault", HALVES)
+def test_who_waits_for_a_whole_answer_gets_one_from_the_next(fault: str) -> None:
+    """Nothing was handed over: half an answer of one who died is no reason to give up."""
+
+    async def main() -> None:
+        house = House({"local": ScriptedBackend(HALVES[fault]), "groq": ScriptedBackend()})
+        reply = await house.ask(stream=False)
+        assert (reply.text, reply.tool_calls, reply.route) == ("hello", (), "groq/groq-model")
+        assert house.unanswered == 0
+
+    virtual(main())
+
+
+def test_a_whole_answer_that_came_in_pieces_is_whole() -> None:
+    async def main() -> None:
+        pieces = [ReasoningDelta("hm"), TextDelta("a"), 40.0, TextDelta("b"), Finished()]
+        house = House({"local": ScriptedBackend([OPENED, *pieces])})
+        reply = await house.ask(stream=False)
+        assert (reply.text, reply.reasoning) == ("ab", "hm")
+        (record,) = house.records.attempts
+        assert record.outcome == "ok"
+
+    virtual(main())

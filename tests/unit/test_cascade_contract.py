@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from localfirst.cascade import contract, structured
 from localfirst.cascade.contract import ContractBroken
-from localfirst.errors import CascadeExhausted, InvalidRequest
+from localfirst.errors import CascadeExhausted, InvalidRequest, LocalFirstError
+from localfirst.settings import CascadeSettings, Settings
 from localfirst.types import ChatRequest, Message
 from tests.fakes.scripted_backend import House, ScriptedBackend, make_call, refuses, says
 from tests.fakes.virtual_time import run
@@ -183,5 +184,23 @@ def test_nothing_is_left_running() -> None:
             await structured.reply(house.cascade, make_call(), SCHEMA)
         assert house.unanswered == 0
         assert len(asyncio.all_tasks()) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("deadline_s", [None, 3.0])
+def test_wrong_answers_do_not_outlast_the_deadline(deadline_s: float | None) -> None:
+    async def main() -> None:
+        names = [f"c{number}" for number in range(6)]
+        house = House(
+            {name: ScriptedBackend([1.0, *says("no")]) for name in names},
+            settings=Settings(cascade=CascadeSettings(deadline_s=3.0)),
+        )
+        began = house.clock.monotonic()
+        with pytest.raises(LocalFirstError) as caught:
+            await structured.reply(house.cascade, make_call(deadline_s=deadline_s), SCHEMA)
+        # Everything that was sent is told, also when the time ran out in the middle.
+        assert len(caught.value.attempts) == sum(len(b.asked) for b in house.backends.values())
+        assert house.clock.monotonic() - began <= 4.0 + 0.1
 
     run(main())
