@@ -118,10 +118,11 @@ class Alarm:
 
     def _name(self, at_unix: float) -> Path:
         """A file of its own: a fifth like error is often the one that leaves nobody."""
-        for number in range(1, TELLING_AT_MOST + 1):
-            path = self._folder / escalate.file_name(at_unix, number)
+        path = self._folder / escalate.file_name(at_unix)
+        for number in range(2, TELLING_AT_MOST + 1):
             if path not in self._named and not path.exists():
                 break
+            path = self._folder / escalate.file_name(at_unix, number)
         self._named = [*self._named[-TELLING_AT_MOST:], path]
         return path
 

@@ -20,7 +20,6 @@ from localfirst.ledger.db import Ledger
 from localfirst.settings import EscalationSettings, Secret
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Attempt
-from tests.fakes.virtual_time import VirtualClock, VirtualLoop, run
 
 SETTINGS = EscalationSettings(same_error=3, failures=5, window_s=100.0)
 
@@ -132,18 +131,23 @@ def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path: Path) ->
     assert opened.file == ""
 
 
+class StandingClock(SystemClock):
+    """A wall clock on which everything happens within one second."""
+
+    def unix(self) -> float:
+        return 1_795_000_000.0
+
+
 def test_two_escalations_of_one_second_are_two_files(tmp_path: Path) -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        clock = VirtualClock(loop)
+        clock = StandingClock()
         alarm = Alarm(SETTINGS, folder=tmp_path, clock=clock, health=Health())
         for _ in range(3):
             alarm.attempted(failure(at=clock.unix()))
         alarm.exhausted([failure()])
         await alarm.aclose()
 
-    run(main())
+    asyncio.run(main())
     told = [json.loads(path.read_text())["rule"] for path in sorted(tmp_path.iterdir())]
     assert sorted(told) == ["exhausted", "same_error"]
 
