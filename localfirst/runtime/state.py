@@ -9,6 +9,7 @@ import msgspec
 
 from localfirst.cascade.plan import ProviderView
 from localfirst.engines.base import EngineStatus
+from localfirst.runtime import past
 from localfirst.runtime.entries import ModelEntry
 from localfirst.settings import Settings
 from localfirst.types import Json
@@ -37,7 +38,7 @@ def entries(
 
 
 async def of(runtime: Runtime) -> dict[str, Json]:
-    """The state as JSON: engine, ladder, providers, cooldowns, downloads, network, machine."""
+    """The state as JSON: engine, ladder, providers, cooldowns, alarms, downloads, machine."""
     status = await runtime.engine.status()
     return {
         "privacy": str(runtime.settings.privacy),
@@ -45,6 +46,10 @@ async def of(runtime: Runtime) -> dict[str, Json]:
         "engine": msgspec.to_builtins(status),
         "providers": [provider(view) for view in runtime.clouds.views.values()],
         "cooldowns": msgspec.to_builtins(runtime.cascade.health.snapshot()),
+        "escalations": [
+            {"at_unix": one.at_unix, "reason": one.reason, "file": one.file}
+            for one in await past.escalations(runtime, only_open=True)
+        ],
         "pulls": [msgspec.to_builtins(job.snapshot()) for job in runtime.puller.jobs()],
         "network": {
             "online": runtime.connectivity.online(),

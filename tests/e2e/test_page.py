@@ -1,0 +1,79 @@
+"""What the page shows, as the state that it reads: rests, alarms, a download begun from it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from localfirst.models import toy
+from tests.fakes import registry
+from tests.fakes.cloud_process import fake_cloud
+from tests.fakes.house import house
+
+CONFIG = """
+order = ["local", "tired", "broken", "groq", "pull"]
+[local]
+auto_pull = false
+[providers.tired]
+base_url = "{tired}"
+model = "m"
+[providers.broken]
+base_url = "{broken}"
+model = "m"
+[escalation]
+failures = 2
+same_error = 2
+[pull.mirrors]
+"registry.ollama.ai" = "http://127.0.0.1:{shop}"
+"""
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    try:
+        fields = {"content-type": "application/json"}
+        sent = json.dumps(body) if body is not None else None
+        connection.request("GET" if body is None else "POST", path, sent, fields)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def until(seen: Callable[[], Any], seconds: float = 10) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := seen()):
+        assert time.monotonic() < end, "never came true"
+        time.sleep(0.02)
+    return found
+
+
+def test_the_state_has_what_the_page_shows(tmp_path: Path) -> None:
+    toy.publish(tmp_path / "shop")
+    with registry.running(tmp_path / "shop") as shop, fake_cloud() as cloud:
+        tired, broken = cloud.base_url("tired"), cloud.base_url("broken")
+        limited = {"do": "status", "status": 429, "headers": {"retry-after": "600"}, "times": -1}
+        cloud.script(limited, part="tired")
+        cloud.script({"do": "status", "status": 500, "times": -1}, part="broken")
+        config = CONFIG.format(tired=tired, broken=broken, shop=shop.port)
+        with house(tmp_path, config=config, LOCALFIRST_LOCAL_ENGINE="none") as at:
+            chat = {"model": "auto", "messages": [{"role": "user", "content": "secret words"}]}
+            ask(at.url, "/v1/chat/completions", chat)
+
+            def state() -> Any:
+                return ask(at.url, "/localfirst/state")
+
+            alarms = until(lambda: state()["escalations"])
+            resting = {one["provider"]: one for one in state()["cooldowns"]}
+            assert resting["tired"]["cls"] == "rate_limit" and resting["tired"]["until_unix"]
+            assert {"tired", "broken"} <= set(resting)
+            assert all(one["reason"] and Path(one["file"]).is_file() for one in alarms)
+            assert len({one["file"] for one in alarms}) == len(alarms)
+            assert "secret words" not in json.dumps(state())
+
+            ask(at.url, "/localfirst/pulls", {"action": "start", "model": "tiny"})
+            done = until(lambda: [one for one in state()["pulls"] if one["state"] == "done"])
+            assert (done[0]["model"], done[0]["percent"]) == ("tiny:latest", 100.0)
