@@ -102,6 +102,9 @@ class ScriptedAnswer:
         self.closed.set()
         await self._events.aclose()
 
+    async def read(self) -> list[Event]:
+        return [event async for event in self]
+
     async def reply(self) -> Reply:
         async for _ in self:
             pass
