@@ -54,7 +54,7 @@ class Life:
         self.endpoint = endpoint
         self.log = LogRing()
         self.child: process.Child | None = None
-        self._upstream = upstream
+        self.upstream = upstream
         self._clock = clock
         self._pace = pace
 
@@ -79,7 +79,7 @@ class Life:
         while self._clock.monotonic() < deadline:
             if not child.alive:
                 return await self._last_words(child)
-            seen = await launch.look(self.endpoint, self._upstream, self._pace.try_s)
+            seen = await launch.look(self.endpoint, self.upstream, self._pace.try_s)
             if seen is Seen.OLLAMA and child.alive:
                 return ""
             await self._clock.sleep(self._pace.poll_s)
@@ -95,7 +95,7 @@ class Life:
                 async with asyncio.timeout(self._pace.health_s):
                     await child.wait()
                 return await self._last_words(child)
-            seen = await launch.look(self.endpoint, self._upstream, self._pace.try_s)
+            seen = await launch.look(self.endpoint, self.upstream, self._pace.try_s)
             strikes = 0 if seen is Seen.OLLAMA else strikes + 1
         return f"it did not answer {strikes} times in a row"
 

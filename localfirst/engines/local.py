@@ -101,6 +101,7 @@ class LocalEngine:
             measure = measure or partial(this_machine, store=store.root, environ=environ)
             self._llamacpp = self._llamacpp_on(store, measure)
         self._going = 0
+        self._handed_over = False
         self._chosen: Engine | None = None
         self._chosen_until = -math.inf
         self._status = NONE
@@ -211,14 +212,36 @@ class LocalEngine:
         self.forget()
         return gone
 
+    def take_over(self, other: LocalEngine) -> bool:
+        """
+        Go on with what *other* runs where both would run the same; whether it did.
+
+        Models stay in memory while the configuration changes around them. *other* still
+        answers what it began, and stops nothing when it is closed.
+        """
+        if self._runs() != other._runs() or other._handed_over:
+            return False
+        self.supervisor, other._handed_over = other.supervisor, True
+        self.supervisor.ask_over(self._upstream)
+        self._ollama = self._ollama_at(self.supervisor.endpoint)
+        if self._llamacpp is not None and other._llamacpp is not None:
+            self._llamacpp.take_over(other._llamacpp)
+        return True
+
+    def _runs(self) -> tuple[object, ...]:
+        """All that decides what runs here, and how."""
+        settings = self._settings
+        return settings.local, settings.state_dir, settings.privacy, self._environ
+
     async def aclose(self) -> None:
-        """Stop what we started, and only that."""
+        """Stop what we started and did not hand over, and only that."""
         await self._ollama.aclose()
         if self._hosts is not None:
             await self._hosts.aclose()
         if self._llamacpp is not None:
             await self._llamacpp.aclose()
-        await self.supervisor.aclose()
+        if not self._handed_over:
+            await self.supervisor.aclose()
         await asyncio.to_thread(self.experience.save)
 
     async def _pick(self) -> Engine:

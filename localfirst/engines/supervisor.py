@@ -177,6 +177,12 @@ class Supervisor:
         """As `stop`."""
         await self.stop()
 
+    def ask_over(self, upstream: UpstreamClient) -> None:
+        """Look at the daemon over *upstream* from now on."""
+        self._upstream = upstream
+        if self._life is not None:
+            self._life.upstream = upstream
+
     def forgive(self) -> None:
         """Forget past failures: the configuration changed, or a person asks again."""
         self._failures.clear()

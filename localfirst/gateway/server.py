@@ -29,6 +29,7 @@ from localfirst.gateway.listener import (
     more_descriptors,
     url_of,
 )
+from localfirst.gateway.memory import return_large_buffers
 from localfirst.settings import GatewaySettings, Settings
 
 log = logging.getLogger("localfirst.gateway")
@@ -68,6 +69,7 @@ def serve(
     """
     check_exposure(settings.gateway)
     more_descriptors(settings.gateway.max_connections)
+    return_large_buffers()
     sockets = listen(settings.gateway)
     job = Job(settings, sockets, say=say, access=access, reload=reload, make=make or _runtime)
     try:
@@ -153,6 +155,7 @@ class Job:
         except LocalFirstError as error:
             self._say(f"the configuration was not taken over: {error.message}")
             return
+        runtime.go_on_with(server.gateway.runtime)
         await server.take_over(runtime)
         self._say("the configuration was read again")
 

@@ -200,6 +200,10 @@ class Runtime:
         self.ledger.watch(self._learn)
         await self.budget.start()
 
+    def go_on_with(self, old: Runtime) -> None:
+        """Keep what the local engine of *old* has in memory, where the settings allow it."""
+        self.engine.take_over(old.engine)
+
     def keep_fresh(self) -> None:
         """
         For whoever stays: watch the network, and read the clouds' model lists once a day.

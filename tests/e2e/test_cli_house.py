@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from localfirst.models import toy
@@ -262,6 +264,28 @@ def test_a_model_in_the_gateways_memory_is_listed_and_unloaded(tmp_path: Path) -
         assert terminal.run(tmp_path, "unload", "tiny", *at).code == 0
         in_memory(tmp_path, at, "")
         assert terminal.run(tmp_path, "unload", "tiny", *at).code == 1
+
+
+def test_a_configuration_that_is_read_again_leaves_the_model_in_memory(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    toy.publish(tmp_path / "models")
+    with house(tmp_path, LOCALFIRST_LOCAL_ENGINE="llamacpp", LOCALFIRST_ORDER="local") as served:
+        port = int(served.url.rpartition(":")[2])
+        assert (
+            ask(port, "POST", "/api/generate", {"model": "tiny", "prompt": "a", "stream": False})[0]
+            == 200
+        )
+        before = psutil.Process(served.child.pid).children(recursive=True)
+        assert len(before) == 1
+        (tmp_path / "config.toml").write_text("[cascade]\nattempts_per_provider = 1\n")
+        served.child.send_signal(signal.SIGHUP)
+        served.hears("the configuration was read again")
+        assert (
+            ask(port, "POST", "/api/generate", {"model": "tiny", "prompt": "a", "stream": False})[0]
+            == 200
+        )
+        assert psutil.Process(served.child.pid).children(recursive=True) == before
+    assert not before[0].is_running()
 
 
 def test_a_gateway_with_a_key_is_asked_with_the_configured_one(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,13 @@ class House:
         """Until it listens; a test fails with what it said instead."""
         assert self._ready.wait(READY_S), self.said
         assert self.url, "".join(self.said)
+
+    def hears(self, words: str) -> None:
+        """Until it has said *words*."""
+        end = time.monotonic() + READY_S
+        while words not in "".join(self.said):
+            assert time.monotonic() < end, self.said
+            time.sleep(0.01)
 
     def stop(self) -> int:
         """End it as a terminal would; its exit code."""

@@ -243,6 +243,9 @@ class ScriptedRuntime:
     def keep_fresh(self) -> None:
         self.asked.append("keep_fresh")
 
+    def go_on_with(self, old: Any) -> None:
+        self.asked.append("go_on_with")
+
     async def aclose(self) -> None:
         self.closed = True
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 
+from localfirst.engines.base import Limits
 from localfirst.engines.launch import find_program, free_port
 from localfirst.engines.life import Pace
 from localfirst.engines.local import LocalEngine
@@ -27,7 +29,16 @@ from localfirst.transport import process
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from tests.fakes import ollama_binary
-from tests.fakes.engine_bench import ask, collect, fake_daemon, finish_of, run, text_of, until
+from tests.fakes.engine_bench import (
+    ask,
+    collect,
+    fake_daemon,
+    finish_of,
+    run,
+    target,
+    text_of,
+    until,
+)
 
 IMPATIENT = Pace(backoff_s=0.02, budget=2)
 GPU = Gpu(index=0, vendor="nvidia", total_bytes=8 * 2**30, free_bytes=8 * 2**30)
@@ -41,6 +52,7 @@ class Bench:
         self.bin = folder / "bin"
         self.port = free_port()
         self.store = folder / "store"
+        self.upstream = upstream
         usual = {"host": f"127.0.0.1:{self.port}", "models_dir": str(self.store)}
         self.hardware = ROOMY
         self.engine = LocalEngine(
@@ -344,5 +356,86 @@ def test_memory_of_a_processor_is_not_taken_for_a_gpus(
             made.hardware = msgspec.structs.replace(ROOMY, cpu=cpu, gpus=gpus)
             (model,) = (await made.engine.status()).models
             assert (model.loaded, model.loaded_vram_bytes) == (True, vram)
+
+    run(test)
+
+
+# --- the configuration is read again --------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def reloaded(folder: Path, made: Bench, **changed: Any) -> AsyncIterator[Bench]:
+    """A second engine on the same folder, which goes on with what the first runs."""
+    upstream = UpstreamClient(SystemClock())
+    new = Bench(folder, upstream, {"host": f"127.0.0.1:{made.port}"} | changed)
+    new.engine.take_over(made.engine)
+    await made.engine.aclose()
+    await made.upstream.aclose()
+    try:
+        yield new
+    finally:
+        await new.engine.aclose()
+        await upstream.aclose()
+
+
+def test_a_daemon_of_ours_lives_through_a_new_configuration(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin)
+            await collect(made.engine, ask())
+            async with reloaded(tmp_path, made) as new:
+                assert text_of(await collect(new.engine, ask())) == "one two three"
+                assert (new.starts, new.engine.supervisor.owned) == (1, True)
+                os.kill(ollama_binary.starts(made.bin)[-1]["pid"], signal.SIGKILL)
+                await until(lambda: new.engine.supervisor.pid is None, "its end")
+                assert text_of(await collect(new.engine, ask())) == "one two three"
+                assert new.starts == 2
+            pid = ollama_binary.starts(made.bin)[-1]["pid"]
+            await until(lambda: not Path(f"/proc/{pid}").exists(), "its end")
+
+    run(test)
+
+
+def test_a_model_stays_in_memory_through_a_new_configuration(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path, engine="llamacpp") as made:
+            await collect(made.engine, ask())
+            stream = made.engine.answer(ask(max_tokens=300), target(), Limits())
+            await anext(stream)
+            async with reloaded_while(tmp_path, made, engine="llamacpp") as new:
+                before = psutil.Process().children(recursive=True)
+                assert finish_of([event async for event in stream])  # begun by the old one
+                assert finish_of(await collect(new.engine, ask())).reason == "length"
+                assert psutil.Process().children(recursive=True) == before
+                assert (await new.engine.status(max_age_s=0)).models[0].loaded
+            assert psutil.Process().children(recursive=True) == []
+
+    run(test)
+
+
+@contextlib.asynccontextmanager
+async def reloaded_while(folder: Path, made: Bench, **changed: Any) -> AsyncIterator[Bench]:
+    """As `reloaded`, while the first still answers."""
+    upstream = UpstreamClient(SystemClock())
+    new = Bench(folder, upstream, {"host": f"127.0.0.1:{made.port}"} | changed)
+    new.engine.take_over(made.engine)
+    try:
+        yield new
+        await made.engine.aclose()
+        assert (await new.engine.status(max_age_s=0)).models[0].loaded
+    finally:
+        await new.engine.aclose()
+        await upstream.aclose()
+
+
+def test_other_settings_of_the_engine_are_a_new_engine(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin)
+            await collect(made.engine, ask())
+            async with reloaded(tmp_path, made, keep_alive_s=7.0) as new:
+                assert new.engine.supervisor is not made.engine.supervisor
+                assert text_of(await collect(new.engine, ask())) == "one two three"
+                assert new.starts == 2
 
     run(test)

@@ -86,6 +86,7 @@ class LlamaCppEngine:
             log_dir=log_dir,
             experience=experience,
         )
+        self._handed_over = False
         self._status: EngineStatus | None = None
         self._status_at = -math.inf
 
@@ -232,9 +233,14 @@ class LlamaCppEngine:
         gone = [await self._pool.unload((about.name, embeds)) for embeds in (False, True)]
         return any(gone)
 
+    def take_over(self, other: LlamaCppEngine) -> None:
+        """Go on with the children of *other*, which still may answer what it began."""
+        self._pool, other._handed_over = other._pool, True
+
     async def aclose(self) -> None:
-        """End every child; idempotent."""
-        await self._pool.aclose()
+        """End every child that was not handed over; idempotent."""
+        if not self._handed_over:
+            await self._pool.aclose()
 
     # --- what it has ---------------------------------------------------------------------------
 
