@@ -75,7 +75,7 @@ def layers_of(header: GgufHeader) -> tuple[Layer, ...]:
     if not 0 < count <= MOST_LAYERS:
         return ()
     if header.architecture in ENCODERS:
-        return (Layer(),) * count
+        return (Layer(window=size(header, "attention.sliding_window")),) * count
     latent = _latent(header)
     kv_heads, heads = _kv_heads(header, count), heads_of(header)
     window, windowed = size(header, "attention.sliding_window"), _windowed(header)

@@ -102,12 +102,12 @@ def compute_bytes(
     batch = min(batch or default_batch(context_tokens * parallel), context_tokens * parallel)
     stream = 4 * stream_copies * shape.embedding + 20
     cells = [_cells(layer, context_tokens, 1, batch) for layer in shape.layers if layer.key]
-    if shape.encoder:
-        cells = [batch]
+    seen = sum(set(cells))
+    if shape.encoder:  # the batch itself, and once more where windows look at less of it
+        seen = 2 * batch if any(layer.window for layer in shape.layers) else batch
     work = max(shape.work, shape.vocab) if embedding and not shape.encoder else shape.work
     if flash_attention:
-        masks = 2 * sum(set(cells))
-        steps = batch * (4 * work + stream + masks)
+        steps = batch * (4 * work + stream + 2 * seen)
     else:
         scores = 4 * max(cells, default=0) * (shape.heads + 1)
         narrow = 2 * max((layer.key for layer in shape.layers), default=0)
