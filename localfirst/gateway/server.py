@@ -29,6 +29,7 @@ from localfirst.gateway.listener import (
     more_descriptors,
     url_of,
 )
+from localfirst.gateway.memory import return_large_buffers
 from localfirst.settings import GatewaySettings, Settings
 
 log = logging.getLogger("localfirst.gateway")
@@ -68,6 +69,7 @@ def serve(
     """
     check_exposure(settings.gateway)
     more_descriptors(settings.gateway.max_connections)
+    return_large_buffers()
     sockets = listen(settings.gateway)
     job = Job(settings, sockets, say=say, access=access, reload=reload, make=make or _runtime)
     try:

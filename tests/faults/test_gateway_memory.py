@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,28 @@ def test_bodies_that_are_refused_give_their_memory_back(tmp_path: Path, cloud: F
             await until(lambda: host.server.hub.bodies_bytes == 0, "all memory to be given back")
 
     run(main())
+
+
+BUSY_HOUR = """
+import psutil
+from localfirst.gateway.memory import return_large_buffers
+{first}
+bytearray(24 * 2**20)  # one large body, gone again
+before = psutil.Process().memory_info().rss
+bodies, kept = [], []
+for _ in range(100):
+    bodies.append(bytearray(b"a" * 2**20))
+    kept.append(b"a" * 60_000)
+del bodies
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about glibc's allocator")
+def test_large_bodies_leave_no_holes_in_the_heap() -> None:
+    def grown_mib(first: str) -> float:
+        argv = [sys.executable, "-c", BUSY_HOUR.format(first=first)]
+        return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+
+    assert grown_mib("") > 50, "this allocator needs no help"
+    assert grown_mib("return_large_buffers()") < 20
