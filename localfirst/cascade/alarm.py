@@ -107,7 +107,7 @@ class Alarm:
         body = escalate.document(
             decision,
             history=self._thresholds.recent,
-            cooldowns=self._health.snapshot(),
+            cooldowns=self._health.cooling(decision.at_unix),
             context=self._context(),
             prompt=prompt if self._settings.include_prompts else "",
         )

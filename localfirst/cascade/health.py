@@ -219,8 +219,12 @@ class Health:
         self._changed()
 
     def snapshot(self) -> tuple[Cooldown, ...]:
-        """Every cooldown, for the ledger and for people."""
+        """Every cooldown, those included that are over and were not tried since."""
         return tuple(self._cooldowns.values())
+
+    def cooling(self, now_unix: float) -> tuple[Cooldown, ...]:
+        """The cooldowns that are not over yet, for people."""
+        return tuple(one for one in self._cooldowns.values() if one.until_unix > now_unix)
 
     def note_first_token(self, route: str, seconds: float) -> None:
         """Learn how fast a route answers (moving average), for the strategy `fastest`."""

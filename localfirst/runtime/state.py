@@ -45,7 +45,7 @@ async def of(runtime: Runtime) -> dict[str, Json]:
         "order": list(runtime.settings.order),
         "engine": msgspec.to_builtins(status),
         "providers": [provider(view) for view in runtime.clouds.views.values()],
-        "cooldowns": msgspec.to_builtins(runtime.cascade.health.snapshot()),
+        "cooldowns": msgspec.to_builtins(runtime.cascade.health.cooling(runtime.clock.unix())),
         "escalations": [
             {"at_unix": one.at_unix, "reason": one.reason, "file": one.file}
             for one in await past.escalations(runtime, only_open=True)

@@ -317,3 +317,10 @@ def test_a_spent_window_without_a_reset_lasts_as_long_as_its_name_says(
 ) -> None:
     found = windows_in([(f"x-ratelimit-remaining-{name}", "0")], T0)
     assert found[name].reset_unix == T0 + wait_s
+
+
+def test_a_cooldown_that_is_over_is_not_shown_as_one() -> None:
+    health = Health()
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    assert len(health.cooling(T0 + 29)) == 1
+    assert health.cooling(T0 + 31) == ()
