@@ -23,6 +23,8 @@ TRANSIENT = frozenset({
     FailureClass.TIMEOUT, FailureClass.NETWORK, FailureClass.UNAVAILABLE,
     FailureClass.INVALID_RESPONSE, FailureClass.UNKNOWN,
 })  # fmt: skip
+# What no waiting mends is no recovery to be told of, although it is looked at again some day.
+LASTING = frozenset({FailureClass.AUTH, FailureClass.CONFIG, FailureClass.MODEL_NOT_FOUND})
 # How long a request that finds every place taken waits for one before it looks again.
 PLACE_TAKEN_S = 0.05
 
@@ -272,7 +274,7 @@ class Ladder:
 
     def _note_recovery(self, target: Target, found: _Search) -> None:
         entry = self._health.view().blocker(target, found.now_unix)
-        if entry is not None and entry.until_unix < NEVER:
+        if entry is not None and entry.until_unix < NEVER and entry.cls not in LASTING:
             self._note(entry.until_unix, found)
 
     def _note(self, ready_unix: float | None, found: _Search) -> None:
@@ -317,7 +319,7 @@ class Ladder:
         for candidate in self.candidates:
             for target in candidate.step.keys or (candidate.step.target,):
                 entry = view.blocker(target, found.now_unix)
-                if entry is not None and entry.until_unix < NEVER:
+                if entry is not None and entry.until_unix < NEVER and entry.cls not in LASTING:
                     waits.append(entry.until_unix - found.now_unix)
         return min(waits, default=None)
 

@@ -794,3 +794,15 @@ def test_a_whole_answer_that_came_in_pieces_is_whole() -> None:
         assert record.outcome == "ok"
 
     virtual(main())
+
+
+def test_a_model_that_is_gone_is_nothing_to_wait_for() -> None:
+    async def main() -> None:
+        gone = refuses(404, {"error": {"message": "no such model", "code": "model_not_found"}})
+        house = House({"groq": ScriptedBackend(gone), "gemini": ScriptedBackend(gone)})
+        for _ in range(2):
+            with pytest.raises(CascadeExhausted) as caught:
+                await house.ask()
+            assert (caught.value.http_status, caught.value.retry_after_s) == (404, None)
+
+    virtual(main())
