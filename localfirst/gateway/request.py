@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,7 +28,18 @@ if TYPE_CHECKING:
 Headers = list[tuple[bytes, bytes]]
 
 _NUMBERS = itertools.count()
-_STEM = f"req_{secrets.token_hex(8)}"
+_STEM = ""
+
+
+def _begin_ids() -> None:
+    """Make this process's own stem; workers are forks, and would number alike."""
+    global _STEM  # noqa: PLW0603
+    _STEM = f"req_{secrets.token_hex(8)}"
+
+
+_begin_ids()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_ids)
 
 CLOSE = (b"connection", b"close")
 

@@ -80,7 +80,7 @@ def systemd(argv: Sequence[str], environ: Mapping[str, str], *, stop_s: float = 
     `mixed` so that the gateway itself ends the engine it started.
     """
     variables = "".join(
-        f"Environment={_systemd_word(f'{name}={value}')}\n"
+        f"Environment={_systemd_word(f'{name}={value}', dollar='$')}\n"
         for name, value in sorted(environ.items())
     )
     command = " ".join(_systemd_word(word) for word in argv)
@@ -141,9 +141,13 @@ def launchd(
 """
 
 
-def _systemd_word(word: str) -> str:
-    """A word as systemd reads it: quoted, its specifiers and variables taken literally."""
-    plain = word.replace("%", "%%").replace("$", "$$")
+def _systemd_word(word: str, *, dollar: str = "$$") -> str:
+    """
+    A word as systemd reads it: quoted, its specifiers and variables taken literally.
+
+    Variables are replaced in commands only (systemd.exec(5), `Environment=`).
+    """
+    plain = word.replace("%", "%%").replace("$", dollar)
     if plain and not set(plain) & set(" \t\"'\\;"):
         return plain
     inside = plain.replace("\\", "\\\\").replace('"', '\\"')

@@ -41,6 +41,11 @@ def test_systemd_words_are_taken_literally(word: str, written: str) -> None:
     assert f"ExecStart={written}\n" in service.systemd([word], {})
 
 
+def test_systemd_replaces_no_variables_in_the_environment() -> None:
+    """Only in commands, says systemd.exec(5); a doubled dollar would stay doubled."""
+    assert "Environment=PRICE=5$%%\n" in service.systemd(["x"], {"PRICE": "5$%"})
+
+
 def test_launchd_gets_a_property_list_that_parses() -> None:
     found = service.unit("darwin", HOME, (*ARGV, "<&>"), environ={"A": "<1>"}, stop_s=12)
     read = plistlib.loads(found.text.encode())
