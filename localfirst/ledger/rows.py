@@ -22,13 +22,19 @@ ON CONFLICT (provider, key_label, model) DO UPDATE SET
   message = excluded.message, mark = excluded.mark
 WHERE excluded.until > cooldowns.until OR cooldowns.until <= excluded.since
 """
-_SAVE_ATTEMPT = """
+_SAVE_ATTEMPTS = """
 INSERT INTO attempts
   (at, request_id, surface, stream, rung, provider, model, key_label, requested, outcome,
    status, message, duration_s, first_token_s, prompt_tokens, completion_tokens,
    cached_tokens, usd)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES """
+_ONE = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_AT_ONCE = 32
 """
+Rows a statement, when there are many: each statement takes the interpreter's lock from
+whoever answers a request. 18 × 32 values are fewer than the 999 that an old SQLite binds.
+"""
+_SAVE_MANY = _SAVE_ATTEMPTS + ",".join([_ONE] * _AT_ONCE)
 KEEP_DAYS = 90
 
 
@@ -89,7 +95,11 @@ def save_attempts(db: sqlite3.Connection, batch: Sequence[AttemptRow], now_unix:
     """Write attempts in one transaction, and forget those older than three months."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        db.executemany(_SAVE_ATTEMPT, [_attempt(row, now_unix) for row in batch])
+        rows = [_attempt(row, now_unix) for row in batch]
+        while len(rows) >= _AT_ONCE:
+            db.execute(_SAVE_MANY, [value for row in rows[:_AT_ONCE] for value in row])
+            del rows[:_AT_ONCE]
+        db.executemany(_SAVE_ATTEMPTS + _ONE, rows)
         db.execute("COMMIT")
     except BaseException:
         db.execute("ROLLBACK")

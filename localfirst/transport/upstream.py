@@ -75,6 +75,10 @@ class UpstreamResponse:
 
     async def read(self, limit_bytes: int = BODY_BYTES) -> bytes:
         """The whole body; raises `UpstreamBroken(TOO_LARGE)` past *limit_bytes*."""
+        connection = self._connection
+        if connection is not None and (data := connection.whole(limit_bytes)):
+            self._close()
+            return data
         pieces: list[bytes] = []
         size_bytes = 0
         while data := await self._chunk():

@@ -253,6 +253,12 @@ class Connection(asyncio.Protocol):
                 return b""
             await self._wait()
 
+    def whole(self, limit_bytes: int) -> bytes:
+        """The body where it came in one piece with its end; else empty, and still to be read."""
+        if self.body_done and len(self._chunks) == 1 and self._queued_bytes <= limit_bytes:
+            return self._take()
+        return b""
+
     def _take(self) -> bytes:
         chunks = self._chunks
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -32,8 +32,12 @@ def opened(value: Json) -> Json:
 
 def shape(fields: dict[str, Json], quirks: Quirks) -> None:
     """Change *fields* in place, in the order that `Quirks` documents."""
-    for name in [name for name, value in fields.items() if name in OURS or _says_nothing(value)]:
+    for name in [name for name, value in fields.items() if _says_nothing(value)]:
         del fields[name]
+    for name in OURS.intersection(fields):
+        del fields[name]
+    if quirks.plain and "max_completion_tokens" not in fields:
+        return
     _limit(fields, quirks)
     for name in quirks.drop:
         fields.pop(name, None)
