@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Never
+from typing import TYPE_CHECKING, Any, Never, cast
 
 from localfirst.errors import StreamInterrupted
 from localfirst.events import (
@@ -23,6 +23,7 @@ from localfirst.types import Attempt, Target, ToolCall
 
 if TYPE_CHECKING:
     from localfirst.cascade.climb import Climb
+    from localfirst.cascade.direct import Given
 
 
 class _Ready:
@@ -43,6 +44,32 @@ class _Ready:
         raise StopIteration(self._event)
 
 
+class Replay:
+    """Events that are all there already, read as a stream is."""
+
+    __slots__ = ("_at", "events")
+
+    def __init__(self, events: list[Event]) -> None:
+        self.events = events
+        self._at = 0
+
+    def __aiter__(self) -> Replay:
+        return self
+
+    def __anext__(self) -> Awaitable[Event]:
+        if self._at >= len(self.events):
+            raise StopAsyncIteration
+        self._at += 1
+        return _Ready(self.events[self._at - 1])
+
+    async def aclose(self) -> None:
+        """Nothing is left to be read."""
+        self._at = len(self.events)
+
+
+Events = AsyncGenerator[Event, None] | Replay
+
+
 class Answer:
     """
     One answer. Iterate it to its end, or `aclose()` it; both free the upstream at once.
@@ -54,9 +81,9 @@ class Answer:
 
     __slots__ = ("_climb", "_events", "_first")
 
-    def __init__(self, climb: Climb, first: Event, events: AsyncGenerator[Event, None]) -> None:
+    def __init__(self, climb: Climb | Given, first: Event | None, events: Events) -> None:
         self._climb = climb
-        self._first: Event | None = first
+        self._first = first
         self._events = events
 
     @property
@@ -89,21 +116,29 @@ class Answer:
     ) -> None:
         """Put a generator around all events; only before the first one was taken."""
         first, rest = self._first, self._events
-        assert first is not None, "nothing was handed over yet"
 
         async def whole() -> AsyncGenerator[Event, None]:
             async with aclosing(rest):
-                yield first
+                if first is not None:
+                    yield first
                 async for event in rest:
                     yield event
 
         self._first = None
-        self._events = around(self._climb, whole())
+        # What came the short way is plain, and nothing is put around it.
+        self._events = around(cast("Climb", self._climb), whole())
 
     async def aclose(self) -> None:
         """Stop, and close the upstream connection; idempotent."""
         self._first = None
         await self._climb.aclose(self._events)
+
+    async def read(self) -> list[Event]:
+        """Every event that was not taken yet; raises as iterating does."""
+        events = self._events
+        if type(events) is Replay and self._first is None:
+            return events.events
+        return [event async for event in self]
 
     async def reply(self) -> Reply:
         """

@@ -11,15 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from localfirst.cascade import classify, exits, report
-from localfirst.cascade.answer import Answer
+from localfirst.cascade import classify, escalate, exits, report, verdict
+from localfirst.cascade.answer import Answer, Events, Replay
 from localfirst.cascade.ladder import GiveUp, Ladder, Take, Wait
 from localfirst.cascade.ongoing import Ongoing
-from localfirst.engines.base import Limits
+from localfirst.cascade.shares import limits_of
+from localfirst.engines.base import Limits, Replying
 from localfirst.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -31,19 +31,14 @@ from localfirst.errors import (
     let_go,
 )
 from localfirst.events import Event
-from localfirst.types import Attempt, Call, Failure, FailureClass, Rung, Scope, Target
+from localfirst.types import Attempt, Call, Rung, Target
 
 if TYPE_CHECKING:
+    from localfirst.cascade.direct import Asked, ShortWay
     from localfirst.cascade.run import Cascade
 
 log = logging.getLogger(__name__)
 
-# What a candidate keeps back for each one behind it, where the deadline is long enough.
-LEAST_SHARE_S = 5.0
-# A whole answer shows nothing until its end: it may take so many waits for a first token.
-WHOLE_WAITS = 5.0
-# Whoever was given less, because the deadline was nearly over, is not blamed for it.
-JUDGED_S = 1.0
 # An answer that is over waits this long for the cooldowns it caused to be on disk.
 SETTLE_S = 0.5
 NOBODY = Target(rung=Rung.LOCAL, provider="", model="")
@@ -52,17 +47,27 @@ NOBODY = Target(rung=Rung.LOCAL, provider="", model="")
 class Climb:
     """The state of one request; written only by its own generator."""
 
-    def __init__(self, cascade: Cascade, call: Call, ladder: Ladder, *, local_only: bool) -> None:
+    def __init__(
+        self,
+        cascade: Cascade,
+        call: Call,
+        ladder: Ladder,
+        *,
+        local_only: bool,
+        asked: Asked | None = None,
+    ) -> None:
         self.cascade = cascade
         self.call = call
         self.ladder = ladder
         self.attempts: list[Attempt] = []
         self.egress: list[str] = []
         self.seen: list[Event] = []
+        self.whole: list[Event] = []
         self.target = NOBODY
         self.from_cache = False
         self._local_only = local_only
-        self._began = cascade.clock.monotonic()
+        self._asked = asked
+        self._began = asked.began if asked is not None else cascade.clock.monotonic()
         self._strict = call.deadline_s is not None
         whole_s = cascade.settings.cascade.deadline_s
         self._deadline = self._began + (whole_s if call.deadline_s is None else call.deadline_s)
@@ -70,7 +75,9 @@ class Climb:
         self._writing: list[asyncio.Future[None]] = []
 
     async def open(self) -> Answer:
-        """Go down until there is something to hand over."""
+        """Go down until there is something to hand over: the first content, or all of it."""
+        if not self.call.stream:
+            return Answer(self, None, Replay(await self._all()))
         events = self.events()
         try:
             first = await events.__anext__()
@@ -82,15 +89,10 @@ class Climb:
         """An answer that was given before; nobody is asked."""
         self.target = target
         self.from_cache = True
-
-        async def again() -> AsyncGenerator[Event, None]:
-            for event in events[1:]:
-                yield event
-
         self.seen.extend(events)
-        return Answer(self, events[0], again())
+        return Answer(self, None, Replay(events))
 
-    async def aclose(self, events: AsyncGenerator[Event, None]) -> None:
+    async def aclose(self, events: Events) -> None:
         """Close the generator, also while another task reads from it."""
         if not getattr(events, "ag_running", False):
             await events.aclose()
@@ -112,11 +114,62 @@ class Climb:
         target = self.target if self.target.provider else None
         attempts, current = self.attempts, self._ongoing
         if current is not None and current.committed and not current.settled:
-            attempts = [*attempts, *self._taught(current), current.record("ok")]
+            taught = verdict.taught(current, self.cascade.now_unix())
+            attempts = [*attempts, *taught, current.record("ok")]
         found = report.headers(
             attempts, request_id=self.call.request_id, target=target, egress=self.egress
         )
-        return [*found, ("x-localfirst-cache", "hit")] if self.from_cache else found
+        return [("x-localfirst-cache", "hit"), *found] if self.from_cache else found
+
+    async def _all(self) -> list[Event]:
+        """Every event of an answer that is handed over at its end; the next one on any fault."""
+        try:
+            while True:
+                take = await self._next()
+                attempt = self._begin(take)
+                try:
+                    await self._read(attempt)
+                except asyncio.CancelledError:
+                    self._stopped(take, attempt)
+                except Exception as error:  # noqa: BLE001 - logged; no backend may end the ladder
+                    self._failed(take, attempt, error)
+                finally:
+                    self._leave(attempt)
+                if attempt.finished:
+                    return self.whole
+                self.whole.clear()
+                self.seen.clear()
+        except LocalFirstError as error:
+            await self._gave_up(error)
+            raise
+
+    async def _read(self, attempt: Ongoing) -> None:
+        """Read one candidate's answer to its end; nothing of it is handed over before that."""
+        asked, self._asked = self._asked, None
+        replying = self.cascade.replying.get(attempt.target.provider)
+        if asked is not None or replying is not None:
+            for event in await self._reply(asked, replying, attempt):
+                self.whole += attempt.take(event)
+            attempt.ended()
+            await self._won(attempt)
+            return
+        async with aclosing(self._ask(attempt)) as stream:
+            async for event in stream:
+                self.whole += attempt.take(event)
+                if attempt.finished and not attempt.settled:
+                    await self._won(attempt)
+        attempt.ended()
+
+    async def _reply(
+        self, asked: Asked | None, replying: Replying | None, attempt: Ongoing
+    ) -> list[Event]:
+        """What came by the short way before, or comes now."""
+        if asked is None:
+            assert replying is not None, "somebody is asked"
+            return await replying.reply(self.call, attempt.target, attempt.limits)
+        if asked.error is not None:
+            raise asked.error
+        return asked.events
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Every event that is handed over; raises when nobody answers, or somebody stops."""
@@ -143,33 +196,30 @@ class Climb:
                 except asyncio.CancelledError:
                     self._stopped(take, attempt)
                 except Exception as error:  # noqa: BLE001 - logged; no backend may end the ladder
-                    try:
-                        self._failed(take, attempt, error)
-                    finally:
-                        let_go(error)
+                    self._failed(take, attempt, error)
                 finally:
                     self._leave(attempt)
                 if attempt.finished:
                     return
         except LocalFirstError as error:
-            error.attempts = error.attempts or tuple(self.attempts)
-            error.egress = tuple(dict.fromkeys(self.egress))
-            if isinstance(error, Unavailable | DeadlineExceeded) and self.cascade.alarm is not None:
-                self.cascade.alarm.exhausted(self.attempts, self._prompt())
-            await self._settle()
+            await self._gave_up(error)
             raise
 
-    def _prompt(self) -> str:
-        """What was asked, for an escalation; only where the settings want it written down."""
-        if not self.cascade.settings.escalation.include_prompts:
-            return ""
-        chat = self.call.chat
-        return chat.prompt or "\n".join(f"{one.role}: {one.text}" for one in chat.messages)
+    async def _gave_up(self, error: LocalFirstError) -> None:
+        """Nobody answered, or nobody may be asked any more: say so to whoever listens."""
+        error.attempts = error.attempts or tuple(self.attempts)
+        error.egress = tuple(dict.fromkeys(self.egress))
+        if isinstance(error, Unavailable | DeadlineExceeded) and self.cascade.alarm is not None:
+            prompt = escalate.prompt_of(self.call, self.cascade.settings.escalation)
+            self.cascade.alarm.exhausted(self.attempts, prompt)
+        await self._settle()
 
     # --- the next one -----------------------------------------------------------------------
 
     async def _next(self) -> Take:
         """The next candidate, after any wait that is worth it."""
+        if self._asked is not None:
+            return self._taken_over(self._asked.way)
         while True:
             now = self.cascade.clock.monotonic()
             move = self.ladder.next_move(now, self.cascade.now_unix())
@@ -186,6 +236,12 @@ class Climb:
                     return move
                 continue
             await self._wait(move)
+
+    def _taken_over(self, way: ShortWay) -> Take:
+        """The candidate that was asked already, as the ladder would have named it."""
+        if way.step.leaves_machine:
+            self.egress.append(way.target.provider)
+        return Take(self.ladder.candidates[0], way.target, way.share)
 
     async def _wait(self, move: Wait) -> None:
         seconds = min(move.seconds, max(0.0, self._deadline - self.cascade.clock.monotonic()))
@@ -215,6 +271,8 @@ class Climb:
             watches=self.cascade.watches,
             on_content=None if self.cascade.health.idle else self.cascade.began,
         )
+        if self._asked is not None:
+            attempt.began_at(self._asked.began, self._asked.began_unix)
         return attempt
 
     def _may_go(self, take: Take) -> bool:
@@ -235,48 +293,14 @@ class Climb:
         return True
 
     def _limits(self, take: Take) -> Limits:
-        """
-        The waits of one attempt, its share of the deadline among them.
-
-        Content of a whole (not streamed) answer comes with its end, so it may take longer
-        than a first token, but never what the others need at least. A model of this machine
-        is bounded by its own limit, and by the deadline only when the caller set one.
-        """
-        waits, step = self.cascade.settings.timeouts, take.candidate.step
-        mine, first_s = take.target.rung is not Rung.CLOUD, self._own_wait_s(take)
-        left_s = max(0.0, self._deadline - self.cascade.clock.monotonic())
-        share_s = left_s / take.share
-        if self.call.stream:
-            first_s = first_s if mine else min(first_s, share_s)
-        elif mine or take.share == 1:
-            first_s = first_s if step.timeout_s else max(first_s, share_s)
-        elif not step.timeout_s:
-            first_s = max(first_s, min(share_s, first_s * WHOLE_WAITS))
-        left_s -= min(LEAST_SHARE_S, share_s) * (take.share - 1)
-        bounded = self._strict or not mine
-        return Limits(
-            connect_s=waits.connect_s,
-            first_token_s=min(first_s, left_s) if bounded else first_s,
-            stall_s=waits.stall_s,
-            load_s=waits.load_s,
-            # A stream that moves may outlast the deadline: it bounds the way to an answer.
-            deadline=self._deadline if bounded and not self.call.stream else float("inf"),
+        return limits_of(
+            self.cascade.settings,
+            take.candidate.step,
+            share=take.share,
+            left_s=max(0.0, self._deadline - self.cascade.clock.monotonic()),
+            stream=self.call.stream,
+            strict=self._strict,
         )
-
-    def _own_wait_s(self, take: Take) -> float:
-        """The wait for a first token that the settings give this candidate."""
-        waits = self.cascade.settings.timeouts
-        mine = take.target.rung is not Rung.CLOUD
-        return take.candidate.step.timeout_s or (
-            waits.local_first_token_s if mine else waits.first_token_s
-        )
-
-    def _fairly(self, take: Take, attempt: Ongoing, failure: Failure) -> Failure:
-        """*failure*, and nobody's when there was too little time left to judge anybody by."""
-        enough_s = min(self._own_wait_s(take), JUDGED_S)
-        if failure.cls is not FailureClass.TIMEOUT or attempt.limits.first_token_s >= enough_s:
-            return failure
-        return msgspec.structs.replace(failure, scope=Scope.REQUEST)
 
     def _ask(self, attempt: Ongoing) -> AsyncGenerator[Event, None]:
         return self.cascade.backend(attempt.target).answer(
@@ -289,7 +313,14 @@ class Climb:
         self._note_taught(attempt)
         record = attempt.record("ok")
         self.attempts.append(record)
-        self.cascade.won(self.call, attempt, record)
+        self.cascade.won(
+            self.call,
+            attempt.target,
+            record,
+            usage=attempt.usage,
+            headers=attempt.headers,
+            first_token_s=attempt.first_token_s,
+        )
         if self._writing:
             await self._settle()
 
@@ -303,7 +334,14 @@ class Climb:
         self._failed(take, attempt, broken)
 
     def _failed(self, take: Take, attempt: Ongoing, error: BaseException) -> None:
-        """Classify, remember, and raise where the ladder must not go on."""
+        """Judge, and raise where the ladder must not go on; then nothing holds the error."""
+        try:
+            self._judge(take, attempt, error)
+        finally:
+            let_go(error)
+
+    def _judge(self, take: Take, attempt: Ongoing, error: BaseException) -> None:
+        """Classify, remember, and tell the ladder."""
         if attempt.finished:
             # The answer is whole; what breaks behind its end is not its caller's matter,
             # but a fault of ours there must not be silent.
@@ -315,46 +353,31 @@ class Climb:
         if isinstance(error, UpstreamError) and error.before:
             attempt.before = error.before
         self._note_taught(attempt)
-        failure = self._failure(attempt, error)
+        failure = verdict.failure_of(attempt, error, self.cascade.now_unix())
         if not isinstance(error, classify.EXPECTED):
             log.error("`%s` failed unexpectedly", attempt.target.provider, exc_info=error)
-        failure = self._fairly(take, attempt, failure)
+        waits = self.cascade.settings.timeouts
+        failure = verdict.fairly(failure, attempt, take.candidate.step, waits)
         attempt.settled = True
         record = attempt.record(failure.cls, failure)
         self.attempts.append(record)
         writing = self.cascade.lost(self.call, attempt, record, failure)
         if writing is not None:
             self._writing.append(writing)
-        if attempt.committed:
+        if attempt.committed and self.call.stream:
             raise StreamInterrupted(
                 f"{attempt.target.route} broke off: {failure.message}", cls=failure.cls
             ) from error
-        self._judge(take, attempt, failure)
-
-    def _failure(self, attempt: Ongoing, error: BaseException) -> Failure:
-        return classify.failure(
-            attempt.target.provider,
-            error,
-            model=attempt.target.model,
-            now_unix=self.cascade.now_unix(),
-        )
-
-    def _taught(self, attempt: Ongoing) -> list[Attempt]:
-        """The requests of this attempt that were refused for a field, and sent without it."""
-        found = [self._failure(attempt, refused) for refused in attempt.before]
-        return [attempt.record(failure.cls, failure) for failure in found]
-
-    def _note_taught(self, attempt: Ongoing) -> None:
-        if attempt.before:
-            for record in self._taught(attempt):
-                self.attempts.append(record)
-                self.cascade.taught(self.call, attempt, record)
-
-    def _judge(self, take: Take, attempt: Ongoing, failure: Failure) -> None:
         fault = exits.at_fault(failure, attempt.target.provider)
         if fault is not None and not classify.is_capability(failure):
             raise fault
         self.ladder.failed(take.candidate, attempt.target, failure, self.cascade.clock.monotonic())
+
+    def _note_taught(self, attempt: Ongoing) -> None:
+        if attempt.before:
+            for record in verdict.taught(attempt, self.cascade.now_unix()):
+                self.attempts.append(record)
+                self.cascade.taught(self.call, attempt, record)
 
     def _leave(self, attempt: Ongoing) -> None:
         """Give back what the attempt held; runs however it ended."""

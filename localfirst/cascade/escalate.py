@@ -15,7 +15,7 @@ import msgspec
 
 from localfirst.cascade.health import Cooldown
 from localfirst.settings import EscalationSettings, Secret
-from localfirst.types import Attempt, FailureClass, Json
+from localfirst.types import Attempt, Call, FailureClass, Json
 
 # The same reason is told again after this, or the telling itself becomes the noise.
 AGAIN_AFTER_S = 3600.0
@@ -118,6 +118,14 @@ class Thresholds:
     def _forget_before(self, oldest_unix: float) -> None:
         while self._failures and self._failures[0].started_unix < oldest_unix:
             self._failures.popleft()
+
+
+def prompt_of(call: Call, settings: EscalationSettings) -> str:
+    """What was asked, for an escalation; only where the settings want it written down."""
+    if not settings.include_prompts:
+        return ""
+    chat = call.chat
+    return chat.prompt or "\n".join(f"{one.role}: {one.text}" for one in chat.messages)
 
 
 def _alike(one: Attempt, other: Attempt) -> bool:

@@ -65,6 +65,10 @@ class Ongoing:
         self._keep = keep
         self._on_content = on_content
 
+    def began_at(self, began: float, began_unix: float) -> None:
+        """Count from when the request was really sent."""
+        self._began, self._began_unix = began, began_unix
+
     @property
     def duration_s(self) -> float:
         """Seconds since the attempt began."""

@@ -6,6 +6,7 @@ Pure. Messages were redacted when they were classified; nothing here sees a key 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -131,22 +132,31 @@ def headers(
     """
     The `x-localfirst-*` facts about an answer, or about an error when *target* is None.
 
-    `attempts` counts what was really sent; `egress` names who saw the request.
+    `attempts` counts what was really sent; `egress` names who saw the request. The request's
+    id comes last; all before it is the same for many requests.
     """
+    trail = ",".join([f"{one.provider}={one.outcome}" for one in attempts])
+    sent = len([one for one in attempts if one.sent])
+    facts = _facts(target, trail, sent, tuple(egress))
+    return [*facts, ("x-localfirst-request-id", _plain(request_id))]
+
+
+@functools.lru_cache(maxsize=256)
+def _facts(
+    target: Target | None, trail: str, sent: int, egress: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """All but the request's id; nearly every answer has the facts of the one before it."""
     found: list[tuple[str, str]] = []
     if target is not None:
         found.append(("x-localfirst-rung", target.rung.value))
         found.append(("x-localfirst-route", _plain(target.route)))
-    trail = ",".join([f"{one.provider}={one.outcome}" for one in attempts])
-    sent = len([one for one in attempts if one.sent])
-    seen = ",".join(dict.fromkeys(egress)) if len(egress) > 1 else "".join(egress)
+    seen = ",".join(dict.fromkeys(egress))
     found.append(("x-localfirst-attempts", str(sent)))
     found.append(("x-localfirst-trail", _plain(trail)))
     found.append(("x-localfirst-egress", _plain(seen or "none")))
-    found.append(("x-localfirst-request-id", _plain(request_id)))
     if target is not None and target.requested:
         found.append(("x-localfirst-substituted", _plain(target.requested)))
-    return found
+    return tuple(found)
 
 
 def _plain(value: str) -> str:

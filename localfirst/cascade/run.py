@@ -19,19 +19,20 @@ from typing import Protocol
 
 import msgspec
 
-from localfirst.cascade import continued, hedge, plan_strategy
-from localfirst.cascade.answer import Answer
+from localfirst.cascade import continued, direct, hedge, plan_strategy
+from localfirst.cascade.answer import Answer, Replay
 from localfirst.cascade.cache import Cache
 from localfirst.cascade.climb import Climb
+from localfirst.cascade.direct import Asked, Given, ShortWay, short_way
 from localfirst.cascade.health import Cooldown, Health, Place
 from localfirst.cascade.ladder import Ladder
 from localfirst.cascade.ongoing import Ongoing
 from localfirst.cascade.plan import Plan, World, plan
 from localfirst.cascade.quota import Quota
 from localfirst.cascade.watch import Watches
-from localfirst.engines.base import Backend
+from localfirst.engines.base import Backend, Replying
 from localfirst.errors import EngineUnavailable
-from localfirst.events import Event, Reply, Usage
+from localfirst.events import Event, Opened, Relayed, Reply, Usage
 from localfirst.settings import Settings
 from localfirst.types import Attempt, Call, Clock, Failure, Rung, Target
 
@@ -135,6 +136,9 @@ class Cascade:
         budget: Callable[[Target], str] | None = None,
     ) -> None:
         self.backends = backends
+        self.replying = {
+            name: backend for name, backend in backends.items() if isinstance(backend, Replying)
+        }
         self.clock = clock
         self.settings = settings
         self.health = health or Health()
@@ -145,8 +149,10 @@ class Cascade:
         self._budget = budget
         self.alarm = alarm
         self._cache = cache
+        # Without these, the first candidate's answer is all there is to it.
+        self._plain = cache is None and settings.cascade.hedge_after_s <= 0
         self._turn = 0
-        self._plans: dict[tuple[object, ...], tuple[World, int, Plan]] = {}
+        self._plans: dict[tuple[object, ...], tuple[World, int, Plan, ShortWay | None]] = {}
         self._unix_offset = clock.unix() - clock.monotonic()
 
     async def open(self, call: Call, *, avoid: frozenset[tuple[str, str]] = frozenset()) -> Answer:
@@ -164,9 +170,11 @@ class Cascade:
             DeadlineExceeded: the time ran out first.
         """
         world = await self._look(call)
-        found = self.plan(call, world)
+        found, way = self._planned(call, world)
         if found.error is not None:
             raise found.error
+        if way is not None and not (call.stream or avoid or call.deadline_s) and self._plain:
+            return await self._directly(call, found, world, way)
         limits = self.settings.cascade
         if limits.continue_cut_streams and continued.possible(call):
             call.relay = False
@@ -200,6 +208,10 @@ class Cascade:
 
     def plan(self, call: Call, world: World) -> Plan:
         """The plan for *call*, kept while world and health stay as they are."""
+        return self._planned(call, world)[0]
+
+    def _planned(self, call: Call, world: World) -> tuple[Plan, ShortWay | None]:
+        """The plan for *call*, and its short way while there is one."""
         needs = call.needs
         key = (call.model, call.local_only, call.fallback, needs.tools, needs.vision)
         kept = self._plans.get(key)
@@ -210,10 +222,9 @@ class Cascade:
             and kept[2].fits_tokens >= needs.prompt_tokens
             and kept[2].until_unix > self.now_unix()
         ):
-            return kept[2]
+            return kept[2], kept[3]
         found = plan(call, self._measured(world))
-        self._keep(key, world, found, call)
-        return found
+        return found, self._keep(key, world, found, call)
 
     def now_unix(self) -> float:
         """Seconds since 1970, by the wall; cooldowns are moved when it is set back."""
@@ -246,22 +257,25 @@ class Cascade:
         if healed := self.health.began(target):
             self._recorder.drop_cooldowns(healed)
 
-    def won(self, call: Call, attempt: Ongoing, record: Attempt) -> None:
+    def won(
+        self,
+        call: Call,
+        target: Target,
+        record: Attempt,
+        *,
+        usage: Usage | None,
+        headers: tuple[tuple[str, str], ...],
+        first_token_s: float,
+    ) -> None:
         """Learn from an answer that came whole."""
         now_unix = self.now_unix()
-        target = attempt.target
         healed = self.health.succeeded(target, now_unix)
-        self.health.note_first_token(target.route, attempt.first_token_s)
-        if attempt.headers:
-            self.quota.learn(target, attempt.headers, now_unix)
+        self.health.note_first_token(target.route, first_token_s)
+        self.quota.learn(target, headers, now_unix)
         if healed:
             self._recorder.drop_cooldowns(healed)
         self._recorder.record_attempt(
-            record,
-            call=call,
-            target=target,
-            usage=attempt.usage,
-            first_token_s=attempt.first_token_s,
+            record, call=call, target=target, usage=usage, first_token_s=first_token_s
         )
         if self.alarm is not None:
             self.alarm.attempted(record)
@@ -296,8 +310,36 @@ class Cascade:
 
     # --- inside -----------------------------------------------------------------------------
 
+    async def _directly(self, call: Call, found: Plan, world: World, way: ShortWay) -> Answer:
+        """The first candidate's plain answer, or whatever the climb makes of what it said."""
+        target, asked = way.target, None
+        if self.quota.refusal(target, call.needs.prompt_tokens, self.now_unix()) is None and (
+            not way.step.leaves_machine or not self.over_budget(target)
+        ):
+            asked = await direct.ask(self, call, way)
+            if (answer := asked.plain) is not None:
+                return self._given(call, asked, *answer)
+        return await self._climb(call, found, world, frozenset(), asked).open()
+
+    def _given(self, call: Call, asked: Asked, opened: Opened, last: Relayed) -> Answer:
+        record = asked.record(self.clock.monotonic())
+        self.won(
+            call,
+            asked.way.target,
+            record,
+            usage=last.usage,
+            headers=opened.headers,
+            first_token_s=record.duration_s,
+        )
+        return Answer(Given(call, asked.way, record), None, Replay([last]))
+
     def _climb(
-        self, call: Call, found: Plan, world: World, avoid: frozenset[tuple[str, str]]
+        self,
+        call: Call,
+        found: Plan,
+        world: World,
+        avoid: frozenset[tuple[str, str]],
+        asked: Asked | None = None,
     ) -> Climb:
         self._turn += 1
         ladder = Ladder(
@@ -309,7 +351,7 @@ class Cascade:
             turn=self._turn,
             avoid=avoid,
         )
-        return Climb(self, call, ladder, local_only=world.local_only)
+        return Climb(self, call, ladder, local_only=world.local_only, asked=asked)
 
     def _continued(
         self, climb: Climb, rest: AsyncGenerator[Event, None]
@@ -326,11 +368,18 @@ class Cascade:
             now_unix=self.now_unix(),
         )
 
-    def _keep(self, key: tuple[object, ...], world: World, found: Plan, call: Call) -> None:
+    def _keep(
+        self, key: tuple[object, ...], world: World, found: Plan, call: Call
+    ) -> ShortWay | None:
         route = world.routes.get(call.model)
         measured = route is not None and route.strategy in plan_strategy.MEASURED
         if found.error or measured or call.needs.prompt_tokens > found.fits_tokens:
-            return
+            return None
         if len(self._plans) >= PLANS_KEPT:
             self._plans.clear()
-        self._plans[key] = (world, self.health.revision, found)
+        way = None
+        if not (world.local_only or call.local_only):
+            view, now_unix = self.health.view(), self.now_unix()
+            way = short_way(found, view, self.replying, self.settings, now_unix)
+        self._plans[key] = (world, self.health.revision, found, way)
+        return way

@@ -18,7 +18,7 @@ from localfirst.types import Call, Json, Target
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The waits of one attempt, in seconds; `deadline` is a monotonic instant.
+    The waits of one attempt, in seconds.
 
     The cascade itself watches `first_token_s` (restarted by `Progress`) and `stall_s`
     between events. A backend owns `connect_s`, `load_s` and, as a second line of defence,
@@ -29,7 +29,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float = 60.0
     stall_s: float = 60.0
     load_s: float = 600.0
-    deadline: float = float("inf")
 
 
 @runtime_checkable
@@ -51,6 +50,15 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Give every connection back; idempotent."""
+        ...
+
+
+@runtime_checkable
+class Replying(Backend, Protocol):
+    """A `Backend` that gives the events of a whole (not streamed) answer in one piece."""
+
+    async def reply(self, call: Call, target: Target, limits: Limits) -> list[Event]:
+        """What `answer` would yield for a call without `stream`, `Opened` first."""
         ...
 
 

@@ -129,13 +129,13 @@ class CloudBackend:
             InvalidRequest: the request is wrong in itself.
             PrivacyRefused: `call.local_only`, and the address is not this machine.
         """
+        if not call.stream:
+            for event in await self.reply(call, target, limits):
+                yield event
+            return
         quirks, encoded, response = await self._ask(call, target, limits)
         try:
             yield Opened(response.status, tuple(response.headers), encoded.before)
-            if not call.stream:
-                for event in self.whole(await response.read(), encoded.relay):
-                    yield event
-                return
             reader = self.reader(call, encoded.relay, quirks)
             async for data in response:
                 for event in reader.feed(data):
@@ -149,6 +149,19 @@ class CloudBackend:
                     raise reader.failure
             for event in reader.close():
                 yield event
+        except UpstreamRefused as refused:
+            refused.body = keys.redacted(refused.body, self.provider.keys)
+            raise
+        finally:
+            await response.aclose()
+
+    async def reply(self, call: Call, target: Target, limits: Waits) -> list[Event]:
+        """The events of an answer that is no stream; raises what `answer` does."""
+        _, encoded, response = await self._ask(call, target, limits)
+        try:
+            body = await response.read()
+            opened = Opened(response.status, tuple(response.headers), encoded.before)
+            return [opened, *self.whole(body, encoded.relay)]
         except UpstreamRefused as refused:
             refused.body = keys.redacted(refused.body, self.provider.keys)
             raise
