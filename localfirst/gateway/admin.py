@@ -11,7 +11,7 @@ import msgspec
 from localfirst import __version__
 from localfirst.errors import InvalidRequest, Unavailable
 from localfirst.gateway import openapi as document
-from localfirst.gateway.refusal import SAFE
+from localfirst.gateway.refusal import SAFE, rendered
 from localfirst.gateway.request import Headers, Request
 from localfirst.gateway.surfaces.pulls import job_object
 from localfirst.gateway.surfaces.relay import wishes
@@ -20,7 +20,7 @@ from localfirst.types import Call, ChatRequest, Dialect, Json, Message
 if TYPE_CHECKING:
     from localfirst.gateway.app import Gateway
 
-TEXT: Headers = [(b"content-type", b"text/plain; charset=utf-8"), *SAFE]
+TEXT = rendered([(b"content-type", b"text/plain; charset=utf-8"), *SAFE])
 
 # The page runs its own script and style and speaks to its own server; nothing else.
 PAGE: Headers = [
@@ -49,7 +49,7 @@ async def root(gateway: Gateway, request: Request) -> None:
 async def ui(gateway: Gateway, request: Request) -> None:
     """`GET /ui`: one static page; it asks for a key itself where one is needed."""
     page = resources.files("localfirst.gateway").joinpath("page.html").read_bytes()
-    await request.answer(page, PAGE)
+    await request.answer(page, rendered(PAGE))
 
 
 async def health(gateway: Gateway, request: Request) -> None:
@@ -105,8 +105,8 @@ async def metrics(gateway: Gateway, request: Request) -> None:
         ("localfirst_connections", "open connections", float(gateway.connections())),
         ("localfirst_pulls", "downloads known to this server", float(len(jobs))),
     )
-    headers: Headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8"), *SAFE]
-    await request.answer(gateway.metrics.page(gauges), headers)
+    kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+    await request.answer(gateway.metrics.page(gauges), rendered([kind, *SAFE]))
 
 
 async def openapi(gateway: Gateway, request: Request) -> None:

@@ -1,7 +1,7 @@
 """
 The application: guard, route, handler, and one line in the log.
 
-Plain ASGI; `create(runtime)` is all a server needs. The order of the checks is fixed:
+`create(runtime)` is all a server needs. The order of the checks is fixed:
 (framing and size before it) host, origin, route, method, key, content type, then the body.
 """
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from localfirst.errors import AccessDenied, LocalFirstError, Unavailable, let_go
 from localfirst.gateway.access import AccessLog
+from localfirst.gateway.exchange import Exchange
 from localfirst.gateway.guard import Guard, check_type
-from localfirst.gateway.hub import Receive, Scope, Send
 from localfirst.gateway.metrics import Metrics
-from localfirst.gateway.refusal import SAFE
+from localfirst.gateway.refusal import SAFE, rendered
 from localfirst.gateway.request import Request
 from localfirst.gateway.routes import Table
 
@@ -63,11 +63,10 @@ class Gateway:
         self._uses.pop(runtime, None)
         self._unused.pop(runtime, None)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; other kinds of scope are not spoken."""
-        assert scope["type"] == "http", "only HTTP is spoken"
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
         runtime = self.runtime
-        request = Request(scope, receive, send, self.clock.monotonic())
+        request = Request(exchange, self.clock.monotonic())
         self._uses[runtime] += 1
         try:
             await self._serve(request)
@@ -106,7 +105,7 @@ class Gateway:
         self.guard.enter(request)
         if request.method == "OPTIONS" and b"origin" in request.fields:
             headers = self.guard.preflight(request)
-            await request.answer(b"", [*SAFE, *headers], 204)
+            await request.answer(b"", rendered([*SAFE, *headers]), 204)
             return
         route = self.table.find(request.method, request.path)
         request.surface = route.name
@@ -123,5 +122,5 @@ class Gateway:
 
 
 def create(runtime: Runtime, *, access: AccessLog | None = None) -> Gateway:
-    """The ASGI application that answers from *runtime*, which stays the caller's to close."""
+    """The application that answers from *runtime*, which stays the caller's to close."""
     return Gateway(runtime, access=access)

@@ -32,6 +32,11 @@ class Counted:
         self.done = len(self.data) == self._length
         return data[missing:]
 
+    def take(self) -> bytes:
+        """The whole body, which is let go of here."""
+        data, self.data = self.data, bytearray()
+        return bytes(data)
+
 
 class Chunked:
     """A body in chunks, at most *limit_bytes* in all."""
@@ -53,6 +58,11 @@ class Chunked:
             return b""
         rest, self._pending = bytes(self._pending), bytearray()
         return rest
+
+    def take(self) -> bytes:
+        """The whole body, which is let go of here."""
+        data, self.data = self.data, bytearray()
+        return bytes(data)
 
     def _chunk(self) -> bool:
         """Move one whole chunk; False when more bytes are needed."""

@@ -1,7 +1,7 @@
 """
 One client's connection: bytes to requests, answers to bytes, and every wait bounded.
 
-An `asyncio.Protocol` that speaks ASGI to the application. Requests are answered one after
+An `asyncio.Protocol` that hands requests to the application. They are answered one after
 the other; a client that hangs up cancels its request at once; a refused one is told why,
 and its connection is closed.
 """
@@ -17,7 +17,7 @@ from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
 from localfirst.gateway import head as heads
 from localfirst.gateway.body import NO_BODY, Body, Chunked, Counted, too_large
 from localfirst.gateway.exchange import Exchange
-from localfirst.gateway.hub import Hub, Message
+from localfirst.gateway.hub import Hub
 from localfirst.gateway.refusal import refusal
 
 log = logging.getLogger("localfirst.gateway")
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
-            await self._hub.app(exchange.scope(), exchange.receive, exchange.send)
+            await self._hub.app(exchange)
         except asyncio.CancelledError:
             exchange.keep_alive = False
         except Exception:
@@ -312,4 +312,4 @@ def _guess_path(data: bytes) -> bytes:
     return words[1] if len(words) > 1 else b""
 
 
-__all__ = ["Connection", "Message", "Phase"]
+__all__ = ["Connection", "Phase"]

@@ -1,4 +1,9 @@
-"""One request and its answer on a connection, as ASGI's `scope`, `receive` and `send`."""
+"""
+One request and its answer on a connection: the body that comes, the bytes that go.
+
+There is one server and one application here, so nothing stands between them: a whole answer
+is one write, and a header block that repeats is handed over rendered.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,10 @@ import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from localfirst.errors import Unavailable
+from localfirst.errors import StreamInterrupted, Unavailable
 from localfirst.gateway.body import Body
 from localfirst.gateway.head import Head
-from localfirst.gateway.hub import Hub, Limits, Message, Scope
+from localfirst.gateway.hub import Hub, Limits
 
 if TYPE_CHECKING:
     from localfirst.gateway.connection import Connection
@@ -18,12 +23,13 @@ STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
+WRITE_TOGETHER_BYTES = 64 * 2**10
+"""Below, one copy is cheaper than a second system call."""
 
 
 class Exchange:
     """
-    What ASGI needs of one request.
+    What a handler's `Request` needs of the wire.
 
     `started` once the answer's head was written, `complete` once its last byte was; `body`
     is shared with the connection, which feeds it.
@@ -60,23 +66,10 @@ class Exchange:
         self._reserved_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
 
-    def scope(self) -> Scope:
-        """The request as ASGI describes it."""
-        head = self.head
-        return {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": "1.1" if head.http_11 else "1.0",
-            "method": head.method,
-            "scheme": "http",
-            "path": head.path.decode("latin-1"),
-            "raw_path": head.path,
-            "query_string": head.query,
-            "root_path": "",
-            "headers": head.headers,
-            "client": self._connection.client,
-            "server": self._connection.server,
-        }
+    @property
+    def server(self) -> tuple[str, int]:
+        """Address and port at which the client found us."""
+        return self._connection.server
 
     # --- the request's body ----------------------------------------------------------------
 
@@ -88,16 +81,20 @@ class Exchange:
             self._wake()
         return rest
 
-    async def receive(self) -> Message:
-        """The whole body at once, then the disconnection."""
+    async def receive(self) -> bytes:
+        """
+        The whole body.
+
+        Raises:
+            StreamInterrupted: the client hung up before its end.
+        """
         if self.head.expects and not self.started and not self.body.done:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self.body.done and not self._gone:
             await self._woken()
-        if self.body.done and not self._gone:
-            data, self.body.data = self.body.data, bytearray()
-            return {"type": "http.request", "body": bytes(data), "more_body": False}
-        return {"type": "http.disconnect"}
+        if self._gone:
+            raise StreamInterrupted("the client hung up before its request was whole")
+        return self.body.take()
 
     def body_too_slow(self, now: float, limits: Limits) -> bool:
         """Whether the body comes slower than the limits allow."""
@@ -113,12 +110,13 @@ class Exchange:
 
     def release(self) -> None:
         """Give back the memory that was counted for the body."""
-        self._reserve(0)
+        self._hub.bodies_bytes -= self._reserved_bytes
+        self._reserved_bytes = 0
 
     def _reserve(self, size_bytes: int) -> None:
         self._hub.bodies_bytes += size_bytes - self._reserved_bytes
         self._reserved_bytes = size_bytes
-        if size_bytes and self._hub.bodies_bytes > self._hub.limits.max_bodies_bytes:
+        if self._hub.bodies_bytes > self._hub.limits.max_bodies_bytes:
             raise Unavailable(
                 "too many large bodies at once", code="too-many-bodies", retry_after_s=1.0
             )
@@ -134,56 +132,76 @@ class Exchange:
 
     # --- the answer ------------------------------------------------------------------------
 
-    async def send(self, message: Message) -> None:
-        """Write a piece of the answer; waits while the client is behind."""
-        if message["type"] == "http.response.start":
-            self._start(message)
+    async def answer(self, status: int, lines: bytes, data: bytes) -> None:
+        """
+        Write a whole answer.
+
+        Args:
+            status: of HTTP.
+            lines: rendered headers; length, date and connection are added here.
+            data: the body.
+        """
+        if self.started:
             return
-        data: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
+        sized = b"" if status == 204 else b"content-length: %d\r\n" % len(data)
+        head = self._head(status, lines, sized)
+        self.started = self.complete = True
+        write = self._connection.write
+        if self.head.method == "HEAD":
+            write(head)
+        elif len(data) <= WRITE_TOGETHER_BYTES:
+            write(head + data)
+        else:
+            write(head)
+            write(data)
+        if self._connection.writable is not None:
+            await self._caught_up()
+
+    def start(self, status: int, lines: bytes) -> None:
+        """Begin an answer of unknown length; its head leaves with the first piece."""
+        if self.started:
+            return
+        self._chunked = self.head.http_11 and self.head.method != "HEAD"
+        self.keep_alive = self.keep_alive and self.head.http_11
+        framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
+        self._head_bytes = self._head(status, lines, framing)
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Write a piece of the answer that was started; waits while the client is behind."""
         if self.head.method == "HEAD":
             data = b""
-        self._connection.write(self._framed(data, more))
+        self._connection.write(self._framed(data, last))
         self.started = True
-        self.complete = not more
+        self.complete = last
+        if self._connection.writable is not None:
+            await self._caught_up()
+
+    async def _caught_up(self) -> None:
         writable = self._connection.writable
         if writable is not None and not self._gone:
             await asyncio.shield(writable)
 
-    def _start(self, message: Message) -> None:
-        if self.started:
-            return
-        status = message["status"]
-        parts = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        sized = False
-        for name, value in message["headers"]:
-            if name == b"connection":  # written once, below
-                self.keep_alive = self.keep_alive and value != b"close"
-                continue
-            parts += (name, b": ", value, b"\r\n")
-            if name == b"content-length":
-                sized = True
+    def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:
         if self._hub.draining or not self.body.done:
             self.keep_alive = False
-        if not sized and status != 204:
-            self._chunked = self.head.http_11 and self.head.method != "HEAD"
-            self.keep_alive = self.keep_alive and self.head.http_11
-            if self._chunked:
-                parts.append(b"transfer-encoding: chunked\r\n")
-        parts.append(b"date: %b\r\n" % self._hub.date)
-        parts.append(self._connection_line())
-        self._head_bytes = b"".join(parts)
+        return b"%b%b%bdate: %b\r\n%b" % (
+            STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
+            lines,
+            framing,
+            self._hub.date,
+            self._connection_line(),
+        )
 
     def _connection_line(self) -> bytes:
         if not self.keep_alive:
             return b"connection: close\r\n\r\n"
         return b"\r\n" if self.head.http_11 else b"connection: keep-alive\r\n\r\n"
 
-    def _framed(self, data: bytes, more: bool) -> bytes:
+    def _framed(self, data: bytes, last: bool) -> bytes:
         head, self._head_bytes = self._head_bytes, b""
         if not self._chunked:
             return head + data if head else data
-        end = b"" if more else b"0\r\n\r\n"
+        end = b"0\r\n\r\n" if last else b""
         if not data:
             return head + end
         return b"%b%x\r\n%b\r\n%b" % (head, len(data), data, end)

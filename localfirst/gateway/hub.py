@@ -8,20 +8,17 @@ request two more calls into the event loop, and slow clients are caught early en
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
     from localfirst.gateway.connection import Connection
+    from localfirst.gateway.exchange import Exchange
 
-Message = MutableMapping[str, Any]
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+App = Callable[["Exchange"], Awaitable[None]]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +47,7 @@ class Hub:
     Every open connection of one server, and what they all need.
 
     Args:
-        app: the ASGI application that answers.
+        app: answers one request.
         limits: see `Limits`.
         unix: seconds since 1970, for the `date` header.
         sweep_s: seconds between two looks at the connections.

@@ -1,4 +1,4 @@
-"""Errors as answers: in the shape of the surface that was asked, on the wire or through ASGI."""
+"""Errors as answers: in the shape of the surface that was asked, with or without a handler."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ REQUEST_IDS = (b"x-localfirst-request-id", b"x-request-id", b"request-id")
 """Ours, and where OpenAI's and Anthropic's clients look for what they show with an error."""
 
 JSON_TYPE = (b"content-type", b"application/json; charset=utf-8")
+
+
+def rendered(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Headers as the lines that go over the wire."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])
+
+
+JSON_LINES = rendered([JSON_TYPE, *SAFE])
+"""What stands on every JSON answer."""
 
 
 def error_body_for(path: bytes) -> ErrorBody:
@@ -88,12 +97,10 @@ def _plain(text: str) -> bytes:
 def refusal(error: LocalFirstError, path: bytes, *, date: bytes) -> bytes:
     """A whole HTTP answer for a client that never got as far as the application."""
     body = error_body_for(path)(error, request_id="")
-    lines = [STATUS_LINES[error.http_status]]
-    headers: Sequence[tuple[bytes, bytes]] = [
+    headers = [
         *error_headers(error),
         (b"content-length", b"%d" % len(body)),
         (b"date", date),
         (b"connection", b"close"),
     ]
-    lines += [b"%b: %b\r\n" % pair for pair in headers]
-    return b"".join(lines) + b"\r\n" + body
+    return STATUS_LINES[error.http_status] + rendered(headers) + b"\r\n" + body

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import secrets
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from localfirst.errors import LocalFirstError, StreamInterrupted
+from localfirst.errors import LocalFirstError
 from localfirst.events import Reply
-from localfirst.gateway.hub import Receive, Scope, Send
+from localfirst.gateway.exchange import Exchange
 from localfirst.gateway.refusal import (
-    JSON_TYPE,
-    SAFE,
-    ErrorBody,
+    JSON_LINES,
     attempt_headers,
     error_body_for,
     error_headers,
+    rendered,
 )
 
 if TYPE_CHECKING:
     from localfirst.runtime import Answer
 
 Headers = list[tuple[bytes, bytes]]
+
+ID = "x-localfirst-request-id"
 
 _NUMBERS = itertools.count()
 _STEM = ""
@@ -41,8 +42,6 @@ _begin_ids()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_ids)
 
-CLOSE = (b"connection", b"close")
-
 
 class Request:
     """
@@ -54,10 +53,8 @@ class Request:
     """
 
     __slots__ = (
-        "_receive",
-        "_send",
+        "_exchange",
         "began",
-        "error_body",
         "extra_headers",
         "fields",
         "headers",
@@ -75,18 +72,17 @@ class Request:
         "surface",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
-        self._receive = receive
-        self._send = send
+    def __init__(self, exchange: Exchange, began: float) -> None:
+        head = exchange.head
+        self._exchange = exchange
         self.began = began
-        self.method: str = scope["method"]
-        self.path: bytes = scope["raw_path"]
-        self.query: bytes = scope["query_string"]
-        self.headers: Headers = scope["headers"]
-        self.fields = dict(self.headers)
-        self.server: tuple[str, int] = scope["server"]
+        self.method = head.method
+        self.path = head.path
+        self.query = head.query
+        self.headers = head.headers
+        self.fields = dict(head.headers)
+        self.server = exchange.server
         self.id = f"{_STEM}{next(_NUMBERS):08x}"
-        self.error_body: ErrorBody = error_body_for(self.path)
         self.extra_headers: Headers = []
         self.surface = "none"
         self.model = self.rung = self.route = ""
@@ -107,59 +103,51 @@ class Request:
         Raises:
             StreamInterrupted: the client hung up before its end.
         """
-        pieces = []
-        while True:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise StreamInterrupted("the client hung up before its request was whole")
-            pieces.append(message.get("body", b""))
-            if not message.get("more_body", False):
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return await self._exchange.receive()
 
-    def learn(self, answer: Answer) -> Headers:
-        """Remember who answers; returns the `x-localfirst-*` headers that say so."""
+    def learn(self, answer: Answer) -> bytes:
+        """Remember who answers; returns the `x-localfirst-*` lines that say so."""
         target = answer.target
         self.model, self.rung, self.route = target.model, target.rung.value, target.provider
-        return [(name.encode(), value.encode("latin-1")) for name, value in answer.headers()]
+        return self._said(answer.headers())
 
-    def learn_reply(self, reply: Reply, headers: Sequence[tuple[str, str]]) -> Headers:
+    def learn_reply(self, reply: Reply, headers: list[tuple[str, str]]) -> bytes:
         """The same for an answer that is whole already."""
         self.model, self.rung = reply.model, reply.rung.value
         self.route = reply.route.partition("/")[0]
-        return [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        return self._said(headers)
+
+    def _said(self, headers: list[tuple[str, str]]) -> bytes:
+        """Header lines; all but the last one, the request's id, repeat and are rendered once."""
+        *facts, _ = headers
+        return b"%bx-localfirst-request-id: %b\r\n" % (_facts(tuple(facts)), self.id.encode())
 
     # --- the answer ------------------------------------------------------------------------
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """Write the head of a streamed answer."""
+    def start(self, status: int, lines: bytes) -> None:
+        """Begin a streamed answer with these rendered headers."""
         self.status = status
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": headers + self.extra_headers,
-            }
-        )
+        self._exchange.start(status, self._with_extra(lines))
 
     async def write(self, data: bytes) -> None:
         """Write a piece, and wait while the client is behind."""
         self.sent_bytes += len(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._exchange.write(data)
 
-    async def end(self, data: bytes = b"") -> None:
-        """Write the last piece: the answer is complete."""
+    async def end(self) -> None:
+        """The answer is complete."""
+        await self._exchange.write(b"", last=True)
+
+    async def answer(self, data: bytes, lines: bytes, status: int = 200) -> None:
+        """Write a whole answer with these rendered headers."""
+        self.status = status
         self.sent_bytes += len(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
-
-    async def answer(self, data: bytes, headers: Headers, status: int = 200) -> None:
-        """Write a whole answer."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(data))])
-        await self.end(data)
+        await self._exchange.answer(status, self._with_extra(lines), data)
 
     async def json(self, data: bytes, *more: tuple[bytes, bytes]) -> None:
         """Write a whole JSON answer."""
-        facts = [(b"x-localfirst-request-id", self.id.encode())]
-        await self.answer(data, [JSON_TYPE, *SAFE, *facts, *more])
+        facts = [(ID.encode(), self.id.encode()), *more]
+        await self.answer(data, JSON_LINES + rendered(facts))
 
     async def struct(self, value: object) -> None:
         """Write anything that msgspec encodes."""
@@ -170,8 +158,16 @@ class Request:
         if self.status:
             return
         self.outcome = error.code
-        body = self.error_body(error, request_id=self.id)
+        body = error_body_for(self.path)(error, request_id=self.id)
         headers = [*error_headers(error), *attempt_headers(error, self.id)]
         if close:
-            headers.append(CLOSE)
-        await self.answer(body, headers, error.http_status)
+            self._exchange.keep_alive = False
+        await self.answer(body, rendered(headers), error.http_status)
+
+    def _with_extra(self, lines: bytes) -> bytes:
+        return lines + rendered(self.extra_headers) if self.extra_headers else lines
+
+
+@functools.lru_cache(maxsize=256)
+def _facts(pairs: tuple[tuple[str, str], ...]) -> bytes:
+    return rendered([(name.encode(), value.encode("latin-1")) for name, value in pairs])

@@ -58,7 +58,7 @@ CHAT = Surface(
     decode=requests.decode,
     writer=_writer,
     reply=_reply,
-    stream_type=NDJSON,
+    stream_lines=NDJSON,
 )
 
 GENERATE = Surface(
@@ -67,7 +67,7 @@ GENERATE = Surface(
     decode=requests.decode_generate,
     writer=lambda asked: _writer(asked, generate=True),
     reply=lambda said, asked: _reply(said, asked, generate=True),
-    stream_type=NDJSON,
+    stream_lines=NDJSON,
 )
 
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from localfirst.errors import AccessDenied, InvalidRequest, UnknownModel
-from localfirst.gateway.refusal import JSON_TYPE, SAFE
+from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import NDJSON
 from localfirst.gateway.views import Download
@@ -37,9 +37,9 @@ async def ollama(gateway: Gateway, request: Request) -> None:
     request.model = job.name
     if not stream:
         status, data = await gateway.runtime.pull_last(job)
-        await request.answer(data, [JSON_TYPE, *SAFE], status)
+        await request.answer(data, JSON_LINES, status)
         return
-    await request.start(200, [NDJSON, *SAFE])
+    request.start(200, NDJSON)
     async with aclosing(gateway.runtime.pull_lines(job)) as lines:
         async for line in lines:
             await request.write(line)

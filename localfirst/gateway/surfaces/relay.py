@@ -15,7 +15,7 @@ import msgspec
 
 from localfirst.errors import InvalidRequest, LocalFirstError, StreamInterrupted
 from localfirst.events import Finished, Progress, Relayed, Reply, TextDelta
-from localfirst.gateway.refusal import JSON_TYPE, SAFE
+from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
 from localfirst.types import Call, Json
@@ -110,7 +110,7 @@ async def _stream(answer: Answer, asked: Asked, surface: Surface) -> None:
             if writer is None:
                 if type(event) is Progress and _may_hold(event, asked):
                     continue
-                writer = await _begin(answer, asked, surface)
+                writer = _begin(answer, asked, surface)
             data = event.data if type(event) is Relayed else writer.write(event)
             if data:
                 await request.write(data)
@@ -133,11 +133,11 @@ def _may_hold(progress: Progress, asked: Asked) -> bool:
     return progress.stage in QUIET and asked.unix() - asked.created < HELD_S
 
 
-async def _begin(answer: Answer, asked: Asked, surface: Surface) -> Writer:
+def _begin(answer: Answer, asked: Asked, surface: Surface) -> Writer:
     """Send the head, which is true from here on, and give the writer of the rest."""
     request = asked.request
     asked.model = answer.target.model
-    await request.start(200, [surface.stream_type, *SAFE, *request.learn(answer)])
+    request.start(200, surface.stream_lines + request.learn(answer))
     return surface.writer(asked)
 
 
@@ -149,8 +149,8 @@ async def _valid(reply: Reply, gateway: Gateway, asked: Asked, surface: Surface)
         # What had to be repaired is written repaired.
         reply = msgspec.structs.replace(reply, text=msgspec.json.encode(reply.parsed).decode())
     data = surface.reply(Said(reply=reply), asked)
-    headers = request.learn_reply(reply, gateway.runtime.headers(reply))
-    await request.answer(data, [JSON_TYPE, *SAFE, *headers])
+    facts = request.learn_reply(reply, gateway.runtime.headers(reply))
+    await request.answer(data, JSON_LINES + facts)
 
 
 def _says(text: str, value: Json) -> bool:
@@ -165,7 +165,7 @@ async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
     relayed: list[bytes] = []
     logprobs: list[Json] = []
     last = Finished()
-    async for event in answer:
+    for event in await answer.read():
         kind = type(event)
         if kind is Relayed:
             relayed.append(event.data)  # type: ignore[union-attr]
@@ -183,4 +183,4 @@ async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
             timings=last.timings,
         )
         data = surface.reply(said, asked)
-    await request.answer(data, [JSON_TYPE, *SAFE, *request.learn(answer)])
+    await request.answer(data, JSON_LINES + request.learn(answer))

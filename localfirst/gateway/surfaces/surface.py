@@ -9,12 +9,13 @@ import msgspec
 
 from localfirst.errors import LocalFirstError
 from localfirst.events import Event, Reply
+from localfirst.gateway.refusal import SAFE, rendered
 from localfirst.gateway.request import Request
 from localfirst.types import Call, ChatRequest, Dialect, Json
 from localfirst.wire.peek import Peek
 
-SSE = (b"content-type", b"text/event-stream; charset=utf-8")
-NDJSON = (b"content-type", b"application/x-ndjson")
+SSE = rendered([(b"content-type", b"text/event-stream; charset=utf-8"), *SAFE])
+NDJSON = rendered([(b"content-type", b"application/x-ndjson"), *SAFE])
 
 
 class Writer(Protocol):
@@ -61,5 +62,5 @@ class Surface(msgspec.Struct, frozen=True, kw_only=True):
     decode: Callable[[bytes], ChatRequest]
     writer: Callable[[Asked], Writer]
     reply: Callable[[Said, Asked], bytes]
-    stream_type: tuple[bytes, bytes] = SSE
+    stream_lines: bytes = SSE
     relay: bool = False
