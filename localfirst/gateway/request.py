@@ -34,7 +34,7 @@ _STEM = ""
 
 def _begin_ids() -> None:
     """Make this process's own stem; workers are forks, and would number alike."""
-    global _STEM  # noqa: PLW0603
+    global _STEM
     _STEM = f"req_{secrets.token_hex(8)}"
 
 
