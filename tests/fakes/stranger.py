@@ -86,18 +86,23 @@ async def ask(
     headers: dict[str, str] | None = None,
     path: str = "",
     patience_s: float = PATIENCE_S,
+    body: dict[str, Any] | None = None,
     **more: Any,
 ) -> Told:
-    """Send one request and read all that comes back, to the end or to the cut."""
-    body = json.dumps(body_of(model, stream=stream, **more)).encode()
+    """
+    Send one request and read all that comes back, to the end or to the cut.
+
+    A *body* of one's own is sent as it is, and its answer is not looked into.
+    """
+    sent = json.dumps(body or body_of(model, stream=stream, **more)).encode()
     began = time.monotonic()
     async with asyncio.timeout(patience_s):
-        reader, writer = await _sent(url, path or PATHS[surface], body, headers or {})
+        reader, writer = await _sent(url, path or PATHS[surface], sent, headers or {})
         try:
             raw, first_s = await _all(reader, began)
         finally:
             writer.close()
-    told = read(surface, raw, time.monotonic() - began)
+    told = read("" if body else surface, raw, time.monotonic() - began)
     told.first_s = first_s
     return told
 
@@ -141,6 +146,8 @@ def read(surface: str, raw: bytes, seconds: float) -> Told:
     body, framed = _framed(rest, headers)
     told = Told(surface, status, headers, body, framed, seconds)
     kind = headers.get("content-type", "")
+    if not surface:
+        return told
     if status == 200 and ("event-stream" in kind or "ndjson" in kind):
         _read_stream(told)
     elif body:
