@@ -80,8 +80,16 @@ def children(mark: str) -> list[psutil.Process]:
 
 
 def living(mark: str) -> list[psutil.Process]:
-    """Those that are no zombies."""
-    return [child for child in children(mark) if process.birth(child.pid)]
+    """Those that are no zombies; one that is about to become another program is none, either."""
+    alive = [child for child in children(mark) if process.birth(child.pid)]
+    pids = {child.pid for child in alive}
+    found = []
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # Until its exec a process has the command line of the one that forks it.
+            if child.ppid() not in pids:
+                found.append(child)
+    return found
 
 
 async def client(engine: Engine, outcomes: Outcomes, over: asyncio.Event) -> None:
