@@ -151,7 +151,7 @@ class Ladder:
             if candidate.fresh:
                 target = self._ready(candidate, found)
                 if target is not None:
-                    return Take(candidate, target, self._turns_left())
+                    return Take(candidate, target, self._turns_left(found.now_unix))
             else:
                 earlier.append(candidate)
         return (
@@ -231,9 +231,9 @@ class Ladder:
         for candidate in candidates:
             target = self._ready(candidate, found)
             if target is not None:
-                return Take(candidate, target, self._turns_left())
+                return Take(candidate, target, self._turns_left(found.now_unix))
         if found.tried is not None:
-            return Take(*found.tried, self._turns_left())
+            return Take(*found.tried, self._turns_left(found.now_unix))
         return Wait(min(found.waits)) if found.waits else None
 
     def _ready(self, candidate: Candidate, found: _Search) -> Target | None:
@@ -286,7 +286,7 @@ class Ladder:
         if seconds + self._waited_s <= self._settings.wait_for_cooldown_s:
             found.waits.append(seconds)
 
-    def _turns_left(self) -> int:
+    def _turns_left(self, now_unix: float) -> int:
         """Candidates that may still want a turn: the deadline is shared among them."""
         if len(self.candidates) == 1:
             return 1
@@ -295,7 +295,17 @@ class Ladder:
             for candidate in self.candidates
             if not candidate.over and not candidate.asked and not candidate.step.alternate
         ]
+        if not self._health.idle:
+            left = [candidate for candidate in left if self._is_open(candidate, now_unix)]
         return max(1, len(left))
+
+    def _is_open(self, candidate: Candidate, now_unix: float) -> bool:
+        """Whether any of its keys may be asked now, or is about to be."""
+        view, soon = self._health.view(), now_unix + self._settings.wait_for_cooldown_s
+        return any(
+            (entry := view.blocker(target, now_unix)) is None or entry.until_unix <= soon
+            for target in candidate.step.keys or (candidate.step.target,)
+        )
 
     def _last_one(self, now_unix: float) -> Take | None:
         """The last candidate is never ejected on a guess: better a try than a refusal."""

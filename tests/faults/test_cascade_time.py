@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from localfirst.settings import CascadeSettings, Settings, TimeoutSettings
-from tests.fakes.scripted_backend import HANG, House, ScriptedBackend, says, view
+from tests.fakes.scripted_backend import HANG, House, ScriptedBackend, refuses, says, view
 from tests.fakes.virtual_time import run
 
 HUNG = [HANG]
@@ -100,5 +100,18 @@ def test_a_providers_own_limit_is_kept_for_whole_answers_too(stream: bool) -> No
         began = house.clock.monotonic()
         assert (await house.ask(stream=stream)).route == "gemini/gemini-model"
         assert house.clock.monotonic() - began == pytest.approx(2.0, abs=0.1)
+
+    run(main())
+
+
+def test_who_is_cooling_down_has_no_share_of_the_deadline() -> None:
+    async def main() -> None:
+        names = [f"c{number}" for number in range(9)]
+        limited = refuses(429, None, [("retry-after", "600")])
+        backends = {name: ScriptedBackend(limited) for name in names}
+        backends["slow"] = ScriptedBackend(says(), [40.0, *says("at last")])
+        house = House(backends, settings=within(120.0))
+        await house.ask()
+        assert (await house.ask()).text == "at last"
 
     run(main())
