@@ -144,11 +144,8 @@ def first_tokens(places: dict[str, Place]) -> dict[str, float]:
             stack.enter_context(client.socket)
             client.ask(PACED)
         for _ in range(FIRST_ROUNDS):
-            found: dict[str, list[float]] = {name: [] for name in places}
-            for _ in range(FIRST_EACH):
-                for name, client in clients.items():
-                    found[name].append(client.ask(PACED))
-            for name, times in found.items():
+            for name, client in clients.items():
+                times = [client.ask(PACED) for _ in range(FIRST_EACH)]
                 rounds[name].append(statistics.median(times))
     return {name: statistics.median(times) for name, times in rounds.items()}
 
