@@ -32,7 +32,7 @@ PATHS = {
     "ollama": "/api/chat",
     "generate": "/api/generate",
 }
-UNASKABLE = {("generate", "tools"), ("generate", "tools_stream")}
+UNASKABLE = {("generate", cell) for cell in ("tools", "tools_stream", "no_tools")}
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -54,7 +54,8 @@ _STARS = (
     (re.compile(r"(killed, perhaps out of memory)[^\"]*"), r"\1"),
     (re.compile(r'"(chatcmpl-|cmpl-|(?:req|msg|resp|fc|rs|call)_)[0-9a-f]{12,}'), r'"\1*'),
 )
-_WORDS = re.compile(r'"(content|text|response|delta|arguments)":"(?:[^"\\]|\\.)+"')
+_WORDS = re.compile(r'"(content|text|response|delta|arguments|partial_json)":"(?:[^"\\]|\\.)+"')
+_INPUT = re.compile(r'"(input|arguments)": *\{[^{}]+\} *')
 _COUNTS = re.compile(r'"(\w+)":\d+')
 
 
@@ -74,7 +75,7 @@ def asked(surface: str, cell: str, model: str) -> dict[str, Any]:
         with_image(surface, message)
     elif cell == "schema":
         body |= with_schema(surface)
-    elif cell.startswith("tools"):
+    elif "tools" in cell:
         body |= with_tools(surface)
     elif cell.startswith("think"):
         body |= with_thought(surface)
@@ -139,7 +140,8 @@ def starred(line: str, *, noise: bool) -> str:
         line = pattern.sub(instead, line)
     if not noise:
         return line
-    return _COUNTS.sub(r'"\1":"*"', _WORDS.sub(r'"\1":"*"', line))
+    line = _INPUT.sub(r'"\1":"*"', _WORDS.sub(r'"\1":"*"', line))
+    return _COUNTS.sub(r'"\1":"*"', line)
 
 
 def collapsed(lines: list[str]) -> list[str]:

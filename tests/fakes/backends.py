@@ -39,6 +39,13 @@ TIME = {"name": "time", "arguments": {"zone": "utc"}}
 OBJECT = '{"a":true}'
 ENDLESS_TOKENS = 1900
 WIDE = 65_536
+LONG = 400
+BERN = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Bern"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 SEVERAL_EVENTS_BYTES = 8000
 
 
@@ -180,21 +187,41 @@ class OllamaBackend(Backend):
 
 
 class EmbeddedBackend(Backend):
-    """The embedded engine over a toy model: real inference, so its words are noise."""
+    """
+    The embedded engine over a toy model: real inference, so its words are noise.
+
+    What it must say, by a schema or by a call it has to make, it says.
+    """
 
     kind = "embedded"
-    cells = ("text", "stream", "tools", "image", "schema", "error")
+    cells = ("text", "stream", "tools", "tools_stream", "no_tools", "image", "schema", "error")
 
     def prepare(self, cell: str) -> str:
-        return "absent" if cell == "error" else "tiny"
+        return {"error": "absent", "tools": "caller", "tools_stream": "caller"}.get(cell, "tiny")
 
     def shape(self, cell: str, body: dict[str, Any]) -> None:
-        tokens = {"cut": ENDLESS_TOKENS, "schema": 64}.get(cell)
+        if cell in {"tools", "tools_stream"}:
+            self._oblige(body)
+        tokens = {"cut": ENDLESS_TOKENS, "schema": LONG, "tools": LONG, "tools_stream": LONG}.get(
+            cell
+        )
         if tokens is None:
             return
         for names in (body, body.get("options", {})):
             for name in {"num_predict", "max_tokens", "max_output_tokens"} & names.keys():
                 names[name] = tokens
+
+    def _oblige(self, body: dict[str, Any]) -> None:
+        """One tool with one possible call, which has to be made where the surface can say so."""
+        tool = body["tools"][0]
+        body["tools"] = [tool]
+        if "input_schema" in tool:
+            tool["input_schema"] = BERN
+            body["tool_choice"] = {"type": "any"}
+        else:
+            (tool.get("function") or tool)["parameters"] = BERN
+            if "options" not in body:
+                body["tool_choice"] = "required"
 
     def enough(self, cell: str) -> int:
         return SEVERAL_EVENTS_BYTES if cell == "cut" else 1
@@ -249,5 +276,6 @@ def backend(kind: str, folder: Path) -> Iterator[Backend]:
             yield OllamaBackend(stack.enter_context(house(folder, **alone, **engine)), url)
         else:
             toy.publish(folder / "models")
+            toy.publish(folder / "models", name="library/caller", template="{{ .Tools }}")
             engine = {"LOCALFIRST_LOCAL_ENGINE": "llamacpp"}
             yield EmbeddedBackend(stack.enter_context(house(folder, **alone, **engine)))
