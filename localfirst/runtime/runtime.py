@@ -319,6 +319,10 @@ class Runtime:
         """Vectors of *texts* by *model*; see `embedding.embed`."""
         return await embedding.embed(self, model, texts, options, local_only=local_only)
 
+    def forgive(self, provider: str) -> None:
+        """Let *provider* be asked again, what a server named excepted: somebody wants to see."""
+        self.ledger.drop_cooldowns(self.health.forget(provider, facts=False))
+
     async def explain(self, call: Call) -> Plan:
         """The very plan that *call* would run; sends nothing."""
         return await self.cascade.explain(call)

@@ -157,6 +157,35 @@ def test_a_restart_forgets_no_cooldown_and_a_new_key_ends_that_of_the_old(
     assert sent(cloud, "groq") == 1
 
 
+def test_the_command_that_a_refused_key_advises_asks_and_heals(
+    tmp_path: Path, cloud: FakeCloud
+) -> None:
+    environ = keyed(cloud, "groq", "gemini")
+    cloud.script(status(401), part="groq")
+    with house(tmp_path, **environ) as at:
+        assert told(at).trail == "groq=auth,gemini=ok"
+        assert told(at).trail == "gemini=ok"
+        done = command(tmp_path, environ, "test", "groq")
+        assert done.returncode == 0, done.stderr
+        began = time.monotonic()
+        while told(at).trail != "groq=ok":
+            assert time.monotonic() - began < 5.0
+
+
+def command(folder: Path, environ: dict[str, str], *words: str) -> Any:
+    """One command beside the gateway that serves from *folder*."""
+    variables = environ | {
+        "LOCALFIRST_CONFIG": str(folder / "config.toml"),
+        "LOCALFIRST_STATE_DIR": str(folder / "state"),
+        "HOME": str(folder),
+        "PATH": "/usr/bin:/bin",
+    }
+    whole = [sys.executable, "-m", "localfirst", *words]
+    return subprocess.run(
+        whole, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
 def test_two_gateways_share_what_one_learns(tmp_path: Path, cloud: FakeCloud) -> None:
     environ = keyed(cloud, "groq", "gemini")
     cloud.script(status(429, retry_after="300"), part="groq")
