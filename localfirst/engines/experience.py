@@ -30,6 +30,7 @@ FILE_BYTES = 2**20
 MOST_MODELS, MOST_LOADS = 200, 8
 """Models remembered, and loads of each; the oldest go first."""
 
+EMBEDS = "/embedding"
 LEAST_TOKENS = 8  # of an answer that tells a speed; a few say little
 FADING = 0.3  # weight of the last answer in the speed
 WORTH_WRITING = 0.1  # a speed that changed by less is not written again
@@ -42,6 +43,7 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     parallel: int = 1
     cache_type: str = "f16"
+    embedding: bool = False
 
     @property
     def name(self) -> str:
@@ -50,7 +52,9 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True):
 
     def at(self, found: Fit) -> str:
         """The key of this load at the context and on the layers of *found*."""
-        return f"{found.context_tokens}*{self.parallel}/{self.cache_type}/{found.gpu_layers}"
+        kind = EMBEDS if self.embedding else ""
+        where = f"{self.cache_type}/{found.gpu_layers}{kind}"
+        return f"{found.context_tokens}*{self.parallel}/{where}"
 
 
 class Known(msgspec.Struct, kw_only=True):
@@ -212,7 +216,8 @@ def _most_alike(
 ) -> Measured | None:
     """Of the last loads: with the same slots and cache if there are any, the nearest context."""
     like = f"*{loading.parallel}/{loading.cache_type}/"
-    near = [seen for at, seen in loads.items() if like in at] or list(loads.values())
+    same = {at: seen for at, seen in loads.items() if at.endswith(EMBEDS) == loading.embedding}
+    near = [seen for at, seen in same.items() if like in at] or list(same.values())
     if not near or found is None:
         return near[-1] if near else None
     return min(near, key=lambda seen: abs(seen.context_tokens - found.context_tokens))

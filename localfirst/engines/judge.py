@@ -68,7 +68,7 @@ class Judge:
 
     def measured(self, model: LocalModel, kind: str) -> Measured | None:
         """What this machine knows of *model* in an engine of *kind*; not on an event loop."""
-        return self._experience.measured(self._loading(kind, self._key(model, kind)))
+        return self._experience.measured(self._loading(model, kind))
 
     async def judged(self, status: EngineStatus) -> EngineStatus:
         """*status* with a verdict for every model."""
@@ -89,7 +89,7 @@ class Judge:
         """What the daemon says that a loaded model takes, and how fast its last answer came."""
         spoken = self._spoken.pop(full_name(model.name), None)
         if spoken is not None:
-            self._experience.note_speed(self._loading("ollama", model.digest), *spoken)
+            self._experience.note_speed(self._loading(model, "ollama"), *spoken)
         if not model.loaded or not model.loaded_context_tokens:
             return
         # Where there is no GPU, Ollama counts some processors' own buffers as one's memory.
@@ -98,7 +98,7 @@ class Judge:
         found = self._predicted(model, "ollama", before, model.loaded_context_tokens)
         self._experience.note_allocated(
             found,
-            self._loading("ollama", model.digest),
+            self._loading(model, "ollama"),
             size_bytes=model.loaded_bytes,
             vram_bytes=vram,
         )
@@ -107,7 +107,7 @@ class Judge:
         if model.remote:
             return model
         found = self._predicted(model, kind, hardware, CONTEXT_TOKENS)
-        found = self._experience.applied(found, self._loading(kind, self._key(model, kind)))
+        found = self._experience.applied(found, self._loading(model, kind))
         if found.placement is fit.Placement.CPU:
             self._on_gpu.discard(model.name)
         else:
@@ -139,14 +139,15 @@ class Judge:
             loading = msgspec.structs.replace(loading, embedding=True, parallel=1)
         return fit.predict(shape, hardware, context_tokens=context, loading=loading)
 
-    def _loading(self, kind: str, model: str) -> Loading:
-        if kind == "llamacpp":
-            return Loading(engine=kind, model=model)
+    def _loading(self, model: LocalModel, kind: str) -> Loading:
+        embeds = model.capabilities == ("embedding",)
+        ours = kind == "llamacpp"
         return Loading(
-            engine="ollama",
-            model=model,
-            parallel=self._ollama.parallel,
-            cache_type=self._ollama.cache_type_k,
+            engine=kind if ours else "ollama",
+            model=self._key(model, kind),
+            parallel=1 if ours or embeds else self._ollama.parallel,
+            cache_type="f16" if ours else self._ollama.cache_type_k,
+            embedding=embeds,
         )
 
     def _key(self, model: LocalModel, kind: str) -> str:

@@ -155,6 +155,14 @@ def test_slots_cache_types_engines_and_layers_are_kept_apart() -> None:
     assert EMBEDDED.at(split) != EMBEDDED.at(PREDICTED)
 
 
+def test_what_a_model_takes_for_vectors_says_nothing_of_what_it_takes_to_speak() -> None:
+    known = Experience(None)
+    vectors = msgspec.structs.replace(EMBEDDED, embedding=True)
+    assert known.note_resident(PREDICTED, vectors, 6 * GB)
+    assert known.applied(PREDICTED, EMBEDDED) == PREDICTED
+    assert known.applied(PREDICTED, vectors).measured_bytes == 6 * GB
+
+
 # --- the file ------------------------------------------------------------------------------------
 
 

@@ -331,7 +331,12 @@ class Pool:
 
 
 def _loading(plan: ChildPlan) -> Loading:
-    return Loading(engine="llamacpp", model=Path(plan.model).name, parallel=plan.parallel)
+    return Loading(
+        engine="llamacpp",
+        model=Path(plan.model).name,
+        parallel=plan.parallel,
+        embedding=plan.embedding,
+    )
 
 
 async def _settled(tasks: list[asyncio.Task[Runner] | asyncio.Task[None]]) -> None:
