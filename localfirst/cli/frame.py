@@ -13,7 +13,9 @@ from typing import Any, NoReturn, Protocol, cast
 
 from localfirst import cli, config
 from localfirst.cli import render
-from localfirst.errors import LocalFirstError
+from localfirst.errors import LocalFirstError, Unavailable, UpstreamError
+
+ASK_THE_DOCTOR = "run `localfirst doctor`, which looks at the engine"
 
 
 class Command(Protocol):
@@ -55,6 +57,8 @@ def run(name: str, module: str, summary: str, words: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 1
     except LocalFirstError as error:
         return report(error)
+    except UpstreamError as error:  # of an engine that was asked directly
+        return report(Unavailable(f"the engine did not do it: {error}", hint=ASK_THE_DOCTOR))
 
 
 def drive(command: Command, given: argparse.Namespace) -> int:

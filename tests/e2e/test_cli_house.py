@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +266,38 @@ def test_a_model_in_the_gateways_memory_is_listed_and_unloaded(tmp_path: Path) -
         assert terminal.run(tmp_path, "unload", "tiny", *at).code == 0
         in_memory(tmp_path, at, "")
         assert terminal.run(tmp_path, "unload", "tiny", *at).code == 1
+
+
+def test_what_is_not_in_memory_is_said_to_be_so(tmp_path: Path) -> None:
+    toy.publish(tmp_path / "models")
+    for name in ("tiny", "never-heard-of:7b"):
+        ran = terminal.run(tmp_path, "unload", name)
+        assert (ran.code, ran.out, ran.err) == (1, "", f"`{name}` was not in memory\n")
+
+
+def test_an_engine_that_fails_is_told_in_words(tmp_path: Path) -> None:
+    """A daemon that lists a model as loaded, and refuses to unload it."""
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.ollama_daemon", json.dumps(STUBBORN)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert daemon.stdout is not None
+        host = f"127.0.0.1:{int(daemon.stdout.readline())}"
+        ran = terminal.run(
+            tmp_path, "unload", "tiny", LOCALFIRST_LOCAL_ENGINE="ollama", OLLAMA_HOST=host
+        )
+    finally:
+        daemon.kill()
+        daemon.communicate()
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("error: the engine did not do it: ")
+    assert "hint: run `localfirst doctor`" in ran.err
+    assert "Traceback" not in ran.err
+
+
+STUBBORN = {"models": {"tiny": {"loaded": True}}, "unload": "refused"}
 
 
 def test_a_configuration_that_is_read_again_leaves_the_model_in_memory(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ place of the recorded ones), `context` (its `num_ctx`; a longer prompt overflows
 on the path `overflow`: "error", "friendly" or "cut"), `window`, `capabilities`, `embeds`,
 `vram`, `bytes` (what `/api/ps` says it takes), `digest`, `loaded`, `remote`, `parallel`
 (answers at once, the rest wait), `dead_s` (its runner is dead: still listed for that long,
-then loaded again), `unload_s` (until an unload shows) and `vram_next` (after it). Beside the
-models: `busy` (503), `ps` ("frozen" holds `/api/ps` back), `tags` ("broken"), `version`.
+then loaded again), `unload_s` (until an unload shows) and `vram_next` (after it). Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
+back), `tags` ("broken"), `unload` ("refused"), `version`.
 `POST /fake` replaces parts of the script, `GET /fake` tells the requests.
 """
 
@@ -169,6 +169,8 @@ class Daemon:
             return await self.missing(writer, name)
         load = {"chat": "chat_load_empty_messages", "generate": "generate_load"}[kind]
         if body.get("keep_alive") == 0:
+            if self.script.get("unload") == "refused":
+                return await send_json(writer, 500, {"error": "no"})
             self.unload(name)
             return await self.play(writer, f"{kind}_unload", name)
         await self.load(name, body)
@@ -282,7 +284,12 @@ class Daemon:
 def spoken(lines: list[dict[str, Any]], says: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A recorded chat with other messages in it; its last line, which ends it, says `stop`."""
     first, last = json.loads(lines[0]["line"]), json.loads(lines[-1]["line"])
-    pieces = [first | {"message": {"role": "assistant", "content": ""} | said} for said in says]
+    pieces = []
+    for said in says:
+        beside = {"logprobs": said["logprobs"]} if "logprobs" in said else {}
+        words = {name: value for name, value in said.items() if name not in beside}
+        message = {"role": "assistant", "content": ""} | words
+        pieces.append(first | {"message": message} | beside)
     ending = last | {"done_reason": "stop"}
     return [{"line": json.dumps(line, separators=(",", ":"))} for line in [*pieces, ending]]
 

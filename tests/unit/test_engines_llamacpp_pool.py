@@ -142,6 +142,17 @@ def test_closing_while_a_model_loads_is_told_to_who_waits_for_it(tmp_path: Path)
     run(tmp_path, test)
 
 
+def test_a_model_that_was_deleted_can_still_be_unloaded_by_any_spelling(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        await collect(bench.engine, ask())
+        bench.store.remove("tiny")
+        assert await bench.engine.unload("never-heard-of") is False
+        assert await bench.engine.unload("TINY") is True
+        assert pids(bench) == []
+
+    run(tmp_path, test)
+
+
 # --- context ---------------------------------------------------------------------------------
 
 

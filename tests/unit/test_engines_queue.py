@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -101,6 +102,23 @@ def test_the_time_to_come_back_follows_how_long_requests_take() -> None:
             async with queue.place():
                 clock.pass_by(40)
         assert 35 <= queue.retry_after_s <= 40
+
+    asyncio.run(test())
+
+
+def test_the_time_to_come_back_does_not_count_the_waiting_twice() -> None:
+    async def test() -> None:
+        clock = HandClock()
+        queue = line(clock)
+        for _ in range(20):
+            served, waits = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
+            await served.enter_async_context(queue.place())
+            await waits.enter_async_context(queue.place())
+            clock.pass_by(10)
+            await served.aclose()  # now the other one is served
+            clock.pass_by(10)
+            await waits.aclose()
+        assert 9 <= queue.retry_after_s <= 10
 
     asyncio.run(test())
 

@@ -27,6 +27,7 @@ from localfirst.engines.llamacpp.plan import ChildPlan
 from localfirst.engines.llamacpp.pool import Key, Pool
 from localfirst.engines.llamacpp.runner import Runner
 from localfirst.engines.llamacpp.wanted import chat_plan, embed_plan, longer_plan
+from localfirst.engines.ollama.listing import full_name
 from localfirst.engines.queue import Line
 from localfirst.engines.wishes import said, seconds_of
 from localfirst.errors import (
@@ -228,10 +229,10 @@ class LlamaCppEngine:
             await self._loaded((about.name, False), self._plan(about, None), about)
 
     async def unload(self, model: str) -> bool:
-        """As `Engine.unload`; waits for running answers."""
-        about = await self._about(model)
-        gone = [await self._pool.unload((about.name, embeds)) for embeds in (False, True)]
-        return any(gone)
+        """As `Engine.unload`; waits for running answers. The model may be deleted meanwhile."""
+        wanted = full_name(model)
+        keys = [key for key, _ in self._pool.loaded() if full_name(key[0]) == wanted]
+        return any([await self._pool.unload(key) for key in keys])
 
     def take_over(self, other: LlamaCppEngine) -> None:
         """Go on with the children of *other*, which still may answer what it began."""
