@@ -14,6 +14,11 @@ from localfirst.types import Call, Needs, Rung, Target
 
 # How gladly a model is taken by its fit; "no" is not taken unless it is asked for by name.
 _FITS = {"fits": 0, "tight": 1, "unknown": 2}
+_TOLD = {
+    "fits": "installed, and it fits",
+    "tight": "installed, and it barely fits",
+    "unknown": "installed; not known whether it fits",
+}
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -84,7 +89,7 @@ def _best(models: Sequence[LocalModelView], needs: Needs) -> tuple[LocalModelVie
     if not capable:
         return None, _unfit(usable[0], needs)
     best = min(capable, key=lambda one: (not one.loaded, _FITS[one.fit], -one.size_bytes, one.name))
-    return best, "loaded" if best.loaded else "installed, and it fits"
+    return best, "loaded" if best.loaded else _TOLD[best.fit]
 
 
 def _can_chat(model: LocalModelView) -> bool:

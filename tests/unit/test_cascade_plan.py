@@ -231,3 +231,13 @@ def test_a_route_does_not_lead_into_itself() -> None:
 )  # fmt: skip
 def test_two_spellings_are_one_model(one: str, other: str) -> None:
     assert plan_names.canonical(one) == plan_names.canonical(other)
+
+
+@pytest.mark.parametrize(
+    ("fit", "words"), [("fits", "and it fits"), ("tight", "barely fits"), ("unknown", "not known")]
+)
+def test_whether_the_chosen_model_fits_is_told_as_it_is(fit: str, words: str) -> None:
+    model = msgspec.structs.replace(LLAMA, fit=fit)
+    assert words in why("local", local=engine(model))
+    loaded = msgspec.structs.replace(model, loaded=True)
+    assert why("local", local=engine(loaded)) == "loaded"
