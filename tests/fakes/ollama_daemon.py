@@ -12,9 +12,9 @@ place of the recorded ones), `context` (its `num_ctx`; a longer prompt overflows
 on the path `overflow`: "error", "friendly" or "cut"), `window`, `capabilities`, `embeds`,
 `vram`, `bytes` (what `/api/ps` says it takes), `digest`, `loaded`, `remote`, `parallel`
 (answers at once, the rest wait), `dead_s` (its runner is dead: still listed for that long,
-then loaded again), `unload_s` (until an unload shows) and `vram_next` (after it). Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps`
-back), `tags` ("broken"), `unload` ("refused"), `version`.
-`POST /fake` replaces parts of the script, `GET /fake` tells the requests.
+then loaded again), `unload_s` (until an unload shows) and `vram_next` (after it). Beside the
+models: `busy` (503), `ps` ("frozen" holds `/api/ps` back), `tags` ("broken"), `unload`
+("refused"), `version`. `POST /fake` replaces parts of the script, `GET /fake` tells the requests.
 """
 
 from __future__ import annotations
