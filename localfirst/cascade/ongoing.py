@@ -116,18 +116,21 @@ class Ongoing:
     def _hold(self, event: Event) -> Sequence[Event]:
         """Keep an event until the answer is whole."""
         kind = type(event)
-        last = kind is Finished or (kind is Relayed and event.final)  # type: ignore[union-attr]
+        if kind is Relayed and event.final and event.content:  # type: ignore[union-attr]
+            return self._commit(event)  # the whole of it at once
         if not self._content and commits(event):
             self._content, self.first_token_s = True, self.duration_s
             self.watch.restart(self.limits.stall_s, Breakage.STALL_TIMEOUT)
         if not self._content:
             return self._before(event)
-        if not last:
-            self._prelude.append(event)
-            return ()
-        if kind is Finished and cut_tool_call(self._prelude):
-            raise UpstreamNonsense("a tool call ended in the middle of its arguments")
-        return self._commit(event)
+        if kind is Finished:
+            if cut_tool_call(self._prelude):
+                raise UpstreamNonsense("a tool call ended in the middle of its arguments")
+            return self._commit(event)
+        if kind is Relayed and event.final:  # type: ignore[union-attr]
+            return self._commit(event)
+        self._prelude.append(event)
+        return ()
 
     def _before(self, event: Event) -> Sequence[Event]:
         kind = type(event)
