@@ -195,9 +195,11 @@ class Ladder:
                 if entry.message:
                     words += f": {entry.message}"
                 found.append((candidate.step.target.provider, words, entry.cls))
-            elif candidate.step.state is StepState.COOLING:
-                cls = FailureClass.RATE_LIMIT
-                found.append((candidate.step.target.provider, candidate.step.reason, cls))
+                continue
+            target = candidate.step.target
+            refusal = self._quota.refusal(target, self._tokens, now_unix)
+            if refusal is not None:
+                found.append((target.provider, refusal.reason, FailureClass.RATE_LIMIT))
         return found
 
     # --- inside -----------------------------------------------------------------------------

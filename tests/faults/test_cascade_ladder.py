@@ -806,3 +806,18 @@ def test_a_model_that_is_gone_is_nothing_to_wait_for() -> None:
             assert (caught.value.http_status, caught.value.retry_after_s) == (404, None)
 
     virtual(main())
+
+
+def test_a_spent_limit_of_the_only_candidate_is_told_as_one() -> None:
+    async def main() -> None:
+        spent = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "30s")]
+        house = House({"groq": ScriptedBackend(says(headers=spent))})
+        await house.ask()
+        for _ in range(2):
+            with pytest.raises(CascadeExhausted) as caught:
+                await house.ask()
+            assert caught.value.http_status == 429
+            assert caught.value.retry_after_s == pytest.approx(30.0, abs=1.0)
+            assert "its limit of requests is used up" in caught.value.message
+
+    virtual(main())
