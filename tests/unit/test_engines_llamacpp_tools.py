@@ -186,6 +186,24 @@ def test_a_model_whose_template_knows_no_tools_says_so(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_tools_that_only_ollamas_template_shows_are_not_promised(tmp_path: Path) -> None:
+    """They would be left out without a word: what stands in for that template knows none."""
+    go_template = "{{ .Tools }}<|im_start|>user\n{{ .Prompt }}<|im_end|>"
+
+    async def test(bench: Bench) -> None:
+        install(bench.store, "handy", TEMPLATE)
+        install(bench.store, "gone", "", go_template)
+        models = (await bench.engine.status()).models
+        can = {model.name: model.capabilities for model in models}
+        assert can["handy:latest"] == ("completion", "tools")
+        assert can["gone:latest"] == ("completion",)
+        call = call_of(ask(tools=(WEATHER,)).chat, needs=Needs(tools=True))
+        with pytest.raises(UpstreamRefused, match="400"):
+            await collect(bench.engine, call, "gone")
+
+    run(tmp_path, test)
+
+
 def test_an_image_for_a_text_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         image = Message(role="user", content=(TextPart(text="?"), ImagePart(data="aGk=")))

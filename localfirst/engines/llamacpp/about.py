@@ -33,7 +33,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
     `template` is the GGUF's own Jinja text, `pooling` how it pools embeddings ("" not
     said), `projector` the path of its vision part; `params`, `system` and `go_template`
-    are the manifest's.
+    are the manifest's. `capabilities` are what it can do in Ollama.
     """
 
     name: str
@@ -50,6 +50,16 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     shape: fit.ModelShape = fit.ModelShape(known=False)
     parameters: str = ""
     quantization: str = ""
+
+    @property
+    def embedded_capabilities(self) -> tuple[str, ...]:
+        """
+        What it can do in the embedded engine, which shows tools by the file's own template.
+
+        The Jinja that stands in for a Go template writes turns and no tools.
+        """
+        shows = "tools" in self.template
+        return tuple(word for word in self.capabilities if word != "tools" or shows)
 
 
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -123,9 +133,12 @@ class Shelf:
             known = self._known[stored.digest] = read(self._store, stored)
         return known
 
-    def listed(self, clock: Clock, budget_s: float = 1.0) -> tuple[LocalModel, ...]:
+    def listed(
+        self, clock: Clock, budget_s: float = 1.0, *, embedded: bool = False
+    ) -> tuple[LocalModel, ...]:
         """
-        Every model whose file is whole, newest first.
+        Every model whose file is whole, newest first, as Ollama or the *embedded* engine can
+        run it.
 
         Headers that are new take time to read: what *budget_s* does not suffice for is
         listed without its details, which come with a later call.
@@ -139,7 +152,11 @@ class Shelf:
                     about = self._about(stored)
                 except (LocalFirstError, OSError):
                     continue
-            found.append(local_model(stored, about))
+            model = local_model(stored, about)
+            if embedded and about is not None:
+                can = about.embedded_capabilities
+                model = msgspec.structs.replace(model, capabilities=can)
+            found.append(model)
         return tuple(found)
 
 

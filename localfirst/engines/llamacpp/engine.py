@@ -98,7 +98,7 @@ class LlamaCppEngine:
     ) -> AsyncGenerator[Event, None]:
         """As `Backend.answer`; a load is shared with everyone who waits for the same model."""
         about = await self._about(target.model)
-        can = LocalModel(name=about.name, capabilities=about.capabilities)
+        can = LocalModel(name=about.name, capabilities=about.embedded_capabilities)
         if word := refusals.missing(can, call.needs):
             raise refusals.refuse_capability(target.model, word)
         key = (about.name, False)
@@ -258,7 +258,7 @@ class LlamaCppEngine:
             return EngineStatus(
                 kind="none", state="absent", ready=False, reason=f"no local engine: {INSTALL}"
             )
-        models = await asyncio.to_thread(self._shelf.listed, self._clock)
+        models = await asyncio.to_thread(self._shelf.listed, self._clock, embedded=True)
         reason = "" if models else "no model is installed"
         return EngineStatus(
             kind="llamacpp",
