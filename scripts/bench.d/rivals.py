@@ -8,6 +8,7 @@ checkout. One that cannot be set up is named with the reason, and left out.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -50,6 +51,8 @@ def litellm(folder: Path, upstream: int) -> Iterator[Place]:
         print("installing litellm[proxy]; this takes a few minutes the first time", flush=True)
         venv.create(home, with_pip=True, clear=True)
         _installed([str(home / "bin" / "pip"), "install", "--quiet", "litellm[proxy]"])
+    found = next(home.glob("lib/*/site-packages/litellm-*.dist-info"), home)
+    print(f"litellm {found.name.removesuffix('.dist-info').partition('-')[2]}")
     config, port = folder / "litellm.yaml", free_port()
     config.write_text(LITELLM.format(port=upstream, key=KEY))
     argv = [str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
@@ -69,6 +72,8 @@ def portkey(folder: Path, upstream: int) -> Iterator[Place]:
         print("installing @portkey-ai/gateway", flush=True)
         home.mkdir(parents=True, exist_ok=True)
         _installed(["npm", "install", "--silent", "--prefix", str(home), "@portkey-ai/gateway"])
+    package = json.loads((program.parents[1] / "package.json").read_text())
+    print(f"portkey {package['version']}")
     port = free_port()
     argv = ["node", str(program), "--headless", f"--port={port}"]
     trust = {"TRUSTED_CUSTOM_HOSTS": "localhost,127.0.0.1"}
