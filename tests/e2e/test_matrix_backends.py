@@ -77,6 +77,8 @@ def asked(surface: str, cell: str, model: str) -> dict[str, Any]:
         body |= with_schema(surface)
     elif "tools" in cell:
         body |= with_tools(surface)
+    elif cell.startswith("logprobs"):
+        body |= with_logprobs(surface)
     elif cell.startswith("think"):
         body |= with_thought(surface)
     if surface == "generate":
@@ -119,6 +121,12 @@ def with_tools(surface: str) -> dict[str, Any]:
         return {"tools": [{"type": "function"} | one | {"parameters": PLACE} for one in functions]}
     described = [{"type": "function", "function": one | {"parameters": PLACE}} for one in functions]
     return {"tools": described}
+
+
+def with_logprobs(surface: str) -> dict[str, Any]:
+    if surface == "responses":
+        return {"top_logprobs": 1, "include": ["message.output_text.logprobs"]}
+    return {} if surface == "anthropic" else {"logprobs": True, "top_logprobs": 1}
 
 
 def with_thought(surface: str) -> dict[str, Any]:

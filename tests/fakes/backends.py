@@ -33,12 +33,18 @@ BROKEN = [
 ]
 """The cells whose answer breaks off, by kind of backend."""
 
-STREAMED = {"stream", "tools_stream", "think_stream", "cut", "unfinished"}
+STREAMED = {"stream", "tools_stream", "think_stream", "logprobs_stream", "cut", "unfinished"}
 WEATHER = {"name": "weather", "arguments": {"city": "Bern"}}
 TIME = {"name": "time", "arguments": {"zone": "utc"}}
 OBJECT = '{"a":true}'
 ENDLESS_TOKENS = 1900
 WIDE = 65_536
+LIKELY = {
+    "token": "Hi",
+    "logprob": -0.5,
+    "bytes": [72, 105],
+    "top_logprobs": [{"token": "Hi", "logprob": -0.5, "bytes": [72, 105]}],
+}
 LONG = 400
 BERN = {
     "type": "object",
@@ -143,7 +149,7 @@ class OllamaBackend(Backend):
     """The fake daemon, which plays recordings of a real one."""
 
     kind = "ollama"
-    cells = CloudBackend.cells
+    cells = (*CloudBackend.cells, "logprobs", "logprobs_stream")
 
     def __init__(self, at: House, url: str) -> None:
         super().__init__(at)
@@ -157,11 +163,14 @@ class OllamaBackend(Backend):
         ]
         called = {"says": [{"content": "Let me see."}, {"tool_calls": function}]}
         thought = {"says": [{"thinking": "hm"}, {"content": "Hello"}]}
+        likely = {"says": [{"content": "Hi", "logprobs": [LIKELY]}, {"content": "!"}]}
         scripts: dict[str, dict[str, Any]] = {
             "tools": called,
             "tools_stream": called,
             "think": thought,
             "think_stream": thought,
+            "logprobs": likely,
+            "logprobs_stream": likely,
             "schema": {"says": [{"content": OBJECT[:5]}, {"content": OBJECT[5:]}]},
             "embed": {"embeds": True},
             "anything": {"embeds": True, "window": WIDE, "context": WIDE},

@@ -55,7 +55,12 @@ def _response_writer(asked: Asked) -> Writer:
 
 
 def _response_reply(said: Said, asked: Asked) -> bytes:
-    return response_answers.reply(said.reply, created=int(asked.created), request=asked.call.chat)
+    return response_answers.reply(
+        said.reply,
+        created=int(asked.created),
+        request=asked.call.chat,
+        logprobs=said.logprobs,
+    )
 
 
 def _message_writer(asked: Asked) -> Writer:

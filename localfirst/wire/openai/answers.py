@@ -99,7 +99,7 @@ class StreamWriter:
     def _text(self, text: str, logprobs: tuple[Json, ...]) -> bytes:
         if not logprobs:
             return self._delta(b'"content":' + ENCODER.encode(text))
-        given = ENCODER.encode({"content": logprobs})
+        given = ENCODER.encode({"content": logprobs, "refusal": None})
         return self._delta(b'"content":' + ENCODER.encode(text), b',"logprobs":' + given)
 
     def _delta(self, fields: bytes, beside: bytes = b"") -> bytes:

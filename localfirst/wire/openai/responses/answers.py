@@ -43,6 +43,7 @@ class _Item:
         self.index = index
         self.id = identifier
         self.text = ""
+        self.logprobs: list[Json] = []
         self.call_id = ""
         self.status = ""
         self.name = ""
@@ -51,7 +52,7 @@ class _Item:
         """The item as it stands; without *status* as it was concluded."""
         status = status or self.status
         if self.kind == "message":
-            return message_item(self.id, self.text, status)
+            return message_item(self.id, self.text, status, self.logprobs)
         if self.kind == "reasoning":
             return reasoning_item(self.id, self.text)
         arguments = self.text or "{}"
@@ -88,8 +89,8 @@ class StreamWriter:
     def write(self, event: Event) -> bytes:
         """The bytes of one event; empty for those a client is not told of."""
         match event:
-            case TextDelta(text):
-                return self._text(text)
+            case TextDelta(text, logprobs):
+                return self._text(text, logprobs)
             case ReasoningDelta(text) if text:
                 return self._thought(text)
             case ToolCallDelta():
@@ -133,7 +134,7 @@ class StreamWriter:
         self._items.append(item)
         return item
 
-    def _text(self, text: str) -> bytes:
+    def _text(self, text: str, logprobs: tuple[Json, ...]) -> bytes:
         start = b""
         item = self._open
         if item is None or item.kind != "message":
@@ -144,7 +145,8 @@ class StreamWriter:
             part = {**item.at, "content_index": 0, "part": text_part("")}
             start += self._frame("response.content_part.added", **part)
         item.text += text
-        said = {**item.at, "content_index": 0, "delta": text, "logprobs": []}
+        item.logprobs += logprobs
+        said = {**item.at, "content_index": 0, "delta": text, "logprobs": logprobs}
         return start + self._frame("response.output_text.delta", **said)
 
     def _thought(self, text: str) -> bytes:
@@ -188,8 +190,9 @@ class StreamWriter:
             return b""
         if item.kind == "message":
             place = {**item.at, "content_index": 0}
-            done = self._frame("response.output_text.done", **place, text=item.text, logprobs=[])
-            part = text_part(item.text)
+            whole = {"text": item.text, "logprobs": item.logprobs}
+            done = self._frame("response.output_text.done", **place, **whole)
+            part = text_part(item.text, item.logprobs)
             done += self._frame("response.content_part.done", **place, part=part)
         else:
             place = {**item.at, "summary_index": 0}
@@ -229,9 +232,17 @@ def _summary(text: str) -> dict[str, Json]:
     return {"type": "summary_text", "text": text}
 
 
-def reply(reply: Reply, *, created: int, request: ChatRequest | None = None) -> bytes:
+def reply(
+    reply: Reply,
+    *,
+    created: int,
+    request: ChatRequest | None = None,
+    logprobs: tuple[Json, ...] = (),
+) -> bytes:
     """A whole answer as a `response` object."""
     response = response_object(
         model=reply.model, request_id=reply.request_id, created=created, request=request
     )
-    return ENCODER.encode(concluded(response, output_of(reply), finish_reason(reply), reply.usage))
+    return ENCODER.encode(
+        concluded(response, output_of(reply, logprobs), finish_reason(reply), reply.usage)
+    )

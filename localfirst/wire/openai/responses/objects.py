@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from localfirst.events import FinishReason, Reply, Usage
 from localfirst.types import ChatRequest, Json
 
@@ -97,9 +99,11 @@ def reasoning_item(identifier: str, text: str) -> dict[str, Json]:
     return {"id": identifier, "type": "reasoning", "summary": summary}
 
 
-def message_item(identifier: str, text: str | None, status: str) -> dict[str, Json]:
+def message_item(
+    identifier: str, text: str | None, status: str, logprobs: Sequence[Json] = ()
+) -> dict[str, Json]:
     """Visible text; None is a message that has not begun to speak."""
-    content = [] if text is None else [text_part(text)]
+    content = [] if text is None else [text_part(text, logprobs)]
     return {
         "id": identifier,
         "type": "message",
@@ -109,9 +113,9 @@ def message_item(identifier: str, text: str | None, status: str) -> dict[str, Js
     }
 
 
-def text_part(text: str) -> dict[str, Json]:
+def text_part(text: str, logprobs: Sequence[Json] = ()) -> dict[str, Json]:
     """The one part of a message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
 def call_item(
@@ -128,7 +132,7 @@ def call_item(
     }
 
 
-def output_of(reply: Reply) -> list[Json]:
+def output_of(reply: Reply, logprobs: Sequence[Json] = ()) -> list[Json]:
     """The items of a whole reply."""
     identifier = stem(reply.request_id)
     output: list[Json] = []
@@ -136,7 +140,7 @@ def output_of(reply: Reply) -> list[Json]:
         output.append(reasoning_item(f"rs_{identifier}", reply.reasoning))
     if reply.text or not reply.tool_calls:
         status = "completed" if reply.tool_calls else status_of(reply.finish_reason)
-        output.append(message_item(f"msg_{identifier}", reply.text, status))
+        output.append(message_item(f"msg_{identifier}", reply.text, status, logprobs))
     for index, call in enumerate(reply.tool_calls):
         arguments = call.arguments or "{}"
         item = call_item(f"fc_{identifier}_{index}", call.id, call.name, arguments, "completed")
