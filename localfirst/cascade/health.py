@@ -28,6 +28,8 @@ HEALTHY_S = 300.0  # one strike is forgiven per five minutes without a new one
 STRIKES_MOST = 60  # with these every guess is at its longest; more would only be held against it
 PROBE_LEASE_S = 60.0  # a probe whose process died frees its place after this
 BAD_ANSWERS_IN_A_ROW = 3
+# Clients name models, and any name that a cloud does not have is remembered: so many at most.
+PLACES_MOST = 1024
 RATE_LIMIT_S, TIMEOUT_S, MODEL_GONE_S, CONFIG_S = 60.0, 30.0, DAY_S, 600.0
 NETWORK_BASE_S, UNAVAILABLE_BASE_S = 5.0, 5.0
 UNKNOWN_BASE_S, UNKNOWN_LONGEST_S = 5.0, 80.0
@@ -299,10 +301,22 @@ class Health:
         count, when = self._strikes.get(place, (0, now_unix))
         forgiven = int(max(0.0, now_unix - when) // HEALTHY_S)
         count = min(max(0, count - forgiven) + 1, STRIKES_MOST)
+        if len(self._strikes) >= PLACES_MOST and place not in self._strikes:
+            self._forget_strikes()
         self._strikes[place] = (count, now_unix)
         return count
 
+    def _forget_strikes(self) -> None:
+        """Keep the latest half of the strikes, and begin to count answers anew."""
+        latest = sorted(self._strikes.items(), key=lambda item: -item[1][1])
+        self._strikes = dict(latest[: PLACES_MOST // 2])
+        self._bad_answers.clear()
+        self._misses.clear()
+
     def _put(self, entry: Cooldown) -> None:
+        if len(self._cooldowns) >= PLACES_MOST and entry.place not in self._cooldowns:
+            soonest = min(self._cooldowns.values(), key=lambda one: one.until_unix)
+            del self._cooldowns[soonest.place]
         self._cooldowns[entry.place] = entry
         self._changed()
 

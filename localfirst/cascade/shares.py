@@ -32,9 +32,9 @@ def limits_of(
     The waits of one attempt, its share of the deadline among them.
 
     Content of a whole (not streamed) answer comes with its end, so it may take longer than
-    a first token, but never what the others need at least. A model of this machine is
-    bounded by its own limit, and by the deadline only when the caller set one. A stream
-    that moves may outlast the deadline: it bounds the way to an answer.
+    a first token, but never what the others need at least. A model of this machine always
+    streams to us: it is bounded by its own limit, and by the deadline only when the caller
+    set one. A stream that moves may outlast the deadline: it bounds the way to an answer.
 
     Args:
         settings: their waits.
@@ -47,12 +47,11 @@ def limits_of(
     waits = settings.timeouts
     mine, first_s = step.target.rung is not Rung.CLOUD, own_wait_s(waits, step)
     share_s = left_s / share
-    if stream:
-        first_s = first_s if mine else min(first_s, share_s)
-    elif mine or share == 1:
-        first_s = first_s if step.timeout_s else max(first_s, share_s)
-    elif not step.timeout_s:
-        first_s = max(first_s, min(share_s, first_s * WHOLE_WAITS))
+    if stream and not mine:
+        first_s = min(first_s, share_s)
+    elif not mine and not step.timeout_s:
+        most_s = share_s if share == 1 else first_s * WHOLE_WAITS
+        first_s = max(first_s, min(share_s, most_s))
     left_s -= min(LEAST_SHARE_S, share_s) * (share - 1)
     return Limits(
         connect_s=waits.connect_s,

@@ -92,7 +92,7 @@ class Clouds:
 
     def gone(self, provider: str, model: str) -> None:
         """*provider* answered that it has no *model*: from now on another default stands in."""
-        if provider in self.views:
+        if provider in self.views and model in self.providers[provider].default_models:
             self.lists.drop(provider, model)
             view = self._with_list(self.views[provider], self.providers[provider])
             self.views = {**self.views, provider: view}

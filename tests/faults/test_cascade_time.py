@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from localfirst.errors import CascadeExhausted
 from localfirst.settings import CascadeSettings, Settings, TimeoutSettings
 from tests.fakes.scripted_backend import HANG, House, ScriptedBackend, refuses, says, view
 from tests.fakes.virtual_time import run
@@ -75,6 +76,21 @@ def test_a_whole_answer_may_take_some_waits_for_a_first_token_but_not_its_whole_
         )
         reply = await house.ask(stream=False)
         assert reply.route == route
+
+    run(main())
+
+
+def test_a_local_model_that_hangs_costs_its_own_limit_however_the_answer_is_wanted() -> None:
+    async def main() -> None:
+        limited = refuses(429, None, [("retry-after", "600")])
+        backends = {"local": ScriptedBackend(HUNG), "groq": ScriptedBackend(limited)}
+        house = House(backends, settings=within(120.0, local_first_token_s=30.0))
+        with pytest.raises(CascadeExhausted):
+            await house.ask(model="groq/groq-model")
+        began = house.clock.monotonic()
+        with pytest.raises(CascadeExhausted):
+            await house.ask(stream=False)
+        assert house.clock.monotonic() - began == pytest.approx(30.0, abs=0.1)
 
     run(main())
 

@@ -324,3 +324,16 @@ def test_a_cooldown_that_is_over_is_not_shown_as_one() -> None:
     fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
     assert len(health.cooling(T0 + 29)) == 1
     assert health.cooling(T0 + 31) == ()
+
+
+def test_names_that_clients_make_up_do_not_fill_the_memory() -> None:
+    health = Health()
+    for number in range(3000):
+        target = Target(rung=Rung.CLOUD, provider="groq", model=f"made-up-{number}")
+        health.failed(
+            target, Failure(cls=FailureClass.MODEL_NOT_FOUND, scope=Scope.MODEL), T0 + number
+        )
+    assert len(health.snapshot()) <= 1024
+    assert len(health._strikes) <= 1024
+    # The latest is known.
+    assert health.view().gate(target, T0 + 3000)[0] is Gate.COOLING
