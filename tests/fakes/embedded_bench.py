@@ -60,6 +60,15 @@ class Bench:
                 child.kill()
 
 
+def freeze(child: psutil.Process) -> None:
+    """Stop *child*, and see it stopped: its threads go on until one of them hears of it."""
+    child.suspend()
+    for _ in range(100_000):
+        if child.status() == psutil.STATUS_STOPPED:
+            return
+    raise AssertionError("it would not freeze")
+
+
 @contextlib.asynccontextmanager
 async def bench(folder: Path, settings: Settings) -> AsyncIterator[Bench]:
     upstream = UpstreamClient(SystemClock())

@@ -23,7 +23,7 @@ from localfirst.models import toy
 from localfirst.settings import LocalSettings
 from localfirst.transport import process
 from localfirst.types import Call, Dialect, Needs
-from tests.fakes.embedded_bench import ROOMY, Bench, install, run
+from tests.fakes.embedded_bench import ROOMY, Bench, freeze, install, run
 from tests.fakes.engine_bench import (
     ask,
     call_of,
@@ -252,7 +252,7 @@ def test_after_a_suspend_a_child_that_no_longer_talks_is_replaced_before_the_nex
     async def test(bench: Bench) -> None:
         await collect(bench.engine, ask())
         frozen = bench.children()[0]
-        frozen.suspend()
+        freeze(frozen)
         bench.clock.jumped_s = 8 * 3600
         assert finish_of(await collect(bench.engine, ask())).reason == "length"
         assert [child.pid for child in bench.children()] != [frozen.pid]

@@ -27,7 +27,7 @@ from localfirst.machine.fit import Hardware
 from localfirst.settings import LocalSettings
 from localfirst.transport import process
 from localfirst.types import Call, Needs
-from tests.fakes.embedded_bench import ROOMY, Bench, run
+from tests.fakes.embedded_bench import ROOMY, Bench, freeze, run
 from tests.fakes.engine_bench import ask, call_of, collect, finish_of, target, text_of, until
 
 
@@ -74,7 +74,7 @@ def test_a_model_that_is_asked_for_while_it_leaves_waits_for_its_own_end(tmp_pat
     async def test(bench: Bench) -> None:
         await collect(bench.engine, ask())
         (old,) = bench.children()
-        old.suspend()  # so that it does not hear that it should end
+        freeze(old)  # so that it does not hear that it should end
         async with counted(bench) as seen:
             unloading = asyncio.ensure_future(bench.engine.unload("tiny"))
             await until(lambda: bench.engine._pool.loaded() == [], "it leaves")
@@ -257,6 +257,30 @@ def test_after_two_kills_a_model_gets_half_the_context_and_says_what_no_longer_f
     run(tmp_path, test)
 
 
+def test_a_death_that_is_swept_up_before_its_answer_breaks_counts_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async def test(bench: Bench) -> None:
+        stream = bench.engine.answer(ask(max_tokens=1900), target(), Limits())
+        await anext(stream)
+        (frozen,) = bench.children()
+        freeze(frozen)  # so that there is an answer left to break
+        bench.kill()
+        await until(lambda: bench.engine._pool._runners == {}, "swept up")
+        with pytest.raises(UpstreamBroken):
+            async for _ in stream:
+                pass
+        await collect_after_another_kill(bench)
+        assert context(bench) == 1024
+
+    run(tmp_path, test)
+
+
+async def collect_after_another_kill(bench: Bench) -> None:
+    await killed_as_for_memory(bench)
+    assert finish_of(await collect(bench.engine, ask()))
+
+
 def test_one_kill_of_a_model_that_barely_fitted_is_enough(tmp_path: Path) -> None:
     async def test(bench: Bench) -> None:
         await collect(bench.engine, ask())
@@ -317,7 +341,7 @@ def test_a_child_that_froze_in_the_middle_is_replaced_for_the_next_request(tmp_p
                 if isinstance(event, TextDelta):
                     seen += 1
                     if seen == 1:
-                        bench.children()[0].suspend()
+                        freeze(bench.children()[0])
 
         with pytest.raises(UpstreamBroken) as caught:
             await asked()

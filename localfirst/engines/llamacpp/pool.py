@@ -155,7 +155,8 @@ class Pool:
             try:
                 await runner.start(self._environ, load_s, self._log_file(key))
             except (UpstreamError, Unavailable):
-                self._note_failure(key, runner)
+                self._runners.pop(key, None)
+                self._mourn(key, runner, failed=True)
                 raise
             except BaseException:
                 self._runners.pop(key, None)
@@ -183,7 +184,7 @@ class Pool:
         while old.alive and old.in_flight:
             await self._clock.sleep(0.02)
         if not old.alive:
-            self._note_death(key, old)
+            self._mourn(key, old, failed=old.in_flight > 0)
         await self._end(key, old)
 
     async def _make_room(self, plan: ChildPlan, shape: ModelShape) -> tuple[ChildPlan, bool]:
@@ -248,13 +249,19 @@ class Pool:
 
     async def bury(self, key: Key, runner: Runner) -> None:
         """Take a dead runner out, so that the next request makes another."""
-        if self._runners.get(key) is runner:
-            self._note_failure(key, runner)
+        self._mourn(key, runner, failed=True)
         await self._end(key, runner, grace_s=0)
 
-    def _note_failure(self, key: Key, runner: Runner) -> None:
-        self._runners.pop(key, None)
+    def _mourn(self, key: Key, runner: Runner, *, failed: bool) -> None:
+        """Note a death once, whoever sees it first; *failed* when an answer or a load did."""
+        if runner.mourned:
+            return
+        runner.mourned = True
         self._note_death(key, runner)
+        if failed:
+            self._note_failure(key)
+
+    def _note_failure(self, key: Key) -> None:
         trouble = self._trouble.setdefault(key, Trouble())
         trouble.failures += 1
         if trouble.failures >= PATIENCE:
@@ -312,7 +319,8 @@ class Pool:
             for key, runner in list(self._runners.items()):
                 idle = not self._claims[key] and runner.idle_at <= now
                 if runner.address and (idle or not runner.alive):
-                    self._note_death(key, runner)
+                    if not runner.alive:
+                        self._mourn(key, runner, failed=runner.in_flight > 0)
                     await self._end(key, runner)
             await self._clock.sleep(SWEEP_S)
 

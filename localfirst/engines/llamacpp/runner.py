@@ -48,6 +48,7 @@ class Runner:
         self.in_flight = 0
         self.asked_tokens = plan.context_tokens
         self.doubted = False
+        self.mourned = False
         self.keep_alive_s = keep_alive_s
         self.last_used = clock.monotonic()
         self.child: process.Child | None = None
