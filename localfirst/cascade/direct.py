@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst.cascade import report
-from localfirst.cascade.health import HealthView
+from localfirst.cascade.health import Gate, HealthView
 from localfirst.cascade.plan import Plan, Step, StepState
 from localfirst.cascade.shares import limits_of
 from localfirst.engines.base import Limits, Replying
@@ -53,7 +53,8 @@ def short_way(
     target = first.keys[0] if first.keys else first.target
     backend = replying.get(target.provider)
     plain = first.state is StepState.READY and target.rung is Rung.CLOUD and len(first.keys) < 2
-    if backend is None or not plain or health.blockers(target, now_unix):
+    # A place that is tried again, early or after its wait, is tried by one request alone.
+    if backend is None or not plain or health.gate(target, now_unix)[0] is not Gate.READY:
         return None
     share = max(1, sum(not step.alternate for step in steps))
     limits = limits_of(
