@@ -102,6 +102,18 @@ class Gateway:
             )
 
     async def _route(self, request: Request) -> None:
+        repeat = request.repeat
+        if repeat.guard is not self.guard:
+            await self._let_in(request)
+        # Without a route it was answered at the door.
+        if (route := repeat.route) is not None:
+            request.surface, request.extra_headers = route.name, repeat.extra_headers
+            await route.handler(self, request)
+
+    async def _let_in(self, request: Request) -> None:
+        """Judge a head that was not seen on this connection, or not by this guard."""
+        repeat = request.repeat
+        repeat.guard = repeat.route = None
         self.guard.enter(request)
         if request.method == "OPTIONS" and b"origin" in request.fields:
             headers = self.guard.preflight(request)
@@ -113,7 +125,8 @@ class Gateway:
             self.guard.authenticate(request)
         if request.method == "POST":
             check_type(request)
-        await route.handler(self, request)
+        repeat.guard, repeat.route = self.guard, route
+        repeat.extra_headers = request.extra_headers
 
     def _note(self, request: Request) -> None:
         elapsed_s = self.clock.monotonic() - request.began

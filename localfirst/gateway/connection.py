@@ -19,6 +19,7 @@ from localfirst.gateway.body import NO_BODY, Body, Chunked, Counted, too_large
 from localfirst.gateway.exchange import Exchange
 from localfirst.gateway.hub import Hub
 from localfirst.gateway.refusal import refusal
+from localfirst.gateway.repeat import Repeat
 
 log = logging.getLogger("localfirst.gateway")
 
@@ -46,6 +47,7 @@ class Connection(asyncio.Protocol):
         "_hub",
         "_paused_reading",
         "_queued_bytes",
+        "_repeat",
         "_stalled_at",
         "_task",
         "_transport",
@@ -63,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._paused_reading = False
+        self._repeat: Repeat | None = None
         self._deadline = 0.0
         self._stalled_at = 0.0
         self._queued_bytes = 0
@@ -157,15 +160,23 @@ class Connection(asyncio.Protocol):
                 self._wait(Phase.HEAD, self._hub.limits.head_s)
             heads.check_unfinished(self._buffer)
             return
-        head = heads.parse(self._buffer[: end + 4])
+        head, repeat = self._head(self._buffer[: end + 4])
         body = self._body(head)
         rest = self._buffer[end + 4 :]
         self._buffer = b""
         self.phase = Phase.BUSY
-        self._exchange = exchange = Exchange(self, self._hub, head, body)
+        self._exchange = exchange = Exchange(self, self._hub, head, body, repeat)
         if rest:
             self._more(rest)
         self._task = self._hub.loop.create_task(self._answer(exchange))
+
+    def _head(self, data: bytes) -> tuple[heads.Head, Repeat]:
+        repeat = self._repeat
+        if repeat is not None and (head := repeat.again(data)) is not None:
+            return head, repeat
+        head = heads.parse(data)
+        self._repeat = repeat = Repeat(data, head)
+        return head, repeat
 
     def _body(self, head: heads.Head) -> Body:
         limit_bytes = self._hub.limits.max_body_bytes

@@ -18,6 +18,7 @@ from localfirst.gateway.hub import Hub, Limits
 
 if TYPE_CHECKING:
     from localfirst.gateway.connection import Connection
+    from localfirst.gateway.repeat import Repeat
 
 STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -48,14 +49,23 @@ class Exchange:
         "complete",
         "head",
         "keep_alive",
+        "repeat",
         "started",
     )
 
-    def __init__(self, connection: Connection, hub: Hub, head: Head, body: Body) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        hub: Hub,
+        head: Head,
+        body: Body,
+        repeat: Repeat,
+    ) -> None:
         self._connection = connection
         self._hub = hub
         self.head = head
         self.body = body
+        self.repeat = repeat
         self.keep_alive = head.keep_alive
         self.started = False
         self.complete = False

@@ -64,6 +64,7 @@ class Request:
         "outcome",
         "path",
         "query",
+        "repeat",
         "route",
         "rung",
         "sent_bytes",
@@ -81,6 +82,7 @@ class Request:
         self.query = head.query
         self.headers = head.headers
         self.fields = dict(head.headers)
+        self.repeat = exchange.repeat
         self.server = exchange.server
         self.id = f"{_STEM}{next(_NUMBERS):08x}"
         self.extra_headers: Headers = []

@@ -32,7 +32,6 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     - tool_id_chars: tool call ids must be exactly this many letters and digits; 0 = any.
     - json_schema: False where only `json_object` exists; the schema is then put in words.
     - stream_usage: whether `stream_options.include_usage` is understood.
-    - plain: derived, not given: requests go as they are.
     - done_required: whether a stream without `[DONE]` counts as cut although it finished.
     """
 
@@ -52,14 +51,6 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     json_schema: bool = True
     stream_usage: bool = True
     done_required: bool = True
-    plain: bool = False
-
-    def __post_init__(self) -> None:
-        """Whether nothing of all this changes a request's fields; found once, asked often."""
-        same = self.max_tokens_field == "max_tokens" and self.json_schema
-        changes = (self.drop, self.rename, self.caps, self.floors, self.defaults, self.forced)
-        plain = same and not (any(changes) or self.with_tools or self.reaches_inside)
-        msgspec.structs.force_setattr(self, "plain", plain)
 
     @property
     def reaches_inside(self) -> bool:

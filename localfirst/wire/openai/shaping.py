@@ -34,17 +34,17 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
     """Change *fields* in place, in the order that `Quirks` documents."""
     for name in [name for name, value in fields.items() if _says_nothing(value)]:
         del fields[name]
+    # Asked this way round a set looks at the few fields there are, not at all it knows.
     for name in OURS.intersection(fields):
         del fields[name]
-    if quirks.plain and "max_completion_tokens" not in fields:
-        return
     _limit(fields, quirks)
-    for name in quirks.drop:
-        fields.pop(name, None)
+    for name in quirks.drop.intersection(fields):
+        del fields[name]
     for old, new in quirks.rename.items():
         if old in fields:
             fields[new] = fields.pop(old)
-    _bound(fields, quirks)
+    if quirks.caps or quirks.floors:
+        _bound(fields, quirks)
     _fill(fields, quirks)
     if quirks.reaches_inside:
         _inside(fields, quirks)
