@@ -34,8 +34,9 @@ class Runner:
     last request asked for, negative for ever; `tight` says that it barely fits the memory;
     `predicted` is what the load was expected to take, for comparison. `asked_tokens` is the
     context that was wished for, which memory may have made shorter; `doubted` says that an
-    answer of it was given up, so that it is asked for its health before the next one. `spoke`
-    are the tokens and seconds of the last answer that had the child to itself.
+    answer of it was given up, so that it is asked for its health before the next one, and
+    `mourned` that its death was noted. `spoke` are the tokens and seconds of the last
+    answer that had the child to itself.
     """
 
     def __init__(
