@@ -3,6 +3,7 @@ The supervisor against a real program that misbehaves.
 
 After each case: there was one daemon at any time, no zombie, no process of the group, no file
 left open, nobody listens on its ports, a truthful state and a state file that can be read.
+Case 10, a crash in the middle of an answer, is in `test_engine_local`, where answers are.
 """
 
 from __future__ import annotations
