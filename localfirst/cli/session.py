@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from localfirst import config
+from localfirst.cli import render
 from localfirst.config import Loaded
 from localfirst.errors import ConfigError
 
@@ -33,7 +34,10 @@ def loaded(given: argparse.Namespace, extra: Mapping[str, object] | None = None)
                 code="usage",
             )
         overrides[path.strip()] = value
-    return config.load(overrides=overrides)
+    found = config.load(overrides=overrides)
+    for line in found.warnings:
+        render.warn(line)
+    return found
 
 
 @asynccontextmanager

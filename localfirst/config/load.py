@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from localfirst.config import table, values
+from localfirst.config import exposure, table, values
 from localfirst.config.faults import unknown, wrong
 from localfirst.config.providers import load_providers, points_at
 from localfirst.config.table import SETTINGS, Setting
@@ -34,11 +34,12 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """Settings, and for every path its shown value and source."""
+    """Settings, for every path its shown value and source, and what to tell the user of it."""
 
     settings: Settings
     sources: dict[str, Source]
     config_file: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def load(
@@ -62,7 +63,8 @@ def load(
     explicit = own.get("LOCALFIRST_CONFIG", "")
     config_file = Path(explicit).expanduser() if explicit else user_config()
     document = read_toml(config_file, required=bool(explicit))
-    dotenv = {} if explicit else read_dotenv((cwd or Path.cwd()) / ".env")
+    dotenv_file = (cwd or Path.cwd()) / ".env"
+    dotenv = {} if explicit else read_dotenv(dotenv_file)
     environment = {**{k: (v, f".env {k}") for k, v in dotenv.items()}}
     environment |= {k: (v, f"env {k}") for k, v in own.items()}
 
@@ -77,7 +79,8 @@ def load(
     settings = build(chosen, providers, routes(document, str(config_file)))
     settings = adjust(settings, environment, order_source=sources["order"].source)
     sources |= {path: Source(*pair) for path, pair in shown_providers.items()}
-    return Loaded(settings, sources, str(config_file))
+    told = tuple(exposure.warnings(config_file, document, dotenv_file, dotenv))
+    return Loaded(settings, sources, str(config_file), told)
 
 
 def variable(name: str) -> str:
