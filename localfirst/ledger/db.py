@@ -58,6 +58,7 @@ class Ledger:
         self._watchers: list[Callable[[tuple[Cooldown, ...]], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._version = 0
+        self._looked = 0.0
         self._opened = False
         self.reason = ""
         self.dropped = 0
@@ -180,15 +181,21 @@ class Ledger:
                 db.close()
 
     def _await_work(self, db: sqlite3.Connection | None) -> Work | None:
-        """The next piece of work; while there is none, look for others' changes."""
+        """The next piece of work; look for others' changes meanwhile, however much there is."""
         while True:
             try:
-                return self._work.get(timeout=LOOK_EVERY_S)
+                work = self._work.get(timeout=LOOK_EVERY_S)
             except queue.Empty:
-                if db is not None and not self.reason:
-                    self._idle(db)
+                self._look(db)
+                continue
+            if self._clock.monotonic() - self._looked >= LOOK_EVERY_S:
+                self._look(db)
+            return work
 
-    def _idle(self, db: sqlite3.Connection) -> None:
+    def _look(self, db: sqlite3.Connection | None) -> None:
+        self._looked = self._clock.monotonic()
+        if db is None or self.reason:
+            return
         self._flush(db)
         try:
             version = db.execute("PRAGMA data_version").fetchone()[0]

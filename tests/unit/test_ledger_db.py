@@ -197,6 +197,27 @@ def test_two_processes_share_cooldowns_within_a_tenth_of_a_second(tmp_path: Path
     asyncio.run(main())
 
 
+def test_anothers_change_is_noticed_however_much_there_is_to_do(tmp_path: Path) -> None:
+    async def main() -> None:
+        clock, health = SystemClock(), Health()
+        mine, other = Ledger(tmp_path / "x.db", clock), Ledger(tmp_path / "x.db", clock)
+        for ledger in (mine, other):
+            ledger.open()
+            await ledger.flush()
+        mine.watch(lambda found: health.restore(found, clock.unix()))
+        saved = other.save_cooldown(cooldown(clock.unix() + 300))
+        assert saved is not None
+        await saved
+        began = time.monotonic()
+        while health.idle:  # a dashboard that asks without a pause
+            await mine.run(lambda db: history.escalations(db))
+            assert time.monotonic() - began < 5.0, "it was never noticed"
+        await mine.aclose()
+        await other.aclose()
+
+    asyncio.run(main())
+
+
 def test_many_writers_lose_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         ledgers = [Ledger(tmp_path / "x.db", SystemClock()) for _ in range(4)]
