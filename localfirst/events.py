@@ -7,6 +7,7 @@ A backend yields `Opened`, perhaps `Progress`, deltas, and last exactly one `Fin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -116,6 +117,16 @@ class Relayed(msgspec.Struct, frozen=True):
     final: bool = False
     usage: Usage | None = None
     reason: FinishReason | None = None
+
+
+class Vectors(list[list[float]]):
+    """Embeddings in the order of their texts; `prompt_tokens` as whoever made them counted."""
+
+    __slots__ = ("prompt_tokens",)
+
+    def __init__(self, rows: Iterable[list[float]] = (), prompt_tokens: int = 0) -> None:
+        super().__init__(rows)
+        self.prompt_tokens = prompt_tokens
 
 
 Event = Opened | TextDelta | ReasoningDelta | ToolCallDelta | Finished | Progress | Relayed

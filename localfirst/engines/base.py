@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from localfirst.events import Event
+from localfirst.events import Event, Vectors
 from localfirst.types import Call, Json, Target
 
 
@@ -125,9 +125,7 @@ class Engine(Backend, Protocol):
         """The engine now, at most `max_age_s` old; never raises and never takes over 2 s."""
         ...
 
-    async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json]
-    ) -> list[list[float]]:
+    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """Embeddings of `texts`, in order; raises `UpstreamError`."""
         ...
 

@@ -29,7 +29,7 @@ from localfirst.engines.llamacpp.about import Shelf
 from localfirst.engines.ollama import OllamaEngine, OllamaHosts
 from localfirst.engines.supervisor import ChildState, Supervisor
 from localfirst.errors import Breakage, EngineUnavailable, LocalFirstError, UpstreamBroken
-from localfirst.events import Event, Progress
+from localfirst.events import Event, Progress, Vectors
 from localfirst.machine.fit import Hardware, Measured
 from localfirst.machine.hardware import measure as this_machine
 from localfirst.models.store import Store
@@ -193,9 +193,7 @@ class LocalEngine:
         self._status_at = self._chosen_until = -math.inf
         self._ollama.forget()
 
-    async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json]
-    ) -> list[list[float]]:
+    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """As `Engine.embed`."""
         return await (await self._pick()).embed(model, texts, options)
 

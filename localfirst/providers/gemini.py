@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from localfirst.errors import UpstreamNonsense
-from localfirst.events import Event
+from localfirst.events import Event, Vectors
 from localfirst.providers.cloud import CloudBackend, Encoded, Headers, Reader
 from localfirst.providers.spec import Provider
 from localfirst.settings import Secret
@@ -58,14 +58,14 @@ class GeminiBackend(CloudBackend):
         *,
         key_label: str = "",
         local_only: bool = False,
-    ) -> list[list[float]]:
+    ) -> Vectors:
         """
         Embeddings of *texts*, in their order; *options* may hold `dimensions`.
 
         Raises:
             UpstreamError: refused, broken, or no embeddings in the answer.
         """
-        found: list[list[float]] = []
+        found = Vectors()  # Google counts no tokens of embeddings
         for start in range(0, len(texts), EMBED_MOST):
             batch = texts[start : start + EMBED_MOST]
             response = await self._upstream.send(

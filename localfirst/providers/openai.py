@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from localfirst.errors import UpstreamNonsense
-from localfirst.events import Event
+from localfirst.events import Event, Vectors
 from localfirst.providers.cloud import CloudBackend, Encoded, Reader
 from localfirst.providers.spec import Provider
 from localfirst.transport.upstream import UpstreamClient
@@ -57,7 +57,7 @@ class OpenAIBackend(CloudBackend):
         *,
         key_label: str = "",
         local_only: bool = False,
-    ) -> list[list[float]]:
+    ) -> Vectors:
         """
         Embeddings of *texts*, in their order; *options* may hold `dimensions`.
 
@@ -83,15 +83,21 @@ class _Vector(msgspec.Struct):
     index: int = 0
 
 
+class _Counted(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+
+
 class _Vectors(msgspec.Struct):
     data: list[_Vector]
+    usage: _Counted | None = None
 
 
-def _vectors(body: bytes, count: int) -> list[list[float]]:
+def _vectors(body: bytes, count: int) -> Vectors:
     try:
-        items = msgspec.json.decode(body, type=_Vectors).data
+        found = msgspec.json.decode(body, type=_Vectors)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise UpstreamNonsense(f"no embeddings: {error}") from error
-    if len(items) != count:
-        raise UpstreamNonsense(f"{len(items)} embeddings for {count} texts")
-    return [item.embedding for item in sorted(items, key=lambda item: item.index)]
+    if len(found.data) != count:
+        raise UpstreamNonsense(f"{len(found.data)} embeddings for {count} texts")
+    rows = (item.embedding for item in sorted(found.data, key=lambda item: item.index))
+    return Vectors(rows, found.usage.prompt_tokens if found.usage else 0)

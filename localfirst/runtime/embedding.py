@@ -20,6 +20,7 @@ from localfirst.errors import (
     UnknownModel,
     UpstreamError,
 )
+from localfirst.events import Usage, Vectors
 from localfirst.models import names
 from localfirst.runtime.entries import EmbedReply
 from localfirst.settings import Privacy
@@ -32,7 +33,7 @@ MOST_TEXTS = 2048
 """OpenAI's own limit on one request."""
 
 
-Work = Callable[[Target], Awaitable[list[list[float]]]]
+Work = Callable[[Target], Awaitable[Vectors]]
 """Asks one target for the vectors."""
 
 
@@ -134,7 +135,7 @@ class _Asking:
         except TimeoutError:
             raise self._nobody() from None
 
-    async def _ask(self, target: Target, work: Work) -> list[list[float]] | None:
+    async def _ask(self, target: Target, work: Work) -> Vectors | None:
         runtime, began = self._runtime, self._runtime.clock.monotonic()
         failure = None
         try:
@@ -161,14 +162,17 @@ class _Asking:
             started_unix=runtime.clock.unix(),
             duration_s=runtime.clock.monotonic() - began,
         )
-        self._note(target, attempt, failure)
+        self._note(target, attempt, failure, vectors)
         return vectors
 
-    def _note(self, target: Target, attempt: Attempt, failure: Failure | None) -> None:
+    def _note(
+        self, target: Target, attempt: Attempt, failure: Failure | None, vectors: Vectors | None
+    ) -> None:
         """Remember it as the cascade remembers answers; raises for the request's own fault."""
         runtime, now_unix = self._runtime, self._runtime.cascade.now_unix()
         self._attempts.append(attempt)
-        runtime.ledger.record_attempt(attempt, target=target)
+        usage = Usage(prompt_tokens=vectors.prompt_tokens) if vectors else None
+        runtime.ledger.record_attempt(attempt, target=target, usage=usage)
         if failure is None:
             runtime.ledger.drop_cooldowns(runtime.health.succeeded(target, now_unix))
             return
@@ -195,9 +199,10 @@ class _Asking:
             self._skipped.append((target.provider, no))
         return not no
 
-    def _reply(self, target: Target, vectors: list[list[float]]) -> EmbedReply:
+    def _reply(self, target: Target, vectors: Vectors) -> EmbedReply:
         return EmbedReply(
             vectors=vectors,
+            prompt_tokens=vectors.prompt_tokens,
             model=target.model,
             route=target.route,
             rung=target.rung,

@@ -20,7 +20,9 @@ from typing import Any
 import psutil
 
 from localfirst.models import toy
+from localfirst.models.store import Store
 from tests.fakes.cloud_process import ROOT, FakeCloud, fake_cloud
+from tests.fakes.embedded_bench import install
 from tests.fakes.house import House, house
 
 KINDS = ("ollama", "embedded", "openai", "anthropic")
@@ -53,6 +55,12 @@ BERN = {
     "additionalProperties": False,
 }
 SEVERAL_EVENTS_BYTES = 8000
+
+CALLER = (
+    "{%- for tool in tools or [] %}tool: {{ tool.function.name }}\n{% endfor %}"
+    "{%- for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+)
+"""A chat template that shows tools, which is what makes an embedded model one that calls them."""
 
 
 class Backend:
@@ -285,6 +293,6 @@ def backend(kind: str, folder: Path) -> Iterator[Backend]:
             yield OllamaBackend(stack.enter_context(house(folder, **alone, **engine)), url)
         else:
             toy.publish(folder / "models")
-            toy.publish(folder / "models", name="library/caller", template="{{ .Tools }}")
+            install(Store(folder / "models"), "caller", CALLER)
             engine = {"LOCALFIRST_LOCAL_ENGINE": "llamacpp"}
             yield EmbeddedBackend(stack.enter_context(house(folder, **alone, **engine)))

@@ -78,6 +78,7 @@ def test_a_private_request_reaches_no_cloud(at: House, cloud: FakeCloud, path: s
 def test_who_made_the_vectors_is_told(at: House) -> None:
     code, headers, said = embed(at, "groq/e")
     assert (code, len(said["data"])) == (200, 2)
+    assert said["usage"]["prompt_tokens"] == 3
     facts = {name: headers[f"x-localfirst-{name}"] for name in ("rung", "route", "trail", "egress")}
     assert facts == {"rung": "cloud", "route": "groq/e", "trail": "groq=ok", "egress": "groq"}
 

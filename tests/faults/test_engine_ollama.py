@@ -336,6 +336,7 @@ def test_embeddings_come_in_order_and_a_text_model_says_it_has_none() -> None:
         async with ollama_bench({"bert": {"embeds": True}, "tiny": {}}) as made:
             vectors = await made.engine.embed("bert", ["a", "b c", "a"], {})
             assert vectors[0] == vectors[2] != vectors[1]
+            assert vectors.prompt_tokens > 0
             assert (await made.asked("/api/embed"))[0]["truncate"] is False
             with pytest.raises(UpstreamRefused) as caught:
                 await made.engine.embed("tiny", ["a"], {})

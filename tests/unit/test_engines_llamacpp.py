@@ -211,6 +211,7 @@ def test_embeddings_have_the_models_width_and_can_be_shortened(tmp_path: Path) -
     async def test(bench: Bench) -> None:
         vectors = await bench.engine.embed("tiny", ["one", "two", "one"], {})
         assert [len(vector) for vector in vectors] == [64, 64, 64]
+        assert vectors.prompt_tokens >= len("onetwoone")  # the toy's tokens are bytes
         assert vectors[0] == pytest.approx(vectors[2], abs=1e-4)
         assert vectors[0] != pytest.approx(vectors[1], abs=1e-4)
         short = await bench.engine.embed("tiny", ["one"], {"dimensions": 8})

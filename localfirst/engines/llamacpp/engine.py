@@ -38,7 +38,7 @@ from localfirst.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from localfirst.events import Event, Progress
+from localfirst.events import Event, Progress, Vectors
 from localfirst.machine.fit import Hardware
 from localfirst.models.store import Store
 from localfirst.settings import Settings
@@ -184,9 +184,7 @@ class LlamaCppEngine:
         await self._pool.bury(key, runner)
         return runner.death()
 
-    async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json]
-    ) -> list[list[float]]:
+    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """
         As `Engine.embed`; `options["dimensions"]` shortens and renormalises. A child that
         died while nobody looked is loaded again once.
@@ -194,7 +192,7 @@ class LlamaCppEngine:
         about = await self._about(model)
         key = (about.name, True)
         plan = embed_plan(about, texts)
-        vectors: list[list[float]] = []
+        vectors = Vectors()
         async with self._line(key).place() as place:
             async for _ in place.turn():
                 pass
@@ -203,14 +201,16 @@ class LlamaCppEngine:
                     runner = await self._loaded(key, plan, about)
                     self._line(key).widen(runner.plan.parallel)
                     try:
-                        vectors = await self._embedded(key, runner, texts) if texts else []
+                        if texts:
+                            vectors = await self._embedded(key, runner, texts)
                         break
                     except UpstreamBroken:
                         if last or runner.alive:
                             raise
-        return [_shortened(vector, options.get("dimensions")) for vector in vectors]
+        rows = [_shortened(vector, options.get("dimensions")) for vector in vectors]
+        return Vectors(rows, vectors.prompt_tokens)
 
-    async def _embedded(self, key: Key, runner: Runner, texts: list[str]) -> list[list[float]]:
+    async def _embedded(self, key: Key, runner: Runner, texts: list[str]) -> Vectors:
         await self._trusted(key, runner)
         with _at_work(runner):
             try:

@@ -15,7 +15,7 @@ from localfirst.engines.llamacpp.about import About
 from localfirst.engines.llamacpp.plan import with_model_defaults
 from localfirst.engines.llamacpp.runner import Runner
 from localfirst.errors import UpstreamError, UpstreamNonsense, UpstreamRefused
-from localfirst.events import Event, Opened
+from localfirst.events import Event, Opened, Vectors
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, ChatRequest, Dialect, Json
 from localfirst.wire.openai import events, requests
@@ -169,7 +169,7 @@ async def answers(upstream: UpstreamClient, runner: Runner) -> bool:
 
 async def embed(
     upstream: UpstreamClient, runner: Runner, texts: list[str], limits: Limits
-) -> list[list[float]]:
+) -> Vectors:
     """
     Embeddings of *texts* in order.
 
@@ -192,12 +192,13 @@ async def embed(
             raise refusals.too_long(found)
         raise UpstreamRefused(response.status, body, response.headers)
     try:
-        items = msgspec.json.decode(body, type=_Embeddings).data
+        made = msgspec.json.decode(body, type=_Embeddings)
     except msgspec.DecodeError as error:
         raise UpstreamNonsense(f"no embeddings: {error}") from error
-    if len(items) != len(texts):
-        raise UpstreamNonsense(f"{len(items)} embeddings for {len(texts)} texts")
-    return [item.embedding for item in sorted(items, key=lambda item: item.index)]
+    if len(made.data) != len(texts):
+        raise UpstreamNonsense(f"{len(made.data)} embeddings for {len(texts)} texts")
+    rows = (item.embedding for item in sorted(made.data, key=lambda item: item.index))
+    return Vectors(rows, made.usage.prompt_tokens)
 
 
 class _Embedding(msgspec.Struct):
@@ -205,5 +206,10 @@ class _Embedding(msgspec.Struct):
     index: int = 0
 
 
+class _Counted(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+
+
 class _Embeddings(msgspec.Struct):
     data: list[_Embedding]
+    usage: _Counted = _Counted()

@@ -34,7 +34,7 @@ from localfirst.errors import (
     UpstreamNonsense,
     UpstreamRefused,
 )
-from localfirst.events import Event, Progress
+from localfirst.events import Event, Progress, Vectors
 from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Clock, Dialect, Json, Target
@@ -196,9 +196,7 @@ class OllamaEngine:
             await self.status(max_age_s=0)
         return self._contexts.take(call, model)
 
-    async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json]
-    ) -> list[list[float]]:
+    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """As `Engine.embed`; too long a text is an error, never cut."""
         await self._refuse_remote(await self._model(model), local_only=False)
         body = {"model": model, "input": texts, "truncate": False} | {
@@ -207,12 +205,12 @@ class OllamaEngine:
         timeouts = self._settings.timeouts
         answer = await self.daemon.embed(body, timeouts.load_s + timeouts.local_first_token_s)
         try:
-            vectors = msgspec.json.decode(answer, type=_Embeddings).embeddings
+            found = msgspec.json.decode(answer, type=_Embeddings)
         except msgspec.DecodeError as error:
             raise UpstreamNonsense(f"no embeddings: {error}") from error
-        if len(vectors) != len(texts):
-            raise UpstreamNonsense(f"{len(vectors)} embeddings for {len(texts)} texts")
-        return vectors
+        if len(found.embeddings) != len(texts):
+            raise UpstreamNonsense(f"{len(found.embeddings)} embeddings for {len(texts)} texts")
+        return Vectors(found.embeddings, found.prompt_eval_count)
 
     async def load(self, model: str) -> None:
         """As `Engine.load`."""
@@ -358,6 +356,7 @@ class OllamaEngine:
 
 class _Embeddings(msgspec.Struct):
     embeddings: list[list[float]]
+    prompt_eval_count: int = 0
 
 
 def _why_not(error: UpstreamError) -> str:

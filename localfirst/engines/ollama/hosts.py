@@ -13,7 +13,7 @@ from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.ollama.engine import OllamaEngine
 from localfirst.engines.ollama.listing import full_name
 from localfirst.errors import Breakage, UpstreamBroken, UpstreamRefused
-from localfirst.events import Event, Opened
+from localfirst.events import Event, Opened, Vectors
 from localfirst.types import Call, Clock, Json, Target
 
 REST_S = 5.0
@@ -83,9 +83,7 @@ class OllamaHosts:
         lacks = ranked[0][0][0]
         return [engine for order, engine in ranked if order[0] is lacks]
 
-    async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json]
-    ) -> list[list[float]]:
+    async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """As `Engine.embed`, at the first host."""
         return await (await self._ranked(model))[0].embed(model, texts, options)
 
