@@ -24,6 +24,9 @@ _KINDS = ("input-tokens", "output-tokens", "tokens", "requests", "req")
 Account = tuple[str, str, str]
 """(provider, key label, model)."""
 
+Place = tuple[str, str, str, str]
+"""An account, and the name of one of its windows."""
+
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
     """What is left of one limit until `reset_unix`; `unit` is "requests" or "tokens"."""
@@ -32,6 +35,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     remaining: float
     reset_unix: float
     limit: float = 0.0
+    learnt_unix: float = 0.0
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,12 +106,27 @@ class Quota:
         else:
             self._reserved.pop(account, None)
 
-    def learn(self, target: Target, headers: Sequence[tuple[str, str]], now_unix: float) -> None:
-        """Take over what response headers say of this target's limits."""
+    def learn(
+        self, target: Target, headers: Sequence[tuple[str, str]], now_unix: float
+    ) -> dict[Place, Window]:
+        """Take over what response headers say of this target's limits; returns what they said."""
         found = windows_in(headers, now_unix)
-        if found:
-            account = (target.provider, target.key_label, target.model)
-            self._windows.setdefault(account, {}).update(found)
+        if not found:
+            return {}
+        account = (target.provider, target.key_label, target.model)
+        self._windows.setdefault(account, {}).update(found)
+        return {(*account, name): window for name, window in found.items()}
+
+    def restore(self, found: Mapping[Place, Window], now_unix: float) -> None:
+        """Take over what is not over, and was learnt later than what is known here."""
+        for (*account, name), window in found.items():
+            if window.reset_unix <= now_unix:
+                continue
+            provider, key_label, model = account
+            known = self._windows.setdefault((provider, key_label, model), {})
+            mine = known.get(name)
+            if mine is None or mine.learnt_unix < window.learnt_unix:
+                known[name] = window
 
     def shift(self, seconds: float) -> None:
         """Move every reset: the wall clock was set."""
@@ -176,6 +195,7 @@ def _window(label: str, parts: dict[str, str], now_unix: float) -> Window | None
         remaining=remaining,
         reset_unix=now_unix + (_unstated_s(label, now_unix) if wait_s is None else wait_s),
         limit=classify_wait.seconds(parts.get("limit", "")) or 0.0,
+        learnt_unix=now_unix,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from localfirst.cascade import continued, direct, hedge, plan_strategy
+from localfirst.cascade import continued, direct, hedge, plan_strategy, quota
 from localfirst.cascade.answer import Answer, Replay
 from localfirst.cascade.cache import Cache
 from localfirst.cascade.climb import Climb
@@ -28,7 +28,7 @@ from localfirst.cascade.health import Cooldown, Health, Place
 from localfirst.cascade.ladder import Ladder
 from localfirst.cascade.ongoing import Ongoing
 from localfirst.cascade.plan import Plan, World, plan
-from localfirst.cascade.quota import Quota
+from localfirst.cascade.quota import Quota, Window
 from localfirst.cascade.watch import Watches
 from localfirst.engines.base import Backend, Replying
 from localfirst.errors import EngineUnavailable
@@ -69,6 +69,10 @@ class Recorder(Protocol):
         """Forget cooldowns that a success has ended."""
         ...
 
+    def save_windows(self, found: Mapping[quota.Place, Window]) -> None:
+        """Remember what was learnt of a key's limits, some time soon."""
+        ...
+
 
 class Watcher(Protocol):
     """Who is told how it goes; `alarm.Alarm` is one. Nothing here may block."""
@@ -103,6 +107,9 @@ class NoRecorder:
 
     def drop_cooldowns(self, places: tuple[Place, ...]) -> None:
         """Nothing to drop."""
+
+    def save_windows(self, found: Mapping[quota.Place, Window]) -> None:
+        """Forget them."""
 
 
 class Cascade:
@@ -271,7 +278,8 @@ class Cascade:
         now_unix = self.now_unix()
         healed = self.health.succeeded(target, now_unix)
         self.health.note_first_token(target.route, first_token_s)
-        self.quota.learn(target, headers, now_unix)
+        if limits := self.quota.learn(target, headers, now_unix):
+            self._recorder.save_windows(limits)
         if healed:
             self._recorder.drop_cooldowns(healed)
         self._recorder.record_attempt(

@@ -17,13 +17,15 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from localfirst.cascade.health import Cooldown, Place
+from localfirst.cascade import health
+from localfirst.cascade.health import Cooldown
+from localfirst.cascade.quota import Place, Window
 from localfirst.events import Usage
-from localfirst.ledger import rows, schema
+from localfirst.ledger import rows, schema, windows
 from localfirst.transport import files
 from localfirst.types import Attempt, Call, Clock, Target
 
@@ -55,7 +57,9 @@ class Ledger:
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._attempts: collections.deque[rows.AttemptRow] = collections.deque()
         self._thread: threading.Thread | None = None
+        self._windows: dict[Place, Window] = {}
         self._watchers: list[Callable[[tuple[Cooldown, ...]], None]] = []
+        self._window_watchers: list[Callable[[dict[Place, Window]], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._version = 0
         self._looked = 0.0
@@ -116,10 +120,15 @@ class Ledger:
             return None
         return asyncio.wrap_future(self._do(lambda db: rows.save_cooldown(db, entry)))
 
-    def drop_cooldowns(self, places: Sequence[Place]) -> None:
+    def drop_cooldowns(self, places: Sequence[health.Place]) -> None:
         """Forget cooldowns that ended early; returns at once."""
         if self._thread is not None and not self.reason:
             self._do(lambda db: rows.drop_cooldowns(db, places))
+
+    def save_windows(self, found: Mapping[Place, Window]) -> None:
+        """Remember quota windows, within a tenth of a second; returns at once."""
+        if self._thread is not None and not self.reason:
+            self._windows.update(found)
 
     async def flush(self) -> None:
         """Wait until everything recorded so far is written."""
@@ -131,6 +140,10 @@ class Ledger:
         """Every cooldown in the file, the expired ones too; () when there is no file."""
         return await self.run(rows.load_cooldowns) or ()
 
+    async def load_windows(self) -> dict[Place, Window]:
+        """Every quota window in the file; {} when there is no file."""
+        return await self.run(windows.load) or {}
+
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Do *work* on the ledger's thread after all that was asked before; None if broken."""
         if self._thread is None or self.reason:
@@ -140,6 +153,10 @@ class Ledger:
     def watch(self, changed: Callable[[tuple[Cooldown, ...]], None]) -> None:
         """Call *changed* on the opening loop with all cooldowns when another process wrote."""
         self._watchers.append(changed)
+
+    def watch_windows(self, changed: Callable[[dict[Place, Window]], None]) -> None:
+        """The same for quota windows."""
+        self._window_watchers.append(changed)
 
     def data_version(self) -> int:
         """A number that changes, within 100 ms, when another process has written."""
@@ -202,29 +219,36 @@ class Ledger:
             if version == self._version:
                 return
             self._version = version
-            found = rows.load_cooldowns(db)
+            cooldowns, limits = rows.load_cooldowns(db), windows.load(db)
         except sqlite3.Error as error:
             self._broken(error)
             return
         loop = self._loop
-        if loop is not None and self._watchers:
+        if loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop closed a moment ago
-                loop.call_soon_threadsafe(self._tell, found)
+                loop.call_soon_threadsafe(self._tell, cooldowns, limits)
 
-    def _tell(self, found: tuple[Cooldown, ...]) -> None:
+    def _tell(self, cooldowns: tuple[Cooldown, ...], limits: dict[Place, Window]) -> None:
         for changed in self._watchers:
-            changed(found)
+            changed(cooldowns)
+        for told in self._window_watchers:
+            told(limits)
 
     def _flush(self, db: sqlite3.Connection) -> None:
         # Appended to by the loop meanwhile: taken one by one, so that none falls between.
         batch = [self._attempts.popleft() for _ in range(len(self._attempts))]
-        if not batch or self.reason:
+        limits, self._windows = self._windows, {}
+        limits = dict(limits)  # the loop may still hold the one that was swapped out
+        if not (batch or limits) or self.reason:
             return
         try:
-            rows.save_attempts(db, batch, self._clock.unix())
+            if batch:
+                rows.save_attempts(db, batch, self._clock.unix())
+            windows.save(db, limits)
         except sqlite3.Error as error:
             if _locked(error):
                 self._attempts.extendleft(reversed(batch))
+                self._windows = limits | self._windows
             self._broken(error)
 
     def _connect(self) -> sqlite3.Connection | None:
@@ -234,6 +258,7 @@ class Ledger:
             self._opened = True
             with contextlib.suppress(sqlite3.OperationalError):  # busy: another time will do
                 rows.prune(db, self._clock.unix())
+                windows.prune(db, self._clock.unix())
             self._version = db.execute("PRAGMA data_version").fetchone()[0]
         except (sqlite3.Error, OSError, schema.NewerFile) as error:
             self._broken(error)

@@ -57,6 +57,18 @@ CREATE TABLE IF NOT EXISTS escalations (
   file TEXT NOT NULL DEFAULT '',
   resolved_at REAL
 );
+CREATE TABLE IF NOT EXISTS windows (
+  provider TEXT NOT NULL,
+  key_label TEXT NOT NULL,
+  model TEXT NOT NULL,
+  name TEXT NOT NULL,
+  unit TEXT NOT NULL,
+  remaining REAL NOT NULL,
+  most REAL NOT NULL,
+  reset REAL NOT NULL,
+  learnt REAL NOT NULL,
+  PRIMARY KEY (provider, key_label, model, name)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answers (
   key TEXT PRIMARY KEY,
   at REAL NOT NULL,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
+from localfirst.cascade import quota
 from localfirst.cascade.health import Cooldown, Place
 from localfirst.events import Usage
 from localfirst.ledger.db import Ledger
@@ -73,6 +75,10 @@ class Records:
     def save_cooldown(self, entry: Cooldown) -> asyncio.Future[None] | None:
         """Hand a cooldown on to the ledger."""
         return self._ledger.save_cooldown(entry)
+
+    def save_windows(self, found: Mapping[quota.Place, quota.Window]) -> None:
+        """Hand what was learnt of a key's limits on to the ledger."""
+        self._ledger.save_windows(found)
 
     def drop_cooldowns(self, places: tuple[Place, ...]) -> None:
         """Hand the end of cooldowns on to the ledger."""

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from localfirst.cascade import contract, report, structured
+from localfirst.cascade import contract, quota, report, structured
 from localfirst.cascade.alarm import Alarm
 from localfirst.cascade.cache import Cache
 from localfirst.cascade.health import Cooldown, Health
@@ -197,7 +197,9 @@ class Runtime:
         await self.gauge.renew()
         self.ledger.open()
         self._learn(await self.ledger.load_cooldowns())
+        self._learn_limits(await self.ledger.load_windows())
         self.ledger.watch(self._learn)
+        self.ledger.watch_windows(self._learn_limits)
         await self.budget.start()
 
     def go_on_with(self, old: Runtime) -> None:
@@ -220,6 +222,10 @@ class Runtime:
     def _learn(self, cooldowns: tuple[Cooldown, ...]) -> None:
         """Another process (or this one, before) learnt who is cooling down."""
         self.cascade.health.restore(cooldowns, self.cascade.now_unix())
+
+    def _learn_limits(self, found: Mapping[quota.Place, quota.Window]) -> None:
+        """The same of what is left of each key's limits."""
+        self.cascade.quota.restore(found, self.cascade.now_unix())
 
     async def aclose(self) -> None:
         """Close in the reverse order; stops only engines that we started. Idempotent."""

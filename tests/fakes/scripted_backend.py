@@ -83,12 +83,16 @@ class Records:
         self.attempts: list[Any] = []
         self.cooldowns: list[Cooldown] = []
         self.dropped: list[Place] = []
+        self.windows: dict[Any, Any] = {}
 
     def record_attempt(self, attempt: Any, **_: Any) -> None:
         self.attempts.append(attempt)
 
     def save_cooldown(self, entry: Cooldown) -> None:
         self.cooldowns.append(entry)
+
+    def save_windows(self, found: Mapping[Any, Any]) -> None:
+        self.windows.update(found)
 
     def drop_cooldowns(self, places: tuple[Place, ...]) -> None:
         self.dropped.extend(places)

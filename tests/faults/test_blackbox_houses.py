@@ -157,6 +157,18 @@ def test_a_restart_forgets_no_cooldown_and_a_new_key_ends_that_of_the_old(
     assert sent(cloud, "groq") == 1
 
 
+def test_a_restart_forgets_no_limit_that_is_used_up(tmp_path: Path, cloud: FakeCloud) -> None:
+    environ = keyed(cloud, "groq", "gemini")
+    spent = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "300s"}
+    cloud.script({"do": "ok", "headers": spent}, part="groq")
+    with house(tmp_path, **environ) as at:
+        assert told(at).trail == "groq=ok"
+        assert told(at).trail == "gemini=ok"
+    with house(tmp_path, **environ) as at:
+        assert told(at).trail == "gemini=ok"
+    assert sent(cloud, "groq") == 1
+
+
 def test_the_command_that_a_refused_key_advises_asks_and_heals(
     tmp_path: Path, cloud: FakeCloud
 ) -> None:
