@@ -338,6 +338,7 @@ class LocalEngine:
             embedded = await self._embedded(max_age_s)
             if embedded.ready:
                 return embedded
+            why = "; ".join(reason for reason in (why, embedded.reason) if reason)
         return msgspec.structs.replace(status, kind="none", state="absent", reason=why)
 
     def _startable(self) -> tuple[bool, str]:

@@ -256,7 +256,10 @@ class LlamaCppEngine:
     async def _look(self) -> EngineStatus:
         if not installed():
             return EngineStatus(
-                kind="none", state="absent", ready=False, reason=f"no local engine: {INSTALL}"
+                kind="none",
+                state="absent",
+                ready=False,
+                reason=f"the embedded engine is not installed: `{INSTALL}`",
             )
         models = await asyncio.to_thread(self._shelf.listed, self._clock, embedded=True)
         reason = "" if models else "no model is installed"
