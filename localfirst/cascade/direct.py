@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 
 class ShortWay(msgspec.Struct, frozen=True):
-    """Whom a plan asks first, and how; good for as long as the plan is."""
+    """Whom a plan asks first, how, and what its answer says of it; good as long as the plan."""
 
     step: Step
     target: Target
     share: int
     limits: Limits
     backend: Replying
+    facts: tuple[tuple[str, str], ...]
 
 
 def short_way(
@@ -60,7 +61,9 @@ def short_way(
     limits = limits_of(
         settings, first, share=share, left_s=settings.cascade.deadline_s, stream=False
     )
-    return ShortWay(first, target, share, limits, backend)
+    egress = (target.provider,) if first.leaves_machine else ()
+    facts = report.facts(target, f"{target.provider}=ok", 1, egress)
+    return ShortWay(first, target, share, limits, backend, facts)
 
 
 class Asked:
@@ -133,12 +136,7 @@ class Given:
 
     def headers(self) -> list[tuple[str, str]]:
         """The `x-localfirst-*` facts."""
-        return report.headers(
-            self.attempts,
-            request_id=self.call.request_id,
-            target=self.target,
-            egress=(self.target.provider,) if self.way.step.leaves_machine else (),
-        )
+        return [*self.way.facts, report.id_fact(self.call.request_id)]
 
     async def aclose(self, events: Events) -> None:
         """Nothing is open any more."""

@@ -137,12 +137,17 @@ def headers(
     """
     trail = ",".join([f"{one.provider}={one.outcome}" for one in attempts])
     sent = len([one for one in attempts if one.sent])
-    facts = _facts(target, trail, sent, tuple(egress))
-    return [*facts, ("x-localfirst-request-id", _plain(request_id))]
+    found = facts(target, trail, sent, tuple(egress))
+    return [*found, id_fact(request_id)]
+
+
+def id_fact(request_id: str) -> tuple[str, str]:
+    """The header that names the request."""
+    return "x-localfirst-request-id", _plain(request_id)
 
 
 @functools.lru_cache(maxsize=256)
-def _facts(
+def facts(
     target: Target | None, trail: str, sent: int, egress: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
     """All but the request's id; nearly every answer has the facts of the one before it."""

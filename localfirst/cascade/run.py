@@ -177,11 +177,12 @@ class Cascade:
             DeadlineExceeded: the time ran out first.
         """
         world = await self._look(call)
-        found, way = self._planned(call, world)
+        now_unix = self.now_unix()
+        found, way = self._planned(call, world, now_unix)
         if found.error is not None:
             raise found.error
         if way is not None and not (call.stream or avoid or call.deadline_s) and self._plain:
-            return await self._directly(call, found, world, way)
+            return await self._directly(call, found, world, way, now_unix)
         limits = self.settings.cascade
         if limits.continue_cut_streams and continued.possible(call):
             call.relay = False
@@ -215,9 +216,9 @@ class Cascade:
 
     def plan(self, call: Call, world: World) -> Plan:
         """The plan for *call*, kept while world and health stay as they are."""
-        return self._planned(call, world)[0]
+        return self._planned(call, world, self.now_unix())[0]
 
-    def _planned(self, call: Call, world: World) -> tuple[Plan, ShortWay | None]:
+    def _planned(self, call: Call, world: World, now_unix: float) -> tuple[Plan, ShortWay | None]:
         """The plan for *call*, and its short way while there is one."""
         needs = call.needs
         key = (call.model, call.local_only, call.fallback, needs.tools, needs.vision)
@@ -227,7 +228,7 @@ class Cascade:
             and kept[0] is world
             and kept[1] == self.health.revision
             and kept[2].fits_tokens >= needs.prompt_tokens
-            and kept[2].until_unix > self.now_unix()
+            and kept[2].until_unix > now_unix
         ):
             return kept[2], kept[3]
         found = plan(call, self._measured(world))
@@ -318,10 +319,12 @@ class Cascade:
 
     # --- inside -----------------------------------------------------------------------------
 
-    async def _directly(self, call: Call, found: Plan, world: World, way: ShortWay) -> Answer:
+    async def _directly(
+        self, call: Call, found: Plan, world: World, way: ShortWay, now_unix: float
+    ) -> Answer:
         """The first candidate's plain answer, or whatever the climb makes of what it said."""
         target, asked = way.target, None
-        if self.quota.refusal(target, call.needs.prompt_tokens, self.now_unix()) is None and (
+        if self.quota.refusal(target, call.needs.prompt_tokens, now_unix) is None and (
             not way.step.leaves_machine or not self.over_budget(target)
         ):
             asked = await direct.ask(self, call, way)

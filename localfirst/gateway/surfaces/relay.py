@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst.errors import InvalidRequest, LocalFirstError, StreamInterrupted
-from localfirst.events import Finished, Progress, Relayed, Reply, TextDelta
+from localfirst.events import Event, Finished, Progress, Relayed, Reply, TextDelta
 from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
@@ -162,25 +162,24 @@ def _says(text: str, value: Json) -> bool:
 
 async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
     request = asked.request
-    relayed: list[bytes] = []
-    logprobs: list[Json] = []
-    last = Finished()
-    for event in await answer.read():
-        kind = type(event)
-        if kind is Relayed:
-            relayed.append(event.data)  # type: ignore[union-attr]
-        elif kind is TextDelta:
-            logprobs += event.logprobs  # type: ignore[union-attr]
-        elif kind is Finished:
-            last = event  # type: ignore[assignment]
-    if relayed:
-        data = relayed[0] if len(relayed) == 1 else b"".join(relayed)
+    events = await answer.read()
+    first = events[0]
+    if type(first) is Relayed:
+        # A body that is no stream comes in one piece.
+        data = first.data
     else:
-        said = Said(
-            reply=await answer.reply(),
-            logprobs=tuple(logprobs),
-            stop_sequence=last.stop_sequence,
-            timings=last.timings,
-        )
-        data = surface.reply(said, asked)
+        data = surface.reply(await _said(answer, events), asked)
     await request.answer(data, JSON_LINES + request.learn(answer))
+
+
+async def _said(answer: Answer, events: list[Event]) -> Said:
+    """A whole answer, and of its events what a `Reply` has no place for."""
+    last = next((event for event in reversed(events) if type(event) is Finished), Finished())
+    return Said(
+        reply=await answer.reply(),
+        logprobs=tuple(
+            one for event in events if type(event) is TextDelta for one in event.logprobs
+        ),
+        stop_sequence=last.stop_sequence,
+        timings=last.timings,
+    )
