@@ -27,6 +27,10 @@ READ_AHEAD_BYTES = 64 * 2**10
 """What may wait unread behind a running request before the socket is left alone."""
 
 
+KEPT_HEAD_BYTES = 4 * 2**10
+"""Larger heads are read anew each time: thousands of idle clients must not fill memory."""
+
+
 class Phase(StrEnum):
     """Where a connection stands."""
 
@@ -175,7 +179,8 @@ class Connection(asyncio.Protocol):
         if repeat is not None and (head := repeat.again(data)) is not None:
             return head, repeat
         head = heads.parse(data)
-        self._repeat = repeat = Repeat(data, head)
+        repeat = Repeat(data, head)
+        self._repeat = repeat if len(data) <= KEPT_HEAD_BYTES else None
         return head, repeat
 
     def _body(self, head: heads.Head) -> Body:
