@@ -112,10 +112,6 @@ class Supervisor:
         child = self._life.child if self._life is not None else None
         return child.pid if child is not None else None
 
-    def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines of the child that runs, or ran last."""
-        return self._life.log.tail(lines) if self._life is not None else []
-
     @property
     def log_bytes(self) -> int:
         """How much that child has written in all."""

@@ -33,16 +33,6 @@ SMALL_LIMIT_BYTES = 4 * 2**20
 STALE_S = 86_400.0
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
 
-# Where the installers put a store (ollama/ollama `scripts/install.sh`, and distributions').
-SYSTEM_ROOTS = (
-    "/usr/share/ollama/.ollama/models",
-    "/var/lib/ollama/.ollama/models",
-    "/var/lib/ollama/models",
-    "/var/lib/ollama",
-    "/var/snap/ollama/common/models",
-    "/root/.ollama/models",
-)
-
 
 def default_root(
     environ: Mapping[str, str], platform: str = sys.platform, home: Path | None = None
@@ -60,23 +50,6 @@ def default_root(
         variable = "USERPROFILE" if platform == "win32" else "HOME"
         home = Path(environ[variable]) if environ.get(variable) else Path.home()
     return home / ".ollama" / "models"
-
-
-def known_roots(
-    environ: Mapping[str, str], platform: str = sys.platform, home: Path | None = None
-) -> list[Path]:
-    """The stores that exist on this machine, this user's default first."""
-    candidates = [default_root(environ, platform, home)]
-    if environ.get("OLLAMA_MODELS"):
-        candidates.append(default_root({**environ, "OLLAMA_MODELS": ""}, platform, home))
-    if platform.startswith("linux"):
-        candidates += [Path(root) for root in SYSTEM_ROOTS]
-    found: list[Path] = []
-    for root in candidates:
-        with contextlib.suppress(OSError):
-            if (root / "manifests").is_dir() and root not in found:
-                found.append(root)
-    return found
 
 
 class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -371,8 +344,3 @@ def _owner(path: Path) -> str:
         return f"`{path.owner()}`"
     except (KeyError, NotImplementedError, OSError):
         return "another user"
-
-
-def id_of(stored: StoredModel) -> str:
-    """The short ID that `ollama list` prints."""
-    return stored.digest[:12]
