@@ -233,6 +233,8 @@ class Health:
     def note_first_token(self, route: str, seconds: float) -> None:
         """Learn how fast a route answers (moving average), for the strategy `fastest`."""
         before = self._ttft_s.get(route)
+        if before is None and len(self._ttft_s) >= PLACES_MOST:
+            del self._ttft_s[next(iter(self._ttft_s))]
         self._ttft_s[route] = seconds if before is None else before * 0.8 + seconds * 0.2
 
     @property

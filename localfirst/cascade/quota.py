@@ -18,6 +18,8 @@ from localfirst.types import Target
 # Without a stated reset a spent window is believed for a minute, the shortest any cloud has,
 # or for as long as its name says; days end at midnight UTC.
 UNSTATED_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
+# Clients name models, and each has windows of its own: of so many are they kept.
+ACCOUNTS_MOST = 1024
 # Names of a window inside a header name, longest first; the rest of the name is its unit.
 _KINDS = ("input-tokens", "output-tokens", "tokens", "requests", "req")
 
@@ -115,6 +117,7 @@ class Quota:
             return {}
         account = (target.provider, target.key_label, target.model)
         self._windows.setdefault(account, {}).update(found)
+        self._bound(now_unix)
         return {(*account, name): window for name, window in found.items()}
 
     def restore(self, found: Mapping[Place, Window], now_unix: float) -> None:
@@ -127,6 +130,17 @@ class Quota:
             mine = known.get(name)
             if mine is None or mine.learnt_unix < window.learnt_unix:
                 known[name] = window
+        self._bound(now_unix)
+
+    def _bound(self, now_unix: float) -> None:
+        """Forget what is over, then what was learnt first, where there is too much of it."""
+        if len(self._windows) <= ACCOUNTS_MOST:
+            return
+        for account, windows in list(self._windows.items()):
+            if all(window.reset_unix <= now_unix for window in windows.values()):
+                del self._windows[account]
+        while len(self._windows) > ACCOUNTS_MOST:
+            del self._windows[next(iter(self._windows))]
 
     def shift(self, seconds: float) -> None:
         """Move every reset: the wall clock was set."""

@@ -337,3 +337,11 @@ def test_names_that_clients_make_up_do_not_fill_the_memory() -> None:
     assert len(health._strikes) <= 1024
     # The latest is known.
     assert health.view().gate(target, T0 + 3000)[0] is Gate.COOLING
+
+
+def test_the_times_of_made_up_routes_fill_no_memory() -> None:
+    health = Health()
+    for number in range(5000):
+        health.note_first_token(f"groq/m{number}", 0.1)
+    assert len(health.first_token_s) <= 1024
+    assert "groq/m4999" in health.first_token_s

@@ -6,7 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from localfirst.cascade.quota import Quota, Window
+from localfirst.cascade.quota import ACCOUNTS_MOST, Quota, Window
 from localfirst.ledger.db import Ledger
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Rung, Target
@@ -118,3 +118,18 @@ def test_news_from_disk_replace_only_what_is_older() -> None:
     other = Quota()
     other.restore({PLACE: window(0.0, NOW - 500.0)}, NOW)
     assert not other.windows(TARGET)
+
+
+def test_made_up_models_fill_no_memory() -> None:
+    quota = Quota()
+    for number in range(3 * ACCOUNTS_MOST):
+        quota.learn(Target(rung=Rung.CLOUD, provider="groq", model=f"m{number}"), SPENT, NOW)
+    kept = [
+        number
+        for number in range(3 * ACCOUNTS_MOST)
+        if quota.windows(Target(rung=Rung.CLOUD, provider="groq", model=f"m{number}"))
+    ]
+    assert kept == list(range(2 * ACCOUNTS_MOST, 3 * ACCOUNTS_MOST))
+    quota.learn(TARGET, SPENT, NOW + 1000.0)
+    assert not quota.windows(Target(rung=Rung.CLOUD, provider="groq", model=f"m{kept[-1]}"))
+    assert quota.windows(TARGET)
