@@ -137,8 +137,6 @@ class Climb:
                     self._leave(attempt)
                 if attempt.finished:
                     return self.whole
-                self.whole.clear()
-                self.seen.clear()
         except LocalFirstError as error:
             await self._gave_up(error)
             raise
@@ -364,7 +362,7 @@ class Climb:
         writing = self.cascade.lost(self.call, attempt, record, failure)
         if writing is not None:
             self._writing.append(writing)
-        if attempt.committed and self.call.stream:
+        if attempt.committed:
             raise StreamInterrupted(
                 f"{attempt.target.route} broke off: {failure.message}", cls=failure.cls
             ) from error
