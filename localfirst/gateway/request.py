@@ -121,7 +121,8 @@ class Request:
 
     def _said(self, headers: list[tuple[str, str]]) -> bytes:
         """Header lines; all but the last one, the request's id, repeat and are rendered once."""
-        *facts, _ = headers
+        *facts, last = headers
+        assert last[0] == ID, "the request's id comes last"
         return b"%bx-localfirst-request-id: %b\r\n" % (_facts(tuple(facts)), self.id.encode())
 
     # --- the answer ------------------------------------------------------------------------
