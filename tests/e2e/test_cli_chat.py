@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from localfirst.models import toy
-from tests.fakes import cloud_process, terminal
-from tests.fakes.cloud_process import FakeCloud
+from tests.fakes import terminal
+from tests.fakes.cloud_process import FakeCloud, with_cloud
 
 pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
 
@@ -20,27 +19,6 @@ def stocked(tmp_path: Path) -> Path:
     """A machine with the toy model."""
     toy.publish(tmp_path / "models")
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[FakeCloud]:
-    with cloud_process.fake_cloud() as cloud:
-        yield cloud
-
-
-@pytest.fixture
-def cloud(scripted: FakeCloud) -> FakeCloud:
-    scripted.reset()
-    return scripted
-
-
-def with_cloud(folder: Path, cloud: FakeCloud) -> Path:
-    """A configuration whose ladder is that cloud alone."""
-    (folder / "config.toml").write_text(
-        f'order = ["scripted"]\n[providers.scripted]\nbase_url = "{cloud.base_url()}"\n'
-        'model = "m"\n'
-    )
-    return folder
 
 
 def asked(cloud: FakeCloud) -> None:

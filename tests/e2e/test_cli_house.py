@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,9 @@ import psutil
 import pytest
 
 from localfirst.models import toy
-from tests.fakes import cloud_process, terminal
-from tests.fakes.cloud_process import FakeCloud
+from tests.fakes import terminal
+from tests.fakes.cloud_process import FakeCloud, with_cloud
 from tests.fakes.house import house
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[FakeCloud]:
-    with cloud_process.fake_cloud() as cloud:
-        yield cloud
-
-
-@pytest.fixture
-def cloud(scripted: FakeCloud) -> FakeCloud:
-    scripted.reset()
-    return scripted
-
-
-def with_cloud(folder: Path, cloud: FakeCloud) -> Path:
-    """A configuration whose ladder is that cloud alone."""
-    (folder / "config.toml").write_text(
-        f'order = ["scripted"]\n[providers.scripted]\nbase_url = "{cloud.base_url()}"\n'
-        'model = "m"\n'
-    )
-    return folder
-
 
 # --- keys -------------------------------------------------------------------------------------
 

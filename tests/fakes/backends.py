@@ -76,7 +76,7 @@ class Backend:
 
     def prepare(self, cell: str) -> str:
         """Script the backend for *cell*; the model to ask for."""
-        raise NotImplementedError
+        raise AssertionError("each kind of backend says how")
 
     def shape(self, cell: str, body: dict[str, Any]) -> None:
         """Change what is asked where this backend needs it."""

@@ -77,3 +77,12 @@ def fake_cloud(*arguments: str, context: Any = None) -> Iterator[FakeCloud]:
         child.wait(10)
         assert child.stdout is not None
         child.stdout.close()
+
+
+def with_cloud(folder: Path, cloud: FakeCloud) -> Path:
+    """A configuration in *folder* whose ladder is that cloud alone."""
+    (folder / "config.toml").write_text(
+        f'order = ["scripted"]\n[providers.scripted]\nbase_url = "{cloud.base_url()}"\n'
+        'model = "m"\n'
+    )
+    return folder
