@@ -1,9 +1,10 @@
 """
 One request on its way down the ladder: ask, watch, hand over, or go on to the next.
 
-One generator is the whole of it. It yields `Progress` while nothing is decided, commits at
-the first content, and from then on only passes events through. Whoever closes it closes
-the upstream; whoever cancels it blames nobody.
+A stream is one generator: it yields `Progress` while nothing is decided, commits at the first
+content, and from then on only passes events through. Whoever closes it closes the upstream;
+whoever cancels it blames nobody. Any other answer is read to its end before it is handed
+over, so that until then the next candidate may give it.
 """
 
 from __future__ import annotations
