@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from localfirst.cascade import plan_local, plan_names, plan_strategy
+from localfirst.cascade import plan_local, plan_names, plan_refusal, plan_strategy
 from localfirst.cascade.health import NEVER
 from localfirst.cascade.plan_names import Asked, Wanted
-from localfirst.cascade.plan_steps import Plan, Step, StepState, skipped, with_health
+from localfirst.cascade.plan_steps import No, Plan, Skip, Step, StepState, skipped, with_health
 from localfirst.cascade.plan_world import (
     EngineView,
     LocalModelView,
@@ -33,6 +33,7 @@ __all__ = [
     "NoEngine",
     "Plan",
     "ProviderView",
+    "Skip",
     "Step",
     "StepState",
     "World",
@@ -44,15 +45,15 @@ def plan(call: Call, world: World) -> Plan:
     """
     Decide who would be asked for *call* in *world*.
 
-    A request that nothing can mean (`UnknownModel`) or that may not leave
-    (`PrivacyRefused`) has its error in the plan instead of raising it.
+    A request that nothing can mean (`UnknownModel`), that may not leave (`PrivacyRefused`)
+    or that nobody could ever answer (`InvalidRequest`) has its error in the plan.
     """
     try:
         wanted = plan_names.read(call.model, world)
     except UnknownModel as unknown:
         return Plan(error=unknown)
     steps = tuple(_first_only(_steps(call, world, wanted), call.fallback and world.fallback))
-    error = _privacy_error(call, world, wanted, steps)
+    error = _privacy_error(call, world, wanted, steps) or plan_refusal.error(steps)
     windows = [step.window_tokens for step in steps if step.window_tokens]
     windows += [model.context_tokens for model in world.local.models if model.context_tokens]
     return Plan(
@@ -97,7 +98,7 @@ def _rung(call: Call, world: World, wanted: Wanted, name: str) -> Iterator[Step]
         yield from _cloud(call, world, wanted, world.providers[name])
     else:
         target = Target(rung=Rung.CLOUD, provider=name, model="")
-        yield skipped(target, f"no provider `{name}` is configured")
+        yield skipped(target, No(f"no provider `{name}` is configured", Skip.SHUT))
 
 
 def _route(call: Call, world: World, name: str, route: RouteSettings) -> Iterator[Step]:
@@ -106,11 +107,13 @@ def _route(call: Call, world: World, name: str, route: RouteSettings) -> Iterato
         try:
             wanted = plan_names.read(text, world)
         except UnknownModel as error:
-            steps.append(skipped(Target(rung=Rung.CLOUD, provider=name, model=text), error.message))
+            target = Target(rung=Rung.CLOUD, provider=name, model=text)
+            steps.append(skipped(target, No(error.message, Skip.SHUT)))
             continue
         if wanted.kind is Asked.ROUTE:
             target = Target(rung=Rung.CLOUD, provider=name, model=text)
-            steps.append(skipped(target, "a route does not lead into another route"))
+            no = No("a route does not lead into another route", Skip.SHUT)
+            steps.append(skipped(target, no))
         else:
             steps.extend(_steps(call, world, wanted))
     yield from plan_strategy.arranged(steps, route, world)
@@ -119,8 +122,8 @@ def _route(call: Call, world: World, name: str, route: RouteSettings) -> Iterato
 def _cloud(call: Call, world: World, wanted: Wanted, view: ProviderView) -> Iterator[Step]:
     models, requested = _models_at(view, wanted)
     first = models[0] if models else ""
-    no = _cloud_refusal(call, world, view) or ("" if models else _no_model(view, wanted))
-    if no:
+    no = _cloud_refusal(call, world, view) or (None if models else _no_model(view, wanted))
+    if no is not None:
         yield skipped(Target(rung=view.rung, provider=view.id, model=first), no)
         return
     alternate = False
@@ -146,25 +149,25 @@ def _models_at(view: ProviderView, wanted: Wanted) -> tuple[tuple[str, ...], str
     return view.default_models, wanted.model
 
 
-def _no_model(view: ProviderView, wanted: Wanted) -> str:
+def _no_model(view: ProviderView, wanted: Wanted) -> No:
     if view.strict_model and wanted.model:
-        return f"it does not have `{wanted.model}`, and never stands in"
-    return f"no model is set for it: set `providers.{view.id}.model`"
+        return No(f"it does not have `{wanted.model}`, and never stands in", Skip.SHUT)
+    return No(f"no model is set for it: set `providers.{view.id}.model`", Skip.SHUT)
 
 
-def _cloud_refusal(call: Call, world: World, view: ProviderView) -> str:
+def _cloud_refusal(call: Call, world: World, view: ProviderView) -> No | None:
     """Why a provider is not asked at all, the reason that the user can least change first."""
     leaves = not view.own
     if leaves and (world.local_only or call.local_only):
-        return "the request may not leave this machine (`local-only`)"
+        return No("the request may not leave this machine (`local-only`)", Skip.SHUT)
     if not view.enabled:
-        return view.reason or "it is not configured"
+        return No(view.reason or "it is not configured", Skip.SHUT)
+    # What no waiting mends is said before what one does.
+    if missing := plan_local.missing_for(call.needs, view.capabilities):
+        return No(f"`{view.id}` does not support {missing}", Skip.LACKS, missing)
     if not view.loopback and world.online is False:
-        return world.offline_reason
-    if leaves and world.over_budget:
-        return world.over_budget
-    missing = plan_local.missing_for(call.needs, view.capabilities)
-    return f"its models cannot do {missing}" if missing else ""
+        return No(world.offline_reason)
+    return No(world.over_budget) if leaves and world.over_budget else None
 
 
 def _cloud_step(
@@ -186,6 +189,7 @@ def _cloud_step(
             base,
             state=StepState.SKIPPED,
             reason=f"about {tokens} tokens do not fit its window of {window}",
+            skip=Skip.SMALL,
         )
     return with_health(base, world, view.key_labels, tokens)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from localfirst.cascade import plan_names
 from localfirst.cascade.plan_names import Asked, Wanted
-from localfirst.cascade.plan_steps import Step, StepState, skipped, with_health
+from localfirst.cascade.plan_steps import No, Skip, Step, StepState, skipped, with_health
 from localfirst.cascade.plan_world import LocalModelView, World
 from localfirst.types import Call, Needs, Rung, Target
 
@@ -27,13 +27,16 @@ def local_steps(call: Call, world: World, wanted: Wanted) -> Iterator[Step]:
     engine = world.local
     named = _named(world, wanted)
     if not engine.ready and not engine.can_start:
+        # An engine that nobody has installed is no candidate; any other may come back.
+        skip = Skip.SHUT if engine.state == "absent" else Skip.LATER
         reason = engine.reason or f"the local engine is {engine.state}"
-        yield skipped(_target(named), reason)
+        yield skipped(_target(named), No(reason, skip))
         return
-    found, reason = _choose(call, world, wanted, named)
-    if found is None:
-        yield skipped(_target(named), reason)
+    chosen = _choose(call, world, named)
+    if isinstance(chosen, No):
+        yield skipped(_target(named), chosen)
         return
+    found, reason = chosen
     requested = wanted.model if wanted.kind is Asked.CLOUD_MODEL else ""
     step = Step(
         target=Target(rung=Rung.LOCAL, provider="local", model=found.name, requested=requested),
@@ -52,63 +55,79 @@ def _named(world: World, wanted: Wanted) -> str:
     return "" if world.local_model == "auto" else world.local_model
 
 
-def _choose(
-    call: Call, world: World, wanted: Wanted, named: str
-) -> tuple[LocalModelView | None, str]:
-    models = world.local.models
-    local_only = world.local_only or call.local_only
+def _choose(call: Call, world: World, named: str) -> tuple[LocalModelView, str] | No:
+    """The model that answers and why it, or why none does."""
+    engine = world.local
     if named:
-        return _by_name(models, named, call, local_only=local_only)
-    del wanted
-    return _best(models, call.needs)
+        local_only = world.local_only or call.local_only
+        chosen = _by_name(engine.models, named, call, local_only=local_only)
+    else:
+        chosen = _best(engine.models, call.needs)
+    unseen = engine.partial or not (engine.ready or engine.models)
+    known = named and isinstance(chosen, No) and chosen.skip in {Skip.LACKS, Skip.SMALL}
+    if isinstance(chosen, No) and unseen and not known:
+        return No(chosen.reason)  # there may be a model that is not listed now
+    return chosen
 
 
 def _by_name(
     models: Sequence[LocalModelView], named: str, call: Call, *, local_only: bool
-) -> tuple[LocalModelView | None, str]:
+) -> tuple[LocalModelView, str] | No:
     wanted = plan_names.canonical(named)
     found = next((one for one in models if plan_names.canonical(one.name) == wanted), None)
     if found is None:
-        return None, f"`{named}` is not installed"
+        return No(f"`{named}` is not installed", Skip.SHUT)
     if found.remote and local_only:
-        return None, f"`{named}` runs in Ollama's cloud, and `local-only` is set"
-    reason = _unfit(found, call.needs)
-    if reason:
-        return None, reason
-    return found, "loaded" if found.loaded else "installed"
+        return No(f"`{named}` runs in Ollama's cloud, and `local-only` is set", Skip.SHUT)
+    return _unfit(found, call.needs) or (found, "loaded" if found.loaded else "installed")
 
 
-def _best(models: Sequence[LocalModelView], needs: Needs) -> tuple[LocalModelView | None, str]:
+def _best(models: Sequence[LocalModelView], needs: Needs) -> tuple[LocalModelView, str] | No:
     """Of those that can do it: a loaded one, else the largest that fits."""
-    usable = [one for one in models if not one.remote and one.fit in _FITS and _can_chat(one)]
+    chatting = [one for one in models if not one.remote and _can_chat(one)]
+    usable = [one for one in chatting if one.fit in _FITS]
     if not models:
-        return None, "no model is installed"
+        return No("no model is installed", Skip.SHUT)
     if not usable:
-        return None, "no installed model fits this machine"
-    capable = [one for one in usable if not _unfit(one, needs)]
+        # Memory may be given back; a model that cannot chat never will.
+        reason = "no installed model fits this machine"
+        return No(reason, Skip.LATER if chatting else Skip.SHUT)
+    capable = [one for one in usable if _unfit(one, needs) is None]
     if not capable:
-        return None, _unfit(usable[0], needs)
+        return _shortfall(chatting, needs)
     best = min(capable, key=lambda one: (not one.loaded, _FITS[one.fit], -one.size_bytes, one.name))
     return best, "loaded" if best.loaded else _TOLD[best.fit]
+
+
+def _shortfall(models: Sequence[LocalModelView], needs: Needs) -> No:
+    """What *models*, none of which can be used, want for: the nearest to an answer tells."""
+    found = [_unfit(one, needs) for one in models]
+    lacking = [no for no in found if no is not None]
+    small = next((no for no in lacking if no.skip is Skip.SMALL), None)
+    nearest = small or lacking[0]
+    # One that could do it does not fit now, and may later.
+    return nearest if len(lacking) == len(found) else No(nearest.reason)
 
 
 def _can_chat(model: LocalModelView) -> bool:
     return not model.capabilities or "completion" in model.capabilities
 
 
-def _unfit(model: LocalModelView, needs: Needs) -> str:
+def _unfit(model: LocalModelView, needs: Needs) -> No | None:
+    """Why *model* cannot answer, what no other prompt mends first."""
     if not _can_chat(model):
-        return f"`{model.name}` cannot chat"
+        return No(f"`{model.name}` does not support chat", Skip.LACKS, "chat")
+    # Thinking is a wish and not a need: a model that cannot think can still answer.
+    asked = msgspec.structs.replace(needs, schema=False, thinking=False)
+    if missing := missing_for(asked, frozenset(model.capabilities)):
+        return No(f"`{model.name}` does not support {missing}", Skip.LACKS, missing)
     if model.context_tokens and needs.prompt_tokens > model.context_tokens:
-        return (
+        reason = (
             f"about {needs.prompt_tokens} tokens do not fit the window of "
             f"{model.context_tokens} of `{model.name}`"
         )
-    # Thinking is a wish and not a need: a model that cannot think can still answer.
-    missing = missing_for(
-        msgspec.structs.replace(needs, schema=False, thinking=False), frozenset(model.capabilities)
-    )
-    return f"`{model.name}` cannot do {missing}" if missing else ""
+        return No(reason, Skip.SMALL)
+    return None
 
 
 def missing_for(needs: Needs, capabilities: frozenset[str]) -> str:
@@ -132,28 +151,29 @@ def pull_step(call: Call, world: World, wanted: Wanted) -> Step:
         reason += f": {world.last_resort_reason}"
     target = Target(rung=Rung.PULL, provider="pull", model=model, requested=requested)
     no = _pull_refusal(call, world, model)
-    if no:
+    if no is not None:
         return skipped(target, no)
     return with_health(Step(target=target, state=StepState.READY, reason=reason), world)
 
 
-def _pull_refusal(call: Call, world: World, model: str) -> str:
+def _pull_refusal(call: Call, world: World, model: str) -> No | None:
     near = model.startswith(LOOPBACK_HOSTS)
     if world.skip_pull:
-        return world.skip_pull_reason or "models are not downloaded on this platform"
+        reason = world.skip_pull_reason or "models are not downloaded on this platform"
+        return No(reason, Skip.SHUT)
     if not world.auto_pull:
-        return "`local.auto_pull` is off"
+        return No("`local.auto_pull` is off", Skip.SHUT)
     if not model:
-        return world.last_resort_reason or "`local.last_resort` is empty"
+        return No(world.last_resort_reason or "`local.last_resort` is empty", Skip.SHUT)
     if (world.local_only or call.local_only) and not near:
-        return "a download leaves this machine, and `local-only` is set"
+        return No("a download leaves this machine, and `local-only` is set", Skip.SHUT)
     if world.local.kind == "none" and not world.local.can_start:
-        return "nothing here could run it: " + (world.local.reason or "no local engine")
+        return No(
+            "nothing here could run it: " + (world.local.reason or "no local engine"), Skip.SHUT
+        )
     if plan_names.is_installed(model, world.installed):
-        return f"`{model}` is already installed"
-    if world.online is False and not near:
-        return world.offline_reason
-    return ""
+        return No(f"`{model}` is already installed", Skip.SHUT)
+    return No(world.offline_reason) if world.online is False and not near else None
 
 
 def _target(named: str) -> Target:

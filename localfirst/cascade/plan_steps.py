@@ -20,6 +20,27 @@ class StepState(StrEnum):
     SKIPPED = "skipped"
 
 
+class Skip(StrEnum):
+    """What would have to change before a skipped step is taken."""
+
+    LATER = "later"
+    """Nothing that we know of: it is down, out of reach, or over its budget now."""
+    SHUT = "shut"
+    """The configuration: it is no candidate."""
+    LACKS = "lacks"
+    """The request: its models are known not to do what is asked."""
+    SMALL = "small"
+    """The request: its window is known to be too small."""
+
+
+class No(msgspec.Struct, frozen=True):
+    """Why somebody is not asked; `lacks` are the abilities that are missing, in words."""
+
+    reason: str
+    skip: Skip = Skip.LATER
+    lacks: str = ""
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """
     One candidate, with why it is where it is.
@@ -27,12 +48,14 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     `keys` are the same target with each healthy key; they are used in turns, and from
     `again_unix` on there may be more of them. `alternate`
     steps stand by for a model that its provider does not have any more. `ready_at_unix` is
-    set while cooling; `window_tokens` is 0 when unknown.
+    set while cooling, `skip` and `lacks` while skipped; `window_tokens` is 0 when unknown.
     """
 
     target: Target
     state: StepState
     reason: str
+    skip: Skip = Skip.LATER
+    lacks: str = ""
     keys: tuple[Target, ...] = ()
     alternate: bool = False
     ready_at_unix: float = 0.0
@@ -108,6 +131,12 @@ def _standing_in_the_way(
     return None
 
 
-def skipped(target: Target, reason: str) -> Step:
+def skipped(target: Target, no: No) -> Step:
     """A step that is there only to say why it is not taken."""
-    return Step(target=target, state=StepState.SKIPPED, reason=reason)
+    return Step(
+        target=target,
+        state=StepState.SKIPPED,
+        reason=no.reason,
+        skip=no.skip,
+        lacks=no.lacks,
+    )

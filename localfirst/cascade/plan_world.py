@@ -53,6 +53,8 @@ class EngineView(Protocol):
     def reason(self) -> str: ...  # noqa: D102
     @property
     def models(self) -> Sequence[LocalModelView]: ...  # noqa: D102
+    @property
+    def partial(self) -> bool: ...  # noqa: D102
 
 
 class NoEngine(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +66,7 @@ class NoEngine(msgspec.Struct, frozen=True, kw_only=True):
     can_start: bool = False
     reason: str = "no local engine is installed"
     models: tuple[LocalModelView, ...] = ()
+    partial: bool = False
 
 
 class ProviderView(msgspec.Struct, frozen=True, kw_only=True):

@@ -104,7 +104,8 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     `kind` is "ollama", "llamacpp" or "none"; `state` a word of the supervisor ("ready",
     "starting", "stopped", "backoff", "crash_loop", "absent"); `ready` says that a request
     sent now is answered or loads a model; `can_start` that the first request may start it.
-    `reason` is one line for people.
+    `reason` is one line for people; `partial` says that a host whose models are not listed
+    is down.
     """
 
     kind: str
@@ -116,6 +117,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
     adopted: bool = False
     reason: str = ""
     models: tuple[LocalModel, ...] = ()
+    partial: bool = False
 
 
 class Engine(Backend, Protocol):

@@ -303,7 +303,7 @@ class LocalEngine:
         except TimeoutError:
             return self._status if self._status is not NONE else LOOKING
         except (OSError, LocalFirstError) as error:
-            return msgspec.structs.replace(NONE, reason=str(error))
+            return msgspec.structs.replace(NONE, state="stopped", reason=str(error))
         self._status_at = self._clock.monotonic()
         return self._status
 
@@ -339,7 +339,14 @@ class LocalEngine:
             if embedded.ready:
                 return embedded
             why = "; ".join(reason for reason in (why, embedded.reason) if reason)
-        return msgspec.structs.replace(status, kind="none", state="absent", reason=why)
+        return msgspec.structs.replace(status, kind="none", state=self._absence(), reason=why)
+
+    def _absence(self) -> str:
+        """Whether an Ollama that cannot be started is none at all, or one that may come back."""
+        if self.supervisor.state is ChildState.CRASH_LOOP:
+            return str(ChildState.CRASH_LOOP)
+        known = self._ollama.seen or not self.supervisor.may_start
+        return "stopped" if known else "absent"
 
     def _startable(self) -> tuple[bool, str]:
         """Whether the supervisor would start an Ollama, and why not."""

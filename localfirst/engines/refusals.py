@@ -89,6 +89,14 @@ def refuse_capability(name: str, word: str) -> UpstreamRefused:
     return UpstreamRefused(400, msgspec.json.encode(body))
 
 
+def cannot_embed(error: UpstreamRefused) -> bool:
+    """
+    Whether a model makes no vectors, which an Ollama says as a fault of its server's
+    (ggml-org/llama.cpp `tools/server/server-context.cpp`), and which no second try mends.
+    """
+    return error.status == 501 and b"does not support embeddings" in error.body
+
+
 def too_long(found: Overflow) -> UpstreamRefused:
     """An overflow as the one error that everybody knows for one."""
     error = {

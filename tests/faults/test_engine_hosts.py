@@ -99,3 +99,15 @@ def test_unloading_is_done_wherever_the_model_is_and_one_dead_host_does_not_stop
                 await hosts.unload("tiny")
 
     run(test)
+
+
+def test_a_host_that_is_down_may_have_more_models_than_are_listed() -> None:
+    async def test() -> None:
+        async with ollama_bench({"tiny": {}}) as one, ollama_bench({"more": {}}) as two:
+            hosts = OllamaHosts([one.engine, two.engine], SystemClock())
+            assert not (await hosts.status()).partial
+            await two.served.child.stop()
+            status = await hosts.status(max_age_s=0)
+            assert (status.ready, status.partial) == (True, True)
+
+    run(test)

@@ -162,12 +162,29 @@ def test_an_engine_that_is_switched_off_is_not_used(tmp_path: Path, engine: str)
     run(test)
 
 
+def test_an_ollama_that_was_there_is_not_taken_for_none_when_it_is_down(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path, engine="ollama") as alone:
+            assert (await alone.engine.status()).state == "absent"
+        async with (
+            fake_daemon({"models": {"tiny": {}}}) as served,
+            bench(tmp_path, engine="ollama", host=served.endpoint) as made,
+        ):
+            assert (await made.engine.status()).ready
+            await served.child.stop()
+            gone = await made.engine.status(max_age_s=0)
+            assert (gone.ready, gone.can_start, gone.state) == (False, False, "stopped")
+
+    run(test)
+
+
 def test_starting_can_be_forbidden(tmp_path: Path) -> None:
     async def test() -> None:
         async with bench(tmp_path, engine="ollama", start=False) as made:
             ollama_binary.install(made.bin)
             status = await made.engine.status()
             assert (status.ready, status.can_start) == (False, False)
+            assert status.state == "stopped"
             with pytest.raises(EngineUnavailable, match="no Ollama answers"):
                 await collect(made.engine, ask())
             assert made.starts == 0

@@ -11,7 +11,7 @@ from localfirst.cascade import plan_names, plan_text
 from localfirst.cascade.health import Health
 from localfirst.cascade.plan import ProviderView, StepState, World, plan
 from localfirst.engines.base import EngineStatus, LocalModel
-from localfirst.errors import PrivacyRefused, UnknownModel
+from localfirst.errors import ContextTooLong, InvalidRequest, PrivacyRefused, UnknownModel
 from localfirst.settings import RouteSettings
 from localfirst.types import Failure, FailureClass, Needs, Rung, Scope, Target
 from tests.fakes.scripted_backend import TINY, engine, make_call, view
@@ -241,3 +241,93 @@ def test_whether_the_chosen_model_fits_is_told_as_it_is(fit: str, words: str) ->
     assert words in why("local", local=engine(model))
     loaded = msgspec.structs.replace(model, loaded=True)
     assert why("local", local=engine(loaded)) == "loaded"
+
+
+# --- what nobody could ever answer -----------------------------------------------------------
+
+TOOLS = {"needs": Needs(tools=True)}
+BLIND = view("groq", capabilities=frozenset({"tools"}))
+ALONE: dict[str, Any] = {"order": ("local",), "local": engine(TINY)}
+DOWN = EngineStatus(kind="ollama", state="stopped", ready=False, reason="not running")
+NONE = EngineStatus(kind="none", state="absent", ready=False, reason="not installed")
+
+
+def error(call: dict[str, Any], model: str = "auto", /, **rest: Any) -> Any:
+    return plan(make_call(model, **call), world(**rest)).error
+
+
+def test_tools_that_no_candidate_has_are_the_requests_fault() -> None:
+    found = error(TOOLS, **ALONE)
+    assert isinstance(found, InvalidRequest)
+    assert (found.http_status, found.code, found.field) == (400, "ability-missing", "tools")
+    assert found.message == "`tiny:latest` does not support tools"
+
+
+def test_everybody_who_lacks_it_is_told_of() -> None:
+    eyes = {"needs": Needs(vision=True)}
+    found = error(eyes, order=("local", "groq", "anthropic"), providers={"groq": BLIND})
+    assert found.message == "`llama3.2:3b` does not support vision; `groq` does not support vision"
+
+
+def test_a_model_that_only_embeds_cannot_be_asked_to_chat() -> None:
+    found = error({}, "local/nomic-embed-text")
+    assert (found.http_status, found.field) == (400, "model")
+    assert found.message == "`nomic-embed-text:latest` does not support chat"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"local": DOWN},
+        {"order": ("local", "pull"), "online": False},
+        {"order": ("groq", "openai"), "online": False},
+        {"order": ("groq", "openai"), "over_budget": "spent"},
+        {"local": engine(TINY, LocalModel(name="giant", fit="no"))},
+        {"local": msgspec.structs.replace(engine(TINY), partial=True)},
+        {"local": EngineStatus(kind="none", state="starting", ready=False, can_start=True)},
+    ],
+    ids=[
+        "engine down",
+        "offline pull",
+        "offline cloud",
+        "spent",
+        "no room",
+        "host down",
+        "looking",
+    ],
+)
+def test_what_somebody_might_do_later_is_not_the_requests_fault(rest: dict[str, Any]) -> None:
+    known = {"groq": view("groq", capabilities=frozenset({"vision"})), "openai": view("openai")}
+    asked = ALONE | {"order": ("local", "groq")} | rest
+    assert error(TOOLS, providers=known, **asked) is None
+    assert ready("auto", TOOLS, providers=known, **asked) == []
+
+
+def test_who_is_no_candidate_does_not_make_it_uncertain() -> None:
+    shut = {"groq": BLIND, "anthropic": PROVIDERS["anthropic"]}
+    order = ("local", "nobody", "groq", "anthropic", "pull")
+    eyes = {"needs": Needs(vision=True)}
+    rest: dict[str, Any] = {"order": order, "providers": shut, "local": NONE, "auto_pull": False}
+    assert error(eyes, **rest).message == "`groq` does not support vision"
+    assert error(eyes, **rest, local_only=True) is None  # nobody at all: not the request's fault
+
+
+def test_a_cooling_candidate_that_has_it_keeps_it_a_503() -> None:
+    health = Health()
+    target = Target(rung=Rung.CLOUD, provider="openai", model="openai-model")
+    health.failed(target, Failure(cls=FailureClass.TIMEOUT, scope=Scope.PROVIDER), 100.0)
+    known = {"openai": view("openai", capabilities=frozenset({"tools"}))}
+    asked = ALONE | {"order": ("local", "openai"), "health": health.view(), "now_unix": 101.0}
+    assert error(TOOLS, providers=known, **asked) is None
+
+
+def test_a_prompt_that_is_longer_than_every_window_is_413() -> None:
+    long = {"needs": Needs(prompt_tokens=9000)}
+    small = {"groq": view("groq", context_tokens=8000)}
+    found = error(long, order=("local", "groq"), providers=small)
+    assert isinstance(found, ContextTooLong)
+    assert found.http_status == 413
+    # Where one lacks the tools and another the window, a shorter prompt would do.
+    mixed = {"needs": Needs(prompt_tokens=9000, tools=True)}
+    asked: dict[str, Any] = ALONE | {"order": ("local", "groq"), "providers": small}
+    assert isinstance(error(mixed, **asked), ContextTooLong)

@@ -64,6 +64,8 @@ class OllamaEngine:
     ) -> None:
         self.daemon = Daemon(endpoint, upstream)
         self.adopted = adopted
+        self.seen = False
+        """Whether it has answered once."""
         self._settings = settings
         self._upstream = upstream
         self._clock = clock
@@ -203,7 +205,12 @@ class OllamaEngine:
             name: value for name, value in options.items() if name in {"dimensions", "options"}
         }
         timeouts = self._settings.timeouts
-        answer = await self.daemon.embed(body, timeouts.load_s + timeouts.local_first_token_s)
+        try:
+            answer = await self.daemon.embed(body, timeouts.load_s + timeouts.local_first_token_s)
+        except UpstreamRefused as error:
+            if not refusals.cannot_embed(error):
+                raise
+            raise refusals.refuse_capability(model, "embeddings") from error
         try:
             found = msgspec.json.decode(answer, type=_Embeddings)
         except msgspec.DecodeError as error:
@@ -274,6 +281,7 @@ class OllamaEngine:
     async def _look(self) -> EngineStatus:
         try:
             status = await self._asked()
+            self.seen = True
         except UpstreamError as error:
             status = EngineStatus(
                 kind="ollama",

@@ -124,6 +124,7 @@ class OllamaHosts:
             first,
             reason=f"not answering: {', '.join(down)}" if down else first.reason,
             models=tuple(models.values()),
+            partial=bool(down),
         )
 
 
