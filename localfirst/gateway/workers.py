@@ -2,14 +2,17 @@
 Several processes on the same sockets: one parent that only watches.
 
 The parent opens no runtime and no event loop, so forking it is safe. A worker that dies is
-started again, a few times a minute at most. Where there is no fork there is one worker.
+started again, a few times a minute at most; one whose parent dies ends itself, since nobody
+else would. Where there is no fork there is one worker.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -22,7 +25,13 @@ RESTARTS_PER_WORKER = 5
 WATCHED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGCHLD")
 
 
-def run(count: int, work: Callable[[], int], say: Callable[[str], object]) -> int:
+def run(
+    count: int,
+    work: Callable[[], int],
+    say: Callable[[str], object],
+    *,
+    shut: Callable[[], object] = lambda: None,
+) -> int:
     """
     Run *work* in *count* processes until told to stop.
 
@@ -30,6 +39,8 @@ def run(count: int, work: Callable[[], int], say: Callable[[str], object]) -> in
         count: how many.
         work: what one does; its result is its exit code.
         say: takes a line when a worker died.
+        shut: closes the parent's own listening sockets at the stop, which would otherwise
+            take connections that nobody answers for as long as the last worker drains.
 
     Returns:
         0 after an orderly end, else 1.
@@ -43,19 +54,29 @@ def run(count: int, work: Callable[[], int], say: Callable[[str], object]) -> in
             setting="gateway.workers",
             hint="set `gateway.workers = 1`",
         )
-    return Crew(count, work, say).run()
+    return Crew(count, work, say, shut).run()
 
 
 class Crew:
     """The parent's view: who runs, who died how often."""
 
-    def __init__(self, count: int, work: Callable[[], int], say: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Callable[[], int],
+        say: Callable[[str], object],
+        shut: Callable[[], object],
+    ) -> None:
         self._work = work
         self._say = say
+        self._shut = shut
         self._count = count
         self._deaths: deque[int] = deque()
         self._watched = {getattr(signal, name) for name in WATCHED}
         self._members: list[BaseProcess] = []
+        # Nothing is ever written: its reading end ends with the last that holds the other,
+        # and that is the parent alone.
+        self._alive, self._life = os.pipe()
 
     def run(self) -> int:
         """Start everyone, then do what signals say."""
@@ -65,6 +86,8 @@ class Crew:
             return self._watch()
         finally:
             self._end()
+            os.close(self._life)
+            os.close(self._alive)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched)
 
     def _watch(self) -> int:
@@ -84,9 +107,17 @@ class Crew:
         return member
 
     def _member(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched)
-        # Ctrl-C reaches the whole group; the parent alone decides.
+        os.close(self._life)
+        threading.Thread(target=self._outlive, daemon=True).start()
+        # Ctrl-C reaches the whole group. The parent alone decides: told by both, a worker
+        # would take it for the second time, and end the answers that may still finish.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched - {signal.SIGINT})
         sys.exit(self._work())
+
+    def _outlive(self) -> None:
+        """End this worker in order once its parent is gone."""
+        os.read(self._alive, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _replace(self) -> bool:
         """Start those anew that died; False when that happened too often."""
@@ -104,9 +135,12 @@ class Crew:
         return True
 
     def _stop(self) -> int:
+        """Have everyone end, and whoever is told twice end at once."""
+        self._shut()
         self._tell(signal.SIGTERM)
-        for member in self._members:
-            member.join()
+        while any(member.is_alive() for member in self._members):
+            if signal.sigwait(self._watched) in {signal.SIGTERM, signal.SIGINT}:
+                self._tell(signal.SIGTERM)
         # One that was told before it could listen to signals ends by the signal itself.
         orderly = {0, -signal.SIGTERM}
         return 0 if all(member.exitcode in orderly for member in self._members) else 1
@@ -124,8 +158,6 @@ class Crew:
 
 
 def _kill(pid: int, number: int) -> None:
-    import os
-
     try:
         os.kill(pid, number)
     except ProcessLookupError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from localfirst.settings import GatewaySettings, Settings
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE_S = 10.0
 CHAT = "/v1/chat/completions"
+SLOW = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
 
 
 class Running:
@@ -52,7 +54,12 @@ def gateway(folder: Path, *, workers: int = 1, drain_s: float = 5.0) -> Iterator
     keys.write_text("")
     argv = [sys.executable, "-m", "tests.fakes.gateway_process", str(workers), str(drain_s)]
     child = subprocess.Popen(
-        [*argv, str(keys)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*argv, str(keys)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         yield Running(child, keys)
@@ -66,6 +73,19 @@ def ask(url: str, model: str = "auto", *, stream: bool = False, **headers: str) 
     messages = [{"role": "user", "content": "secret-prompt"}]
     body = {"model": model, "messages": messages, "stream": stream}
     return httpx.post(f"{url}{CHAT}?beta=secret-query", json=body, headers=headers, timeout=10)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something; a test fails when it does not come."""
+    end = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < end
+
+
+def listens(url: str) -> bool:
+    """Whether anybody takes a connection there."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", httpx.URL(url).port or 0)) == 0
 
 
 def read_on(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -91,8 +111,7 @@ def test_it_starts_answers_logs_and_ends_in_order(tmp_path: Path) -> None:
 
 def test_a_running_stream_may_finish_or_ends_with_an_error(tmp_path: Path) -> None:
     with gateway(tmp_path, drain_s=0.2) as running:
-        body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
-        with httpx.stream("POST", running.url + CHAT, json=body, timeout=10) as answer:
+        with httpx.stream("POST", running.url + CHAT, json=SLOW, timeout=10) as answer:
             pieces = answer.iter_raw()
             got = [next(pieces)]
             running.signal(signal.SIGTERM)
@@ -105,17 +124,18 @@ def test_a_running_stream_may_finish_or_ends_with_an_error(tmp_path: Path) -> No
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
-    with gateway(tmp_path, drain_s=60) as running:
-        body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
-        with httpx.stream("POST", running.url + CHAT, json=body, timeout=10) as answer:
-            pieces = answer.iter_raw()
-            next(pieces)
-            began = time.monotonic()
-            running.signal(signal.SIGINT)
-            assert running.line().startswith("stopping")
-            running.signal(signal.SIGINT)
-            assert b"stream-interrupted" in b"".join(read_on(pieces))
-            code, log = running.end()
+    with (
+        gateway(tmp_path, drain_s=60) as running,
+        httpx.stream("POST", running.url + CHAT, json=SLOW, timeout=10) as answer,
+    ):
+        pieces = answer.iter_raw()
+        next(pieces)
+        began = time.monotonic()
+        running.signal(signal.SIGINT)
+        assert running.line().startswith("stopping")
+        running.signal(signal.SIGINT)
+        assert b"stream-interrupted" in b"".join(read_on(pieces))
+        code, log = running.end()
     assert code == 0, log
     assert time.monotonic() - began < 5
 
@@ -157,6 +177,39 @@ def test_workers_share_the_port_are_replaced_and_end_together(tmp_path: Path) ->
         code, _ = running.end()
         assert code == 0
         assert not any(member.is_running() for member in members)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
+def test_ctrl_c_lets_the_answers_of_workers_finish_and_a_second_one_does_not_wait(
+    tmp_path: Path,
+) -> None:
+    """A terminal sends it to the whole group: to the workers, and to the parent that tells them."""
+    with gateway(tmp_path, workers=2, drain_s=60) as running:
+        with httpx.stream("POST", running.url + CHAT, json=SLOW, timeout=10) as answer:
+            pieces = answer.iter_raw()
+            next(pieces)
+            os.killpg(running.child.pid, signal.SIGINT)
+            assert running.line().startswith("stopping")
+            assert running.line().startswith("stopping")
+            until(lambda: not listens(running.url))
+            assert running.child.poll() is None, "a stream is still running"
+            os.killpg(running.child.pid, signal.SIGINT)
+            assert b"stream-interrupted" in b"".join(read_on(pieces))
+        code, log = running.end()
+    assert code == 0, log
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    with gateway(tmp_path, workers=2) as running:
+        parent = psutil.Process(running.child.pid)
+        until(lambda: len(parent.children()) == 2)
+        members = parent.children()
+        assert ask(running.url).status_code == 200
+        running.signal(signal.SIGKILL)
+        _, left = psutil.wait_procs(members, timeout=PATIENCE_S)
+        assert not left
+        assert not listens(running.url)
 
 
 def test_a_taken_port_is_named_with_what_to_do() -> None:
