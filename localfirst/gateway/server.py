@@ -77,7 +77,12 @@ def serve(
             from localfirst.gateway import workers
 
             say(started_line(sockets, workers=settings.gateway.workers))
-            return workers.run(settings.gateway.workers, lambda: job.run(told=True), say)
+            return workers.run(
+                settings.gateway.workers,
+                lambda: job.run(told=True),
+                say,
+                shut=lambda: close_all(sockets),
+            )
         return job.run()
     finally:
         close_all(sockets)
