@@ -226,6 +226,7 @@ _ANTHROPIC = ProviderSpec(
     context_tokens=1_000_000,
     windows={"claude-haiku-4-5-20251001": 200_000, "claude-sonnet-5-5": 1_000_000},
     capabilities=ALL,
+    quirks=Quirks(signed_thinking=True),
     model_quirks=(
         (r"claude-(opus|sonnet|haiku)-[5-9]", Quirks(drop=SAMPLING | {"top_k"})),
         # Either temperature or top_p, never both.

@@ -29,6 +29,8 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     - reasoning_field: where reasoning of earlier assistant turns is sent back; "" = nowhere.
     - call_fields: added to earlier tool calls that lack them, for a provider that wants its own
       mark on calls which another one made.
+    - signed_thinking: earlier thinking without a signature is refused (Anthropic's dialect, whose
+      imitators do not sign, and some of them want it back all the same).
     - tool_id_chars: tool call ids must be exactly this many letters and digits; 0 = any.
     - json_schema: False where only `json_object` exists; the schema is then put in words.
     - stream_usage: whether `stream_options.include_usage` is understood.
@@ -47,6 +49,7 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     schema_drop: frozenset[str] = frozenset()
     reasoning_field: str = ""
     call_fields: dict[str, Json] = {}
+    signed_thinking: bool = False
     tool_id_chars: int = 0
     json_schema: bool = True
     stream_usage: bool = True

@@ -218,10 +218,12 @@ tools = st.lists(
 def conversations(draw: st.DrawFn) -> ChatRequest:
     """Turns that alternate, as every dialect can say them."""
     messages = [Message(role="system", content=draw(texts.filter(str.strip)))]
+    called: set[str] = set()
     for _ in range(draw(st.integers(1, 3))):
         messages.append(Message(role="user", content=draw(parts | texts.filter(str.strip))))
         if draw(st.booleans()):
-            call = draw(calls)
+            call = draw(calls.filter(lambda one: one.id not in called))
+            called.add(call.id)
             messages.append(Message(role="assistant", tool_calls=(call,)))
             messages.append(Message(role="tool", tool_call_id=call.id, content=draw(texts)))
         messages.append(Message(role="assistant", content=draw(texts.filter(str.strip))))

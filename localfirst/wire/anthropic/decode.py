@@ -176,6 +176,7 @@ class _Turn:
         self._parts: list[Part] = []
         self._calls: list[ToolCall] = []
         self._thought = ""
+        self._thoughts = 0
         self._signature = ""
 
     def take(self, block: Fields) -> None:
@@ -192,9 +193,14 @@ class _Turn:
             case "tool_result":
                 self._results.append(_result(block))
             case "thinking":
+                # A message holds one proof; of several blocks none is whole without the others.
+                self._signature = "" if self._thoughts else block.text("signature")
                 self._thought += block.text("thinking")
-                self._signature = block.text("signature")
-            case "redacted_thinking" | "server_tool_use" | "web_search_tool_result":
+                self._thoughts += 1
+            case "redacted_thinking":
+                self._signature = ""
+                self._thoughts += 1
+            case "server_tool_use" | "web_search_tool_result":
                 pass
             case _:
                 raise wrong(block.at("type"), "a text, image, tool or thinking block")

@@ -13,6 +13,7 @@ import msgspec
 
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool
 from localfirst.wire import peek, quirks
+from localfirst.wire.anthropic import history
 from localfirst.wire.conclusion import arguments_object
 from localfirst.wire.openai.shaping import schema_instruction
 from localfirst.wire.quirks import Quirks
@@ -63,6 +64,7 @@ def splice(
     """A client's own body for a backend of this dialect: only what must change is touched."""
     fields: dict[str, Json] = dict(peek.raw_object(body))
     fields["model"] = model
+    history.mend(fields, signed=quirks.signed_thinking)
     _shape(fields, quirks)
     return _ENCODER.encode(fields)
 
@@ -96,11 +98,12 @@ def _system(request: ChatRequest, quirks: Quirks) -> str:
 
 def _messages(request: ChatRequest) -> list[Json]:
     turns: list[dict[str, Json]] = []
+    ids = history.Ids()
     for message in request.messages:
         if message.role == "system":
             continue
         role = "assistant" if message.role == "assistant" else "user"
-        blocks = _blocks(message)
+        blocks = _blocks(message, ids)
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         elif blocks:
@@ -115,9 +118,11 @@ def _messages(request: ChatRequest) -> list[Json]:
     return [*turns]
 
 
-def _blocks(message: Message) -> list[dict[str, Json]]:
+def _blocks(message: Message, ids: history.Ids) -> list[dict[str, Json]]:
     if message.role == "tool":
-        return [_result(message)]
+        return [_result(message, ids.result(message.tool_call_id))]
+    if message.role == "assistant":
+        ids.turn()
     blocks: list[dict[str, Json]] = []
     if message.reasoning_signature:
         blocks.append(
@@ -130,7 +135,8 @@ def _blocks(message: Message) -> list[dict[str, Json]]:
     blocks += _content(message)
     for call in message.tool_calls:
         given = arguments_object(call.arguments)
-        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
+        own = ids.call(call.id)
+        blocks.append({"type": "tool_use", "id": own, "name": call.name, "input": given})
     return blocks
 
 
@@ -155,9 +161,9 @@ def _image(part: ImagePart) -> dict[str, Json]:
     return {"type": "image", "source": source}
 
 
-def _result(message: Message) -> dict[str, Json]:
+def _result(message: Message, call: str) -> dict[str, Json]:
     content: Json = _content(message) if message.images else message.text
-    block = {"type": "tool_result", "tool_use_id": message.tool_call_id, "content": content}
+    block = {"type": "tool_result", "tool_use_id": call, "content": content}
     return {**block, "is_error": True} if message.is_error else block
 
 

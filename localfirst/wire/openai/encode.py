@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.types import ChatRequest, Json, Message, Tool
+from localfirst.types import ChatRequest, Json, Message, Part, TextPart, Tool
 from localfirst.wire import peek, quirks
 from localfirst.wire.openai.content import parts_of
 from localfirst.wire.openai.shaping import shape
@@ -71,17 +71,43 @@ def splice(
 def _messages(request: ChatRequest, quirks: Quirks) -> list[Json]:
     if request.suffix is not None:
         raise unsupported("insert, which a `suffix` asks for")
-    messages = [_message(message, quirks) for message in request.messages]
+    messages: list[Json] = []
+    shown: list[Part] = []
+    for message in request.messages:
+        if shown and message.role != "tool":
+            messages.append(_shown(shown))
+        messages.append(_message(message, quirks))
+        shown = [*shown, *_pictures(message)] if message.role == "tool" else []
+    if shown:
+        messages.append(_shown(shown))
     if request.prompt is not None:
         messages.append({"role": "user", "content": request.prompt})
     return messages
 
 
+def _pictures(result: Message) -> list[Part]:
+    """
+    The images of a tool's result, which only a user may show here.
+
+    "Image URLs are only allowed for messages with role 'user'": the API refuses them where the
+    result stands. They follow behind the results of the turn, which must not be parted.
+    """
+    if not result.images:
+        return []
+    of = TextPart(text=f"Images in the result of the call `{result.tool_call_id}`:")
+    return [of, *result.images]
+
+
+def _shown(parts: list[Part]) -> dict[str, Json]:
+    return {"role": "user", "content": parts_of(Message(role="user", content=tuple(parts)))}
+
+
 def _message(message: Message, quirks: Quirks) -> dict[str, Json]:
-    fields: dict[str, Json] = {"role": message.role, "content": parts_of(message)}
     if message.role == "tool":
-        fields["tool_call_id"] = message.tool_call_id
-        return fields
+        result: dict[str, Json] = {"role": "tool", "content": message.text}
+        result["tool_call_id"] = message.tool_call_id
+        return result
+    fields: dict[str, Json] = {"role": message.role, "content": parts_of(message)}
     if message.name:
         fields["name"] = message.name
     if message.tool_calls:

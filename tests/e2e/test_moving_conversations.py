@@ -1,0 +1,165 @@
+"""
+Conversations that began at one model and go on at another, as the next API accepts them.
+
+What a client sends back was written by whoever answered before: ids, thinking and images in
+results that the next cloud refuses. Each rule is the refusal of the real API.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.house import House, house
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+ASKED = {"role": "user", "content": "look"}
+SHOT: Any = {"name": "shot", "input_schema": {"type": "object"}}
+FUNCTION: Any = {"type": "function", "function": {"name": "shot", "parameters": {}}}
+THINK: Any = {"type": "enabled", "budget_tokens": 1024}
+KIMIS_ID = "functions.shot:0"
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[FakeCloud]:
+    with fake_cloud() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    config = (
+        'order = ["box", "anthropic", "imitator"]\n'
+        f'[providers.box]\nbase_url = "{cloud.base_url("box")}"\nmodel = "m"\n'
+        f'[providers.anthropic]\nbase_url = "{cloud.base_url("anthropic")}"\n'
+        'model = "m"\nkeys = ["sk-ant-0a1B2c3D4e5F"]\n'
+        f'[providers.imitator]\nbase_url = "{cloud.base_url("imitator")}"\n'
+        'model = "m"\ndialect = "anthropic"\n'
+    )
+    folder = tmp_path_factory.mktemp("house")
+    with house(folder, config=config, LOCALFIRST_LOCAL_ENGINE="none") as running:
+        yield running
+
+
+def call(identifier: str = KIMIS_ID) -> dict[str, Any]:
+    return {"type": "tool_use", "id": identifier, "name": "shot", "input": {}}
+
+
+def result(identifier: str = KIMIS_ID, content: Any = "done") -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": identifier, "content": content}
+
+
+def turns(*contents: Any) -> list[Any]:
+    """A question, and turns behind it by the model and the user."""
+    roles = ("assistant", "user")
+    told = [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+    return [ASKED, *told]
+
+
+def sent_by_anthropic(at: House, cloud: FakeCloud, messages: list[Any], **more: Any) -> Any:
+    """What a cloud was sent for an Anthropic client's conversation."""
+    cloud.reset()
+    model = more.pop("model", "anthropic/m")
+    with anthropic.Anthropic(base_url=at.url, api_key="x", max_retries=0) as client:
+        client.messages.create(model=model, max_tokens=2048, messages=messages, **more)
+    return cloud.requests()[-1]["body"]
+
+
+def sent_by_openai(at: House, cloud: FakeCloud, messages: list[Any], model: str) -> Any:
+    """What a cloud was sent for an OpenAI client's conversation."""
+    cloud.reset()
+    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
+        client.chat.completions.create(model=model, messages=messages, tools=[FUNCTION])
+    return cloud.requests()[-1]["body"]
+
+
+def answered(body: Any) -> list[str]:
+    """The calls of a Messages request, by which results answer them; fails where the API would."""
+    seen: list[str] = []
+    open_calls: list[str] = []
+    for turn in body["messages"]:
+        blocks = turn["content"] if isinstance(turn["content"], list) else []
+        for block in blocks:
+            if block["type"] == "tool_use":
+                assert re.fullmatch("[a-zA-Z0-9_-]+", block["id"]), "should match the pattern"
+                assert block["id"] not in seen, "`tool_use` ids must be unique"
+                seen.append(block["id"])
+                open_calls.append(block["id"])
+            elif block["type"] == "tool_result":
+                assert block["tool_use_id"] in open_calls, "unexpected `tool_use_id`"
+                open_calls.remove(block["tool_use_id"])
+    assert not open_calls, "`tool_use` ids were found without `tool_result` blocks"
+    return seen
+
+
+def test_ids_that_only_their_own_model_allows_are_renamed_for_anthropic(
+    at: House, cloud: FakeCloud
+) -> None:
+    again = turns([call()], [result()], "well", "more", [call(), call("b|2")], None)
+    again[-1]["content"] = [result("b|2"), result()]
+    assert len(answered(sent_by_anthropic(at, cloud, again, tools=[SHOT]))) == 3
+    functions = {"type": "function", "function": {"name": "shot", "arguments": "{}"}}
+    turn = [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": KIMIS_ID, **functions}]},
+        {"role": "tool", "tool_call_id": KIMIS_ID, "content": "done"},
+    ]
+    body = sent_by_openai(at, cloud, [ASKED, *turn, *turn], "anthropic/m")
+    assert len(answered(body)) == 2
+
+
+def test_ids_that_are_allowed_stay_as_they_are(at: House, cloud: FakeCloud) -> None:
+    own = turns([call("toolu_01"), call("toolu_02")], [result("toolu_02"), result("toolu_01")])
+    assert sent_by_anthropic(at, cloud, own, tools=[SHOT])["messages"] == own
+    body = sent_by_anthropic(at, cloud, turns([call()], [result()]), model="box/m", tools=[SHOT])
+    assert body["messages"][1]["tool_calls"][0]["id"] == KIMIS_ID, "its own model wants it back"
+
+
+def thought(signature: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": "hm", "signature": signature}
+
+
+def test_thinking_that_nobody_signed_is_not_shown_to_anthropic(at: House, cloud: FakeCloud) -> None:
+    own = turns([thought("proof"), {"type": "text", "text": "Hi"}], "and?")
+    assert sent_by_anthropic(at, cloud, own, thinking=THINK)["messages"] == own
+    others = turns([thought(""), {"type": "text", "text": "Hi"}], "and?")
+    body = sent_by_anthropic(at, cloud, others, thinking=THINK)
+    assert body["messages"][1]["content"] == [{"type": "text", "text": "Hi"}]
+    assert body["thinking"] == THINK
+    assert sent_by_anthropic(at, cloud, others, model="imitator/m")["messages"] == others
+
+
+def test_a_budget_for_thinking_waits_while_calls_of_another_model_are_answered(
+    at: House, cloud: FakeCloud
+) -> None:
+    others = turns([thought(""), call("a")], [result("a")])
+    body = sent_by_anthropic(at, cloud, others, tools=[SHOT], thinking=THINK)
+    assert "thinking" not in body and answered(body) == ["a"]
+    own = turns([thought("proof"), call("a")], [result("a")], [call("b")], [result("b")])
+    assert sent_by_anthropic(at, cloud, own, tools=[SHOT], thinking=THINK)["thinking"] == THINK
+    freely = sent_by_anthropic(at, cloud, others, tools=[SHOT], thinking={"type": "adaptive"})
+    assert freely["thinking"] == {"type": "adaptive"}
+
+
+def test_images_in_the_results_of_tools_are_shown_by_the_user_where_only_a_user_may(
+    at: House, cloud: FakeCloud
+) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": PIXEL}
+    seen = [{"type": "text", "text": "here"}, {"type": "image", "source": source}]
+    messages = turns(
+        [call("a"), call("b")], [result("a", seen), result("b"), {"type": "text", "text": "so?"}]
+    )
+    told = sent_by_anthropic(at, cloud, messages, model="box/m", tools=[SHOT])["messages"]
+    assert [turn["role"] for turn in told] == ["user", "assistant", "tool", "tool", "user", "user"]
+    assert [turn["content"] for turn in told[2:4]] == ["here", "done"]
+    label, image = told[4]["content"]
+    assert "`a`" in label["text"] and image["image_url"]["url"].endswith(PIXEL)
+    assert told[5]["content"] == "so?"
