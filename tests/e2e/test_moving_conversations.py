@@ -163,3 +163,21 @@ def test_images_in_the_results_of_tools_are_shown_by_the_user_where_only_a_user_
     label, image = told[4]["content"]
     assert "`a`" in label["text"] and image["image_url"]["url"].endswith(PIXEL)
     assert told[5]["content"] == "so?"
+
+
+def test_a_streamed_call_without_arguments_has_an_empty_object_of_them(
+    at: House, cloud: FakeCloud
+) -> None:
+    cloud.reset()
+    now = {"name": "now", "arguments": {}}
+    cloud.script({"do": "ok", "tools": [now, now]})
+    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
+        asked: Any = {"model": "anthropic/m", "messages": [ASKED], "tools": [FUNCTION]}
+        chunks = [
+            chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)
+        ]
+    given = {0: "", 1: ""}
+    for piece in [piece for chunk in chunks for piece in chunk.delta.tool_calls or ()]:
+        given[piece.index] += (piece.function and piece.function.arguments) or ""
+    assert given == {0: "{}", 1: "{}"}
+    assert chunks[-1].finish_reason == "tool_calls"

@@ -183,7 +183,7 @@ def _anthropic_blocks(step: Step) -> list[tuple[dict[str, Any], list[dict[str, A
     for number, tool in enumerate(tools_of(step), 1):
         arguments = json.dumps(tool["arguments"])
         half = len(arguments) // 2
-        pieces = (arguments[:half], arguments[half:])
+        pieces = (arguments[:half], arguments[half:]) if tool["arguments"] else ("",)
         deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
         made.append((_block(number, tool, {}), deltas))
     if not tools_of(step):

@@ -73,6 +73,7 @@ class StreamWriter:
         )
         self._start = b"data: " + start[:-1]
         self._role = b'"role":"assistant",'
+        self._bare: dict[int, None] = {}
 
     def write(self, event: Event) -> bytes:
         """The bytes of one event; empty for those a client is not told of."""
@@ -83,7 +84,7 @@ class StreamWriter:
                 said = ENCODER.encode(text)
                 return self._delta(b'"reasoning_content":%b,"reasoning":%b' % (said, said))
             case ToolCallDelta():
-                return self._delta(b'"tool_calls":[%b]' % ENCODER.encode(_call_piece(event)))
+                return self._tool(event)
             case Finished():
                 return self._finish(event)
             case Progress():
@@ -102,6 +103,18 @@ class StreamWriter:
         given = ENCODER.encode({"content": logprobs, "refusal": None})
         return self._delta(b'"content":' + ENCODER.encode(text), b',"logprobs":' + given)
 
+    def _tool(self, event: ToolCallDelta) -> bytes:
+        if event.arguments.strip():
+            self._bare.pop(event.index, None)
+        elif event.name:
+            self._bare[event.index] = None
+        return self._delta(b'"tool_calls":[%b]' % ENCODER.encode(_call_piece(event)))
+
+    def _bare_calls(self) -> bytes:
+        """No arguments are `{}` here: clients read them as JSON, and that of nothing fails."""
+        pieces = [_call_piece(ToolCallDelta(index, arguments="{}")) for index in self._bare]
+        return self._delta(b'"tool_calls":' + ENCODER.encode(pieces)) if pieces else b""
+
     def _delta(self, fields: bytes, beside: bytes = b"") -> bytes:
         role, self._role = self._role, b""
         return b'%b,"choices":[{"index":0,"delta":{%b%b}%b,"finish_reason":null}]}\n\n' % (
@@ -113,6 +126,8 @@ class StreamWriter:
 
     def _finish(self, event: Finished) -> bytes:
         opening = self._delta(b'"content":""') if self._role else b""
+        # A call cut by the token limit is what the model wrote.
+        opening += b"" if event.reason is FinishReason.LENGTH else self._bare_calls()
         end = b'%b%b,"choices":[{"index":0,"delta":{},"finish_reason":"%b"}]}\n\n' % (
             opening,
             self._start,
