@@ -190,7 +190,6 @@ def test_ctrl_c_lets_the_answers_of_workers_finish_and_a_second_one_does_not_wai
             next(pieces)
             os.killpg(running.child.pid, signal.SIGINT)
             assert running.line().startswith("stopping")
-            assert running.line().startswith("stopping")
             until(lambda: not listens(running.url))
             assert running.child.poll() is None, "a stream is still running"
             os.killpg(running.child.pid, signal.SIGINT)
