@@ -87,13 +87,15 @@ class Progress(msgspec.Struct, frozen=True):
     """
     Something slow is alive: a model loads, a file downloads. Restarts the first-token clock.
 
-    `stage` is "queued", "loading", "pulling" or "verifying"; bytes are 0 when unknown.
+    `stage` is "queued", "loading", "pulling" or "verifying"; bytes are 0 when unknown. `note`
+    is what a person should know although it goes on.
     """
 
     stage: str
     detail: str = ""
     completed_bytes: int = 0
     total_bytes: int = 0
+    note: str = ""
 
     @property
     def percent(self) -> float | None:
@@ -133,7 +135,11 @@ Event = Opened | TextDelta | ReasoningDelta | ToolCallDelta | Finished | Progres
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer, with who gave it and who was asked before."""
+    """
+    A whole answer, with who gave it and who was asked before.
+
+    `logprobs`, `stop_sequence` and `timings` are those of its `TextDelta`s and its `Finished`.
+    """
 
     text: str
     route: str
@@ -148,3 +154,6 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     substituted: str = ""
     request_id: str = ""
     parsed: Json = None
+    logprobs: tuple[Json, ...] = ()
+    stop_sequence: str = ""
+    timings: dict[str, Json] = {}

@@ -160,11 +160,14 @@ class Answer:
             raise StreamInterrupted("the answer was closed before its end")
         last = next(event for event in reversed(seen) if isinstance(event, Finished))
         thoughts = [event for event in seen if isinstance(event, ReasoningDelta)]
+        texts = [event for event in seen if isinstance(event, TextDelta)]
+        proofs = [event.signature for event in thoughts if event.signature]
         target = self.target
         return Reply(
-            text="".join(event.text for event in seen if isinstance(event, TextDelta)),
+            text="".join(event.text for event in texts),
             reasoning="".join(event.text for event in thoughts),
-            reasoning_signature="".join(event.signature for event in thoughts),
+            # A proof is of one block's thoughts; of several there is none for the whole.
+            reasoning_signature=proofs[0] if len(proofs) == 1 else "",
             tool_calls=tool_calls(seen),
             finish_reason=last.reason,
             usage=last.usage or Usage(),
@@ -174,6 +177,9 @@ class Answer:
             attempts=tuple(self.attempts),
             substituted=target.requested,
             request_id=self._climb.call.request_id,
+            logprobs=tuple(one for event in texts for one in event.logprobs),
+            stop_sequence=last.stop_sequence,
+            timings=last.timings,
         )
 
 

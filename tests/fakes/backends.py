@@ -180,6 +180,7 @@ class OllamaBackend(Backend):
             "logprobs": likely,
             "logprobs_stream": likely,
             "schema": {"says": [{"content": OBJECT[:5]}, {"content": OBJECT[5:]}]},
+            "schema_logprobs": {"says": [{"content": OBJECT, "logprobs": [LIKELY]}]},
             "embed": {"embeds": True},
             "anything": {"embeds": True, "window": WIDE, "context": WIDE},
             "cut": {"reply": "runner_killed_chat"},

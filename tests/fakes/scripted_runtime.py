@@ -119,6 +119,7 @@ class ScriptedAnswer:
             finish_reason=last.reason,
             usage=last.usage or Usage(),
             request_id=self.call.request_id,
+            timings=last.timings,
         )
 
 

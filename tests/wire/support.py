@@ -101,6 +101,11 @@ def reply_of(events: list[Event], **given: Any) -> Reply:
         tool_calls=tuple(heard.calls),
         finish_reason=heard.finished.reason,
         usage=heard.finished.usage or Usage(),
+        logprobs=tuple(
+            one for event in events if isinstance(event, TextDelta) for one in event.logprobs
+        ),
+        stop_sequence=heard.finished.stop_sequence,
+        timings=heard.finished.timings,
         **{
             "route": "local/m",
             "rung": Rung.LOCAL,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from localfirst.events import Reply
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.relay import generate
-from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
+from localfirst.gateway.surfaces.surface import Asked, Surface, Writer
 from localfirst.types import Dialect
 from localfirst.wire.anthropic import answers as anthropic_answers
 from localfirst.wire.anthropic import requests as anthropic_requests
@@ -28,8 +29,8 @@ def _chat_writer(asked: Asked) -> Writer:
     )
 
 
-def _chat_reply(said: Said, asked: Asked) -> bytes:
-    return answers.reply(said.reply, created=int(asked.created), logprobs=said.logprobs)
+def _chat_reply(reply: Reply, asked: Asked) -> bytes:
+    return answers.reply(reply, created=int(asked.created))
 
 
 def _completion_writer(asked: Asked) -> Writer:
@@ -41,8 +42,8 @@ def _completion_writer(asked: Asked) -> Writer:
     )
 
 
-def _completion_reply(said: Said, asked: Asked) -> bytes:
-    return older.reply(said.reply, created=int(asked.created), logprobs=said.logprobs)
+def _completion_reply(reply: Reply, asked: Asked) -> bytes:
+    return older.reply(reply, created=int(asked.created))
 
 
 def _response_writer(asked: Asked) -> Writer:
@@ -54,13 +55,8 @@ def _response_writer(asked: Asked) -> Writer:
     )
 
 
-def _response_reply(said: Said, asked: Asked) -> bytes:
-    return response_answers.reply(
-        said.reply,
-        created=int(asked.created),
-        request=asked.call.chat,
-        logprobs=said.logprobs,
-    )
+def _response_reply(reply: Reply, asked: Asked) -> bytes:
+    return response_answers.reply(reply, created=int(asked.created), request=asked.call.chat)
 
 
 def _message_writer(asked: Asked) -> Writer:
@@ -71,8 +67,8 @@ def _message_writer(asked: Asked) -> Writer:
     )
 
 
-def _message_reply(said: Said, asked: Asked) -> bytes:
-    return anthropic_answers.reply(said.reply, stop_sequence=said.stop_sequence)
+def _message_reply(reply: Reply, asked: Asked) -> bytes:
+    return anthropic_answers.reply(reply)
 
 
 CHAT = Surface(

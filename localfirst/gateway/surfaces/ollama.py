@@ -9,10 +9,11 @@ import msgspec
 
 from localfirst import __version__
 from localfirst.errors import EngineUnavailable, UnknownModel, UpstreamError
+from localfirst.events import Reply
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces import relay
 from localfirst.gateway.surfaces.description import describe
-from localfirst.gateway.surfaces.surface import NDJSON, Asked, Said, Surface, Writer
+from localfirst.gateway.surfaces.surface import NDJSON, Asked, Surface, Writer
 from localfirst.gateway.views import Installed
 from localfirst.models import names
 from localfirst.types import ChatRequest, Dialect, Json
@@ -40,15 +41,13 @@ def _writer(asked: Asked, *, generate: bool = False) -> Writer:
     )
 
 
-def _reply(said: Said, asked: Asked, *, generate: bool = False) -> bytes:
+def _reply(reply: Reply, asked: Asked, *, generate: bool = False) -> bytes:
     now_unix = asked.unix()
     return answers.reply(
-        msgspec.structs.replace(said.reply, model=_name(asked)),
+        msgspec.structs.replace(reply, model=_name(asked)),
         created=now_unix,
         generate=generate,
         elapsed_s=now_unix - asked.created,
-        timings=said.timings,
-        logprobs=said.logprobs,
     )
 
 
@@ -66,7 +65,7 @@ GENERATE = Surface(
     peek=requests.peek,
     decode=requests.decode_generate,
     writer=lambda asked: _writer(asked, generate=True),
-    reply=lambda said, asked: _reply(said, asked, generate=True),
+    reply=lambda reply, asked: _reply(reply, asked, generate=True),
     stream_lines=NDJSON,
 )
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst.errors import InvalidRequest, LocalFirstError, StreamInterrupted
-from localfirst.events import Event, Finished, Progress, Relayed, Reply, TextDelta
+from localfirst.events import Progress, Relayed, Reply
 from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
-from localfirst.gateway.surfaces.surface import Asked, Said, Surface, Writer
+from localfirst.gateway.surfaces.surface import Asked, Surface, Writer
 from localfirst.types import Call, Json
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ async def _valid(reply: Reply, gateway: Gateway, asked: Asked, surface: Surface)
     if reply.parsed is not None and not _says(reply.text, reply.parsed):
         # What had to be repaired is written repaired.
         reply = msgspec.structs.replace(reply, text=msgspec.json.encode(reply.parsed).decode())
-    data = surface.reply(Said(reply=reply), asked)
+    data = surface.reply(reply, asked)
     facts = request.learn_reply(reply, gateway.runtime.headers(reply))
     await request.answer(data, JSON_LINES + facts)
 
@@ -168,18 +168,5 @@ async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
         # A body that is no stream comes in one piece.
         data = first.data
     else:
-        data = surface.reply(await _said(answer, events), asked)
+        data = surface.reply(await answer.reply(), asked)
     await request.answer(data, JSON_LINES + request.learn(answer))
-
-
-async def _said(answer: Answer, events: list[Event]) -> Said:
-    """A whole answer, and of its events what a `Reply` has no place for."""
-    last = next((event for event in reversed(events) if type(event) is Finished), Finished())
-    return Said(
-        reply=await answer.reply(),
-        logprobs=tuple(
-            one for event in events if type(event) is TextDelta for one in event.logprobs
-        ),
-        stop_sequence=last.stop_sequence,
-        timings=last.timings,
-    )

@@ -11,7 +11,7 @@ from localfirst.errors import LocalFirstError
 from localfirst.events import Event, Reply
 from localfirst.gateway.refusal import SAFE, rendered
 from localfirst.gateway.request import Request
-from localfirst.types import Call, ChatRequest, Dialect, Json
+from localfirst.types import Call, ChatRequest, Dialect
 from localfirst.wire.peek import Peek
 
 SSE = rendered([(b"content-type", b"text/event-stream; charset=utf-8"), *SAFE])
@@ -28,15 +28,6 @@ class Writer(Protocol):
     def error(self, err: LocalFirstError) -> bytes:
         """The bytes that end a stream in failure."""
         ...
-
-
-class Said(msgspec.Struct, kw_only=True):
-    """A whole answer with what `Reply` has no place for."""
-
-    reply: Reply
-    logprobs: tuple[Json, ...] = ()
-    stop_sequence: str = ""
-    timings: dict[str, Json] = {}
 
 
 class Asked(msgspec.Struct, kw_only=True):
@@ -61,6 +52,6 @@ class Surface(msgspec.Struct, frozen=True, kw_only=True):
     peek: Callable[[bytes], Peek]
     decode: Callable[[bytes], ChatRequest]
     writer: Callable[[Asked], Writer]
-    reply: Callable[[Said, Asked], bytes]
+    reply: Callable[[Reply, Asked], bytes]
     stream_lines: bytes = SSE
     relay: bool = False

@@ -240,10 +240,10 @@ def usage_object(usage: Usage) -> dict[str, Json]:
     }
 
 
-def reply(reply: Reply, *, created: int = 0, stop_sequence: str = "") -> bytes:
+def reply(reply: Reply, *, created: int = 0) -> bytes:
     """A whole answer as a `message` object."""
     content: list[Json] = []
-    if reply.reasoning:
+    if reply.reasoning or reply.reasoning_signature:
         content.append(
             {
                 "type": "thinking",
@@ -258,8 +258,9 @@ def reply(reply: Reply, *, created: int = 0, stop_sequence: str = "") -> bytes:
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
     message = message_object(reply.model, reply.request_id, reply.usage)
     message["content"] = content
-    message["stop_reason"] = "stop_sequence" if stop_sequence else _REASONS[finish_reason(reply)]
-    message["stop_sequence"] = stop_sequence or None
+    named = reply.stop_sequence or None
+    message["stop_reason"] = "stop_sequence" if named else _REASONS[finish_reason(reply)]
+    message["stop_sequence"] = named
     return ENCODER.encode(message)
 
 

@@ -187,8 +187,6 @@ def reply(
     created: float,
     generate: bool = False,
     elapsed_s: float = 0.0,
-    timings: dict[str, Json] | None = None,
-    logprobs: tuple[Json, ...] = (),
 ) -> bytes:
     """A whole answer for `stream: false`."""
     calls: list[Json] = [
@@ -196,9 +194,9 @@ def reply(
         for index, call in enumerate(reply.tool_calls)
     ]
     answer = said(generate, reply.text, reply.reasoning, calls)
-    rest = ending(reply.finish_reason, reply.usage, timings or {}, elapsed_s)
-    if logprobs:
-        rest["logprobs"] = logprobs
+    rest = ending(reply.finish_reason, reply.usage, reply.timings, elapsed_s)
+    if reply.logprobs:
+        rest["logprobs"] = reply.logprobs
     return line(reply.model, created, answer, rest).rstrip(b"\n")
 
 

@@ -155,7 +155,7 @@ def usage_object(usage: Usage) -> dict[str, Json]:
     }
 
 
-def reply(reply: Reply, *, created: int, logprobs: tuple[Json, ...] = ()) -> bytes:
+def reply(reply: Reply, *, created: int) -> bytes:
     """A whole answer as a `chat.completion` object."""
     message: dict[str, Json] = {
         "role": "assistant",
@@ -176,7 +176,7 @@ def reply(reply: Reply, *, created: int, logprobs: tuple[Json, ...] = ()) -> byt
     choice = {
         "index": 0,
         "message": message,
-        "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
+        "logprobs": {"content": reply.logprobs, "refusal": None} if reply.logprobs else None,
         "finish_reason": str(finish_reason(reply)),
     }
     return ENCODER.encode(

@@ -114,12 +114,12 @@ class StreamWriter:
         return b"data: " + ENCODER.encode({**self._head, "choices": choices, **beside}) + b"\n\n"
 
 
-def reply(reply: Reply, *, created: int, logprobs: tuple[Json, ...] = ()) -> bytes:
+def reply(reply: Reply, *, created: int) -> bytes:
     """A whole answer as a `text_completion` object."""
     return ENCODER.encode(
         {
             **_head(reply.model, reply.request_id, created),
-            "choices": [_choice(reply.text, str(finish_reason(reply)), logprobs)],
+            "choices": [_choice(reply.text, str(finish_reason(reply)), reply.logprobs)],
             "usage": usage_object(reply.usage),
         }
     )

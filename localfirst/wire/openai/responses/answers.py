@@ -232,17 +232,9 @@ def _summary(text: str) -> dict[str, Json]:
     return {"type": "summary_text", "text": text}
 
 
-def reply(
-    reply: Reply,
-    *,
-    created: int,
-    request: ChatRequest | None = None,
-    logprobs: tuple[Json, ...] = (),
-) -> bytes:
+def reply(reply: Reply, *, created: int, request: ChatRequest | None = None) -> bytes:
     """A whole answer as a `response` object."""
     response = response_object(
         model=reply.model, request_id=reply.request_id, created=created, request=request
     )
-    return ENCODER.encode(
-        concluded(response, output_of(reply, logprobs), finish_reason(reply), reply.usage)
-    )
+    return ENCODER.encode(concluded(response, output_of(reply), finish_reason(reply), reply.usage))

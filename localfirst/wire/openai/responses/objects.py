@@ -132,7 +132,7 @@ def call_item(
     }
 
 
-def output_of(reply: Reply, logprobs: Sequence[Json] = ()) -> list[Json]:
+def output_of(reply: Reply) -> list[Json]:
     """The items of a whole reply."""
     identifier = stem(reply.request_id)
     output: list[Json] = []
@@ -140,7 +140,7 @@ def output_of(reply: Reply, logprobs: Sequence[Json] = ()) -> list[Json]:
         output.append(reasoning_item(f"rs_{identifier}", reply.reasoning))
     if reply.text or not reply.tool_calls:
         status = "completed" if reply.tool_calls else status_of(reply.finish_reason)
-        output.append(message_item(f"msg_{identifier}", reply.text, status, logprobs))
+        output.append(message_item(f"msg_{identifier}", reply.text, status, reply.logprobs))
     for index, call in enumerate(reply.tool_calls):
         arguments = call.arguments or "{}"
         item = call_item(f"fc_{identifier}_{index}", call.id, call.name, arguments, "completed")
