@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         code = dispatch(words)
         sys.stdout.flush()
     except BrokenPipeError:
-        code = gone()
+        mute(sys.stdout.fileno())
+        code = BROKEN_PIPE
     except KeyboardInterrupt:
         code = INTERRUPTED
     return code
@@ -108,10 +109,9 @@ def unknown(name: str) -> str:
     return f"error: `{shown}` is not a command [usage]\n\nhint: {hint}"
 
 
-def gone() -> int:
-    """Nobody reads our output any more: end quietly, as `cat` does."""
+def mute(descriptor: int) -> None:
+    """Nobody reads a stream any more: what is still to come goes nowhere, as at `cat`'s end."""
     import os
 
-    # The interpreter flushes stdout once more at exit and must not find the broken pipe.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return BROKEN_PIPE
+    # The interpreter flushes its stream once more at exit and must not find the broken pipe.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from localfirst import config
+from localfirst import cli, config
 from localfirst.cli import render, session
 from localfirst.settings import Settings
 
@@ -41,11 +41,20 @@ def run(given: argparse.Namespace) -> int:
     server = import_module("localfirst.gateway.server")
     code: int = server.serve(
         settings_of(given),
-        say=render.say,
-        access=sys.stderr.write if given.log_requests else None,
+        say=lambda line: tell(f"{line}\n"),
+        access=tell if given.log_requests else None,
         reload=lambda: settings_of(given),
     )
     return code
+
+
+def tell(lines: str) -> None:
+    """Whole lines to stderr, until nobody reads them: a closed log ends no gateway."""
+    try:
+        sys.stderr.write(lines)
+        sys.stderr.flush()
+    except OSError:
+        cli.mute(sys.stderr.fileno())
 
 
 def install(given: argparse.Namespace) -> int:

@@ -1,9 +1,10 @@
 """
 The server: sockets, one runtime, one event loop, and an orderly end.
 
-`serve` blocks until a signal. SIGTERM and SIGINT drain (a second one does not wait),
-SIGHUP reads the configuration again; with more workers each is a process of its own on the
-same sockets, and what they learn is shared through the ledger.
+`serve` blocks until a signal. SIGTERM and SIGINT drain (a second one does not wait), and so
+does the end of the terminal; any other SIGHUP reads the configuration again. With more
+workers each is a process of its own on the same sockets, and what they learn is shared
+through the ledger.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from localfirst.gateway.listener import (
     url_of,
 )
 from localfirst.gateway.memory import return_large_buffers
+from localfirst.gateway.terminal import Terminal
 from localfirst.settings import GatewaySettings, Settings
 
 log = logging.getLogger("localfirst.gateway")
@@ -82,6 +84,7 @@ def serve(
                 lambda: job.run(told=True),
                 say,
                 shut=lambda: close_all(sockets),
+                left=Terminal().gone,
             )
         return job.run()
     finally:
@@ -107,10 +110,16 @@ class Job:
         self._access = access
         self._reload = reload
         self._make = make
+        self._terminal: Terminal | None = None
         self._ended = False
 
     def run(self, *, told: bool = False) -> int:
-        """Serve on a fresh event loop until a signal; returns the exit code."""
+        """
+        Serve on a fresh event loop until a signal; returns the exit code.
+
+        *told*: a parent has said where it listens, and looks after the terminal.
+        """
+        self._terminal = None if told else Terminal()
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
                 return runner.run(self._main(told))
@@ -153,6 +162,9 @@ class Job:
 
     async def _again(self, server: Server) -> None:
         """Answer with the configuration as it is now; a broken one changes nothing."""
+        if self._terminal is not None and self._terminal.gone():
+            server.stop()
+            return
         if self._reload is None:
             return
         try:

@@ -22,6 +22,9 @@ from localfirst.errors import ConfigError
 RESTARTS_PER_WORKER = 5
 """Deaths that are forgiven; more means that it will never work."""
 
+SHELL_SIGNALLED = 128
+"""What a shell adds to a signal's number to make an exit code of it."""
+
 WATCHED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGCHLD")
 
 
@@ -31,6 +34,7 @@ def run(
     say: Callable[[str], object],
     *,
     shut: Callable[[], object] = lambda: None,
+    left: Callable[[], bool] = lambda: False,
 ) -> int:
     """
     Run *work* in *count* processes until told to stop.
@@ -41,6 +45,7 @@ def run(
         say: takes a line when a worker died.
         shut: closes the parent's own listening sockets at the stop, which would otherwise
             take connections that nobody answers for as long as the last worker drains.
+        left: whether a SIGHUP means the end, since the terminal was closed.
 
     Returns:
         0 after an orderly end, else 1.
@@ -54,7 +59,7 @@ def run(
             setting="gateway.workers",
             hint="set `gateway.workers = 1`",
         )
-    return Crew(count, work, say, shut).run()
+    return Crew(count, work, say, shut, left).run()
 
 
 class Crew:
@@ -66,10 +71,12 @@ class Crew:
         work: Callable[[], int],
         say: Callable[[str], object],
         shut: Callable[[], object],
+        left: Callable[[], bool],
     ) -> None:
         self._work = work
         self._say = say
         self._shut = shut
+        self._left = left
         self._count = count
         self._deaths: deque[int] = deque()
         self._watched = {getattr(signal, name) for name in WATCHED}
@@ -94,9 +101,10 @@ class Crew:
         while True:
             # Synchronous: nothing of ours runs inside a signal handler.
             number = signal.sigwait(self._watched)
-            if number in {signal.SIGTERM, signal.SIGINT}:
+            hung_up = number == signal.SIGHUP
+            if number in {signal.SIGTERM, signal.SIGINT} or (hung_up and self._left()):
                 return self._stop()
-            if number == signal.SIGHUP:
+            if hung_up:
                 self._tell(signal.SIGHUP)
             elif not self._replace():
                 return 1
@@ -141,8 +149,9 @@ class Crew:
         while any(member.is_alive() for member in self._members):
             if signal.sigwait(self._watched) in {signal.SIGTERM, signal.SIGINT}:
                 self._tell(signal.SIGTERM)
-        # One that was told before it could listen to signals ends by the signal itself.
-        orderly = {0, -signal.SIGTERM}
+        # One that was told before its loop listened to signals ends by the signal itself, or
+        # as whoever started it would have.
+        orderly = {0, -signal.SIGTERM, -signal.SIGHUP, SHELL_SIGNALLED + signal.SIGTERM}
         return 0 if all(member.exitcode in orderly for member in self._members) else 1
 
     def _tell(self, number: int) -> None:

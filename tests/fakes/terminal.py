@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +67,7 @@ class Terminal:
         self.seen = ""
         self._at = 0
         self._screen = screen
+        self._open = True
 
     def type(self, keys: str) -> None:
         """Press keys; `\\x03` is Ctrl-C, `\\x04` Ctrl-D."""
@@ -79,6 +80,12 @@ class Terminal:
         shown = self.seen[self._at : found]
         self._at = found + len(words)
         return shown
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._open:
+            os.close(self._screen)
+        self._open = False
 
     def end(self) -> int:
         """Read to the end; its exit code."""
@@ -99,12 +106,14 @@ class Terminal:
 
 
 @contextmanager
-def terminal(folder: Path, *words: str, columns: int = 100, **variables: str) -> Iterator[Terminal]:
-    """Run it on a terminal *columns* wide; ended with the block."""
+def terminal(
+    folder: Path, *words: str, columns: int = 100, before: Sequence[str] = (), **variables: str
+) -> Iterator[Terminal]:
+    """Run it, by the words *before* it, on a terminal *columns* wide; ended with the block."""
     screen, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     child = subprocess.Popen(
-        [sys.executable, "-m", "localfirst", *words],
+        [*before, sys.executable, "-m", "localfirst", *words],
         stdin=inside,
         stdout=inside,
         stderr=inside,
@@ -121,4 +130,4 @@ def terminal(folder: Path, *words: str, columns: int = 100, **variables: str) ->
         if child.poll() is None:
             child.kill()
         child.wait(LONGEST_S)
-        os.close(screen)
+        made.close()

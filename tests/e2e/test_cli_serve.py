@@ -1,0 +1,84 @@
+"""`localfirst serve` on a terminal that is closed, and with a log that nobody reads any more."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.terminal import LONGEST_S, Terminal, environ, terminal
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+
+
+def listening(shown: Terminal) -> str:
+    shown.until("listens on ")
+    shown.until("\r\n")
+    (url,) = re.findall(r"http://\S+", shown.seen)
+    assert httpx.get(f"{url}/localfirst/health").status_code == 200
+    return str(url)
+
+
+def said(log: Path, pattern: str) -> str:
+    """What the group of *pattern* is in a log, once it is there."""
+    end = time.monotonic() + LONGEST_S
+    while not (log.exists() and (found := re.search(pattern, log.read_text()))):
+        assert time.monotonic() < end
+    return found[1]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_closed_terminal_ends_its_gateway(tmp_path: Path, workers: str) -> None:
+    with terminal(tmp_path, "serve", "--port", "0", "--workers", workers) as shown:
+        url = listening(shown)
+        shown.close()
+        assert shown.child.wait(LONGEST_S) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+
+
+def test_on_a_terminal_the_signal_reads_the_configuration_again(tmp_path: Path) -> None:
+    with terminal(tmp_path, "serve", "--port", "0") as shown:
+        listening(shown)
+        shown.child.send_signal(signal.SIGHUP)
+        shown.until("the configuration was read again")
+        shown.type("\x03")
+        assert shown.end() == 0
+
+
+def test_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    with terminal(tmp_path, "serve", "--port", "0", before=["nohup"]) as shown:
+        url = said(tmp_path / "nohup.out", r"listens on (\S+)\n")
+        shown.close()
+        said(tmp_path / "nohup.out", "(the configuration was read again)")
+        assert httpx.get(f"{url}/localfirst/health").status_code == 200
+        shown.child.terminate()
+        assert shown.child.wait(LONGEST_S) == 0
+
+
+def test_a_log_that_nobody_reads_ends_neither_the_gateway_nor_its_order(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "localfirst", "serve", "--port", "0", "--log-requests"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ(tmp_path),
+        cwd=tmp_path,
+    )
+    try:
+        assert child.stderr is not None
+        url = child.stderr.readline().split()[-1]
+        child.stderr.close()
+        with httpx.Client() as client:
+            for _ in range(1100):  # more lines than wait for the next tick
+                assert client.get(f"{url}/localfirst/health").status_code == 200
+        child.terminate()
+        assert child.wait(LONGEST_S) == 0
+    finally:
+        child.kill()
+        child.wait(LONGEST_S)
