@@ -24,6 +24,8 @@ from localfirst.settings import GatewaySettings
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.%A-Za-z]{2,64}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 
+_NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?:, ?[A-Za-z0-9-]{1,64}){0,63}")
+
 _SENSITIVE = (b"host", b"origin", b"content-type", b"content-encoding", b"x-api-key", b"api-key")
 
 _QUERY_KEYS = frozenset({"key", "api_key", "apikey", "api-key", "access_token", "token"})
@@ -37,7 +39,8 @@ ALLOWED_HEADERS = (
 )
 EXPOSED_HEADERS = (
     b"x-localfirst-rung, x-localfirst-route, x-localfirst-attempts, x-localfirst-trail, "
-    b"x-localfirst-egress, x-localfirst-request-id, x-localfirst-substituted"
+    b"x-localfirst-egress, x-localfirst-request-id, x-localfirst-substituted, "
+    b"x-request-id, request-id, retry-after, x-should-retry"
 )
 
 
@@ -100,9 +103,14 @@ class Guard:
             raise AccessDenied(
                 "OPTIONS is answered to configured origins only", code="origin-not-allowed"
             )
+        # Clients in browsers add headers of their own, which differ by version.
+        wished = request.fields.get(b"access-control-request-headers", b"")
         return [
             (b"access-control-allow-methods", ALLOWED_METHODS),
-            (b"access-control-allow-headers", ALLOWED_HEADERS),
+            (
+                b"access-control-allow-headers",
+                wished if _NAMES.fullmatch(wished) else ALLOWED_HEADERS,
+            ),
             (b"access-control-max-age", b"600"),
         ]
 

@@ -116,6 +116,19 @@ def test_w4_its_preflight_lists_methods_and_headers() -> None:
     assert "*" not in str(answer.headers)
 
 
+def test_w4_a_clients_own_headers_are_allowed_where_its_origin_is() -> None:
+    """OpenAI's client in a browser tells its version in headers, and asks for them first."""
+    wished = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"
+    asked = {"origin": "https://app.example", "access-control-request-headers": wished}
+    answer = with_origin(asked, "OPTIONS")
+    assert answer.headers["access-control-allow-headers"] == wished
+    for odd in ("*", "x, *", "a;b", "x" * 5000, "a b"):
+        answer = with_origin({**asked, "access-control-request-headers": odd}, "OPTIONS")
+        assert odd not in answer.headers["access-control-allow-headers"]
+    exposed = with_origin({"origin": "https://app.example"}).headers
+    assert "retry-after" in exposed["access-control-expose-headers"]
+
+
 def test_w4_a_near_origin_is_not_the_configured_one() -> None:
     assert with_origin({"origin": "https://app.example.evil"}).status == 403
 
