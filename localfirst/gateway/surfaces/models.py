@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from localfirst.errors import UnknownModel
 from localfirst.gateway.request import Request
+from localfirst.models import names
 from localfirst.types import Json
 from localfirst.wire.ollama.answers import stamp
 
@@ -29,11 +31,17 @@ async def listing(gateway: Gateway, request: Request) -> None:
 async def one(gateway: Gateway, request: Request) -> None:
     """`GET /v1/models/{id}`; the id may hold slashes, encoded or not."""
     name = unquote_to_bytes(request.path.removeprefix(PREFIX)).decode("utf-8", "replace")
-    for entry in await gateway.runtime.models():
-        if entry.id == name:
-            anthropic = b"anthropic-version" in request.fields
-            await request.struct(_anthropic(entry) if anthropic else _openai(entry))
-            return
+    entry = _named(name, await gateway.runtime.models())
+    anthropic = b"anthropic-version" in request.fields
+    await request.struct({**(_anthropic(entry) if anthropic else _openai(entry)), "id": name})
+
+
+def _named(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
+    """The entry of that name; an installed model's may be short, as in every request."""
+    key = names.parse(name).key if names.is_valid(name) else None
+    for entry in entries:
+        if entry.id == name or (entry.local is not None and names.parse(entry.id).key == key):
+            return entry
     raise UnknownModel(f"model `{name[:80]}` is not known here")
 
 
