@@ -141,7 +141,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     an effort ("minimal" … "max"). `json_mode` asks for any JSON object, `schema` for one
     that validates. `num_ctx` and `options` are Ollama's. `prompt` is set instead of
     `messages` for raw completion, with `suffix` for fill-in-the-middle. `extra` keeps
-    fields that only the dialect they came in understands (never destinations or keys).
+    fields that only the dialect they came in understands (never destinations or keys), which
+    is `dialect`; without one they are for whoever knows them.
     """
 
     model: str = "auto"
@@ -175,6 +176,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     include_usage: bool = False
     extra: dict[str, Json] = {}
+    dialect: Dialect | None = None
 
 
 class Needs(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +199,8 @@ class Call(msgspec.Struct, kw_only=True):
     then forwards without decoding. `decode` turns `body` into a `ChatRequest` the first
     time `chat` is asked for; exactly one of `body`+`decode` or a given request is needed.
 
-    `deadline_s` bounds the whole ladder; None leaves it to the settings.
+    `deadline_s` bounds the whole ladder; None leaves it to the settings. `betas` are the names
+    of Anthropic's unfinished features that the body makes use of.
     """
 
     model: str
@@ -212,6 +215,7 @@ class Call(msgspec.Struct, kw_only=True):
     local_only: bool = False
     fallback: bool = True
     deadline_s: float | None = None
+    betas: str = ""
 
     @property
     def chat(self) -> ChatRequest:

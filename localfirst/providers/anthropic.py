@@ -25,6 +25,10 @@ class AnthropicBackend(CloudBackend):
         version = ("anthropic-version", VERSION)
         return (version,) if secret is None else (version, ("x-api-key", secret.reveal()))
 
+    def call_headers(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """Without their names the fields of unfinished features are refused as unknown."""
+        return (("anthropic-beta", call.betas),) if call.betas else ()
+
     def encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
         """The caller's own bytes with what must change, or the decoded request anew."""
         if call.relay and call.dialect is Dialect.ANTHROPIC and call.body:

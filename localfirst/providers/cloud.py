@@ -97,6 +97,10 @@ class CloudBackend:
         """How this dialect carries a key."""
         return () if secret is None else (("authorization", f"Bearer {secret.reveal()}"),)
 
+    def call_headers(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """What this dialect says of one request outside its body."""
+        return ()
+
     def path_of(self, call: Call, model: str) -> str:
         """Where below the base URL the request goes."""
         return self.path
@@ -211,7 +215,7 @@ class CloudBackend:
     ) -> UpstreamResponse:
         return await self._upstream.send(
             self.provider.base_url + self.path_of(call, target.model),
-            headers=self._headers_for(target.key_label),
+            headers=(*self._headers_for(target.key_label), *self.call_headers(call)),
             body=body,
             connect_s=limits.connect_s,
             first_byte_s=limits.first_token_s,

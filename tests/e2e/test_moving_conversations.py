@@ -22,7 +22,7 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-ASKED = {"role": "user", "content": "look"}
+ASKED: Any = {"role": "user", "content": "look"}
 SHOT: Any = {"name": "shot", "input_schema": {"type": "object"}}
 FUNCTION: Any = {"type": "function", "function": {"name": "shot", "parameters": {}}}
 THINK: Any = {"type": "enabled", "budget_tokens": 1024}
@@ -181,3 +181,34 @@ def test_a_streamed_call_without_arguments_has_an_empty_object_of_them(
         given[piece.index] += (piece.function and piece.function.arguments) or ""
     assert given == {0: "{}", 1: "{}"}
     assert chunks[-1].finish_reason == "tool_calls"
+
+
+def test_what_only_one_api_knows_is_not_shown_to_another(at: House, cloud: FakeCloud) -> None:
+    for_claude: Any = {"metadata": {"user_id": "u"}, "service_tier": "standard_only"}
+    body = sent_by_anthropic(at, cloud, [ASKED], model="box/m", **for_claude)
+    assert not {"metadata", "service_tier", "user"} & body.keys()
+    assert sent_by_anthropic(at, cloud, [ASKED], **for_claude)["metadata"] == {"user_id": "u"}
+    for_openai: Any = {"metadata": {"job": "1"}, "service_tier": "flex", "store": True}
+    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
+        asked: Any = {"model": "anthropic/m", **for_openai}
+        client.chat.completions.create(messages=[ASKED], **asked)
+        assert not for_openai.keys() & cloud.requests()[-1]["body"].keys()
+        labelled: Any = {"model": "box/m", "metadata": {"job": "1"}, "store": False}
+        answer = client.responses.create(input="hi", **labelled)
+    # "The 'metadata' parameter is only allowed when 'store' is enabled."
+    assert "metadata" not in cloud.requests()[-1]["body"]
+    assert answer.metadata == {"job": "1"}
+
+
+def test_names_of_unfinished_features_go_with_the_fields_that_need_them(
+    at: House, cloud: FakeCloud
+) -> None:
+    def sent(model: str) -> Any:
+        cloud.reset()
+        asked: Any = {"betas": ["context-management-2025-06-27", "b"], "max_tokens": 9}
+        with anthropic.Anthropic(base_url=at.url, api_key="x", max_retries=0) as client:
+            client.beta.messages.create(model=model, messages=[ASKED], **asked)
+        return cloud.requests()[-1]["headers"]
+
+    assert sent("anthropic/m")["anthropic-beta"] == "context-management-2025-06-27,b"
+    assert "anthropic-beta" not in sent("box/m")

@@ -9,11 +9,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import anthropic
 import ollama
 import openai
 import pytest
 
 from tests.fakes.backends import LIKELY, Backend, backend
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 SCHEMA: Any = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
@@ -45,3 +51,26 @@ def test_an_answer_that_was_checked_against_a_schema_keeps_its_times_and_logprob
         )
     assert whole.choices[0].logprobs and whole.choices[0].logprobs.content
     assert whole.choices[0].logprobs.content[0].token == LIKELY["token"]
+
+
+def test_one_model_is_found_by_the_short_name_that_requests_use(behind: Backend) -> None:
+    behind.prepare("text")
+    with openai_at(behind) as client:
+        assert client.models.retrieve("tiny").id == "tiny", "as an Ollama says it"
+        assert client.models.retrieve("tiny:latest").owned_by == "local"
+        assert client.models.retrieve("auto").id == "auto"
+        for unknown in ("tin", "tiny:3b", "Auto"):
+            with pytest.raises(openai.NotFoundError):
+                client.models.retrieve(unknown)
+    with anthropic.Anthropic(base_url=behind.house.url, api_key="x", max_retries=0) as other:
+        assert other.models.retrieve("tiny").id == "tiny"
+
+
+def test_an_image_may_be_broken_into_lines(behind: Backend) -> None:
+    behind.prepare("image")
+    broken = f"{PIXEL[:76]}\r\n{PIXEL[76:]}\n"
+    path, body = "/api/chat", {"model": "tiny", "messages": [{**HI[0], "images": [broken]}]}
+    assert behind.ask("image", path, body)[0] == 200
+    assert behind.asked()[-1]["messages"][0]["images"] == [PIXEL]
+    body["messages"] = [{**HI[0], "images": [f"{PIXEL[:76]} {PIXEL[76:]}"]}]
+    assert behind.ask("image", path, body)[0] == 400

@@ -9,7 +9,7 @@ import pytest
 
 from localfirst.errors import InvalidRequest
 from localfirst.events import Finished, FinishReason, ReasoningDelta, TextDelta, ToolCallDelta
-from localfirst.types import ChatRequest, Json, Message, Tool, ToolCall
+from localfirst.types import ChatRequest, Json, Tool, ToolCall
 from localfirst.wire.openai import completions
 from localfirst.wire.openai.responses import answers, requests
 from tests.wire.support import dumps, payloads
@@ -157,14 +157,17 @@ def test_interleaved_calls_of_a_response_keep_their_places() -> None:
 
 
 def test_what_was_asked_is_echoed() -> None:
-    request = ChatRequest(
-        messages=(Message(role="system", content="s"),),
-        tools=(Tool(name="f"),),
-        tool_choice="f",
-        schema={"type": "object"},
-        max_tokens=5,
-        think="low",
-    )
+    asked = {
+        "instructions": "s",
+        "input": [{"role": "developer", "content": "d"}, {"role": "user", "content": "u"}],
+        "tools": [{"type": "function", "name": "f"}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        "max_output_tokens": 5,
+        "reasoning": {"effort": "low"},
+        "metadata": {"ours": "1"},
+    }
+    request = response(**asked)
     writer = answers.StreamWriter(model="m", request_id="req_1", created=1, request=request)
     given = payloads(writer.write(TextDelta("a")))[0]["response"]
     assert (given["instructions"], given["max_output_tokens"]) == ("s", 5)
@@ -172,6 +175,12 @@ def test_what_was_asked_is_echoed() -> None:
     assert given["text"]["format"]["schema"] == {"type": "object"}
     assert given["reasoning"] == {"effort": "low"}
     assert given["tools"][0]["name"] == "f"
+    assert given["metadata"] == {"ours": "1"}
+    other = answers.StreamWriter(
+        model="m", request_id="r", created=1, request=response(input=asked["input"])
+    )
+    said = payloads(other.write(TextDelta("a")))[0]["response"]
+    assert (said["instructions"], said["metadata"]) == (None, {}), "a turn is no instruction"
 
 
 def kinds_of(stream: bytes) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ from localfirst.events import Progress, Relayed, Reply
 from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Surface, Writer
-from localfirst.types import Call, Json
+from localfirst.types import Call, Dialect, Json
 
 if TYPE_CHECKING:
     from localfirst.gateway.app import Gateway
@@ -75,6 +75,8 @@ def look(body: bytes, request: Request, surface: Surface) -> Call:
         decode=surface.decode,
     )
     wishes(call, request)
+    if surface.dialect is Dialect.ANTHROPIC:
+        call.betas = b",".join(request.all(b"anthropic-beta")).decode("ascii", "ignore")
     return call
 
 

@@ -7,7 +7,17 @@ from typing import Literal
 
 import msgspec
 
-from localfirst.types import ChatRequest, ImagePart, Json, Message, Part, TextPart, Tool, ToolCall
+from localfirst.types import (
+    ChatRequest,
+    Dialect,
+    ImagePart,
+    Json,
+    Message,
+    Part,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
@@ -21,7 +31,7 @@ from localfirst.wire.fields import (
     refuse,
     wrong,
 )
-from localfirst.wire.openai.content import check_base64, check_images, image_from_url
+from localfirst.wire.openai.content import base64_of, check_images, image_from_url
 from localfirst.wire.options import keep_alive_of, options_of
 
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -86,6 +96,7 @@ def _request(fields: Fields) -> ChatRequest:
         stream=bool(fields.flag("stream")),
         include_usage=True,
         extra=fields.rest(_KNOWN),
+        dialect=Dialect.ANTHROPIC,
     )
 
 
@@ -259,5 +270,5 @@ def _image(block: Fields) -> ImagePart:
     if source.text("type") != "base64":
         raise wrong(source.at("type"), "`base64` or `url`")
     media_type = source.choice("media_type", _MEDIA_TYPES) or "image/png"
-    check_base64(source.text("data"), source.at("data"))
-    return ImagePart(media_type=media_type, data=source.text("data"))
+    data = base64_of(source.text("data"), source.at("data"))
+    return ImagePart(media_type=media_type, data=data)

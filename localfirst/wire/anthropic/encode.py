@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool
+from localfirst.types import ChatRequest, Dialect, ImagePart, Json, Message, TextPart, Tool
 from localfirst.wire import peek, quirks
 from localfirst.wire.anthropic import history
 from localfirst.wire.conclusion import arguments_object
@@ -53,7 +53,8 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     if request.schema is not None and quirks.json_schema:
         config = fields.setdefault("output_config", {})
         config["format"] = {"type": "json_schema", "schema": request.schema}
-    fields.update({name: request.extra[name] for name in _PASSED if name in request.extra})
+    if request.dialect in {None, Dialect.ANTHROPIC}:
+        fields.update({name: request.extra[name] for name in _PASSED if name in request.extra})
     _shape(fields, quirks)
     return _ENCODER.encode(fields)
 

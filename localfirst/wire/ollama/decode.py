@@ -12,7 +12,16 @@ import re
 from typing import Literal
 
 from localfirst.errors import InvalidRequest
-from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool, ToolCall
+from localfirst.types import (
+    ChatRequest,
+    Dialect,
+    ImagePart,
+    Json,
+    Message,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
     MAX_IMAGES,
@@ -23,7 +32,7 @@ from localfirst.wire.fields import (
     refuse,
     wrong,
 )
-from localfirst.wire.openai.content import check_base64, check_images
+from localfirst.wire.openai.content import base64_of, check_images
 from localfirst.wire.options import keep_alive_of, options_of, seconds_of
 
 THINK_WORDS = ("high", "medium", "low", "max")
@@ -136,6 +145,7 @@ def _common(fields: Fields) -> dict[str, Json]:
         "logprobs": fields.flag("logprobs"),
         "top_logprobs": fields.integer("top_logprobs", 0, 20),
         "include_usage": True,
+        "dialect": Dialect.OLLAMA,
         **_format(fields),
     }
     for option, name in _GENERAL.items():
@@ -236,8 +246,8 @@ def _images(item: Fields) -> tuple[ImagePart, ...]:
         path = f"{item.at('images')}[{index}]"
         if not isinstance(value, str):
             raise wrong(path, "base64 data")
-        check_base64(value, path)
-        found.append(ImagePart(media_type=media_type_of(value), data=value))
+        data = base64_of(value, path)
+        found.append(ImagePart(media_type=media_type_of(data), data=data))
     return tuple(found)
 
 

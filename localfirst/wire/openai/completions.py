@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from localfirst.errors import LocalFirstError
 from localfirst.events import Event, Finished, Progress, Relayed, Reply, TextDelta, Usage
-from localfirst.types import ChatRequest, Json, Needs
+from localfirst.types import ChatRequest, Dialect, Json, Needs
 from localfirst.wire import progress, strict_json
 from localfirst.wire.fields import Fields, refuse, wrong
 from localfirst.wire.openai.answers import (
@@ -54,6 +54,7 @@ def decode(body: bytes) -> ChatRequest:
         **sampling,
         **stream_of(fields),
         extra=fields.rest(_KNOWN),
+        dialect=Dialect.OPENAI,
     )
 
 

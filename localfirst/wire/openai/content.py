@@ -59,8 +59,7 @@ def image_from_url(url: str, path: str, detail: str = "") -> ImagePart:
     """
     match = _DATA_URI.match(url)
     if match:
-        data = url[match.end() :]
-        check_base64(data, path)
+        data = base64_of(url[match.end() :], path)
         return ImagePart(
             media_type=match.group("type") or DEFAULT_MEDIA_TYPE, data=data, detail=detail
         )
@@ -76,14 +75,22 @@ def check_images(messages: Sequence[Message]) -> None:
         raise wrong("messages", f"with at most {MAX_IMAGES} images, not {count}")
 
 
-def check_base64(data: str, path: str) -> None:
-    """Raises `InvalidRequest` unless *data* is base64 and not empty."""
+def base64_of(data: str, path: str) -> str:
+    """
+    *data* without line breaks, which `base64` writes and Go's decoder skips.
+
+    Raises:
+        InvalidRequest: it is no base64, or empty.
+    """
+    if "\n" in data or "\r" in data:
+        data = data.replace("\n", "").replace("\r", "")
     try:
         decoded = binascii.a2b_base64(data, strict_mode=True)
     except (ValueError, binascii.Error) as exc:
         raise wrong(path, "base64 data") from exc
     if not decoded:
         raise wrong(path, "base64 data, and not empty")
+    return data
 
 
 def parts_of(message: Message) -> Json:

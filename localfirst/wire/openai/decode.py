@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from localfirst.types import ChatRequest, Json, Message, Tool, ToolCall
+from localfirst.types import ChatRequest, Dialect, Json, Message, Tool, ToolCall
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
@@ -64,6 +64,7 @@ def decode(body: bytes) -> ChatRequest:
         think=think_of(fields),
         **stream_of(fields),
         extra=fields.rest(_KNOWN),
+        dialect=Dialect.OPENAI,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.types import ChatRequest, Json, Message, Part, TextPart, Tool
+from localfirst.types import ChatRequest, Dialect, Json, Message, Part, TextPart, Tool
 from localfirst.wire import peek, quirks
 from localfirst.wire.openai.content import parts_of
 from localfirst.wire.openai.shaping import shape
@@ -41,7 +41,8 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     fields.update(_sampling(request))
     fields["response_format"] = _format(request)
     fields["reasoning_effort"] = _effort(request.think)
-    fields.update({name: request.extra[name] for name in _PASSED & request.extra.keys()})
+    if request.dialect in {None, Dialect.OPENAI}:
+        fields.update({name: request.extra[name] for name in _PASSED & request.extra.keys()})
     shape(fields, quirks)
     return _ENCODER.encode(fields)
 

@@ -18,7 +18,6 @@ def response_object(
 ) -> dict[str, Json]:
     """A response in progress, without output."""
     request = request or ChatRequest()
-    system = [message.text for message in request.messages if message.role == "system"]
     return {
         "id": f"resp_{stem(request_id)}",
         "object": "response",
@@ -27,7 +26,7 @@ def response_object(
         "background": False,
         "error": None,
         "incomplete_details": None,
-        "instructions": system[0] if system else None,
+        "instructions": request.extra.get("instructions"),
         "max_output_tokens": request.max_tokens,
         "model": model,
         "output": [],
@@ -51,7 +50,7 @@ def response_object(
         "top_p": request.top_p,
         "truncation": "disabled",
         "usage": None,
-        "metadata": {},
+        "metadata": request.extra.get("labels", {}),
     }
 
 

@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
-from localfirst.types import ChatRequest, Json, Message, Needs, Tool, ToolCall
+from localfirst.types import ChatRequest, Dialect, Json, Message, Needs, Tool, ToolCall
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
@@ -28,7 +28,7 @@ _KNOWN = frozenset(
         "model", "input", "instructions", "stream", "stream_options", "tools", "tool_choice",
         "parallel_tool_calls", "temperature", "top_p", "max_output_tokens", "text", "reasoning",
         "top_logprobs", "previous_response_id", "conversation", "background", "prompt", "user",
-        "seed", "num_ctx", "keep_alive", "options",
+        "seed", "num_ctx", "keep_alive", "options", "metadata", "store",
     }
 )  # fmt: skip
 
@@ -71,7 +71,8 @@ def decode(body: bytes) -> ChatRequest:
         user=fields.text("user"),
         stream=bool(fields.flag("stream")),
         include_usage=True,
-        extra=fields.rest(_KNOWN),
+        extra={**fields.rest(_KNOWN), **_echoed(fields)},
+        dialect=Dialect.OPENAI,
     )
 
 
@@ -101,6 +102,13 @@ def _check_stateless(fields: Fields) -> None:
 def _instructions(fields: Fields) -> list[Message]:
     said = fields.text("instructions")
     return [Message(role="system", content=said)] if said else []
+
+
+def _echoed(fields: Fields) -> dict[str, Json]:
+    """What the answer repeats and no model is told: nothing is stored to be found by it."""
+    fields.flag("store")
+    said = {"instructions": fields.text("instructions"), "labels": fields.mapping("metadata")}
+    return {name: value for name, value in said.items() if value}
 
 
 def _input(fields: Fields) -> list[Message]:
