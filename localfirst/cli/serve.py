@@ -9,7 +9,12 @@ from pathlib import Path
 
 from localfirst import cli, config
 from localfirst.cli import render, session
+from localfirst.config import Loaded
+from localfirst.errors import ConfigError
 from localfirst.settings import Settings
+
+CLOSE_S = 10.0
+"""What a service gets to close its engine, beyond `gateway.drain_s` for running answers."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,34 +64,71 @@ def tell(lines: str) -> None:
 
 def install(given: argparse.Namespace) -> int:
     """Write (or only show) the service file, and tell the commands that switch it on."""
-    settings_of(given)  # a configuration that cannot be served is not installed
-    words = [sys.executable, "-m", "localfirst", "serve"]
-    for flag in ("host", "port", "workers"):
-        if value := getattr(given, flag):
-            words += [f"--{flag}", str(value)]
-    if given.local_only:
-        words.append("--local-only")
-    own = {"LOCALFIRST_CONFIG": config.variable("LOCALFIRST_CONFIG")}
+    found = loaded(given)  # a configuration that cannot be served is not installed
+    taken = config.carried(found)
     unit = import_module("localfirst.gateway.service").unit(
-        sys.platform, Path.home(), words, environ={name: v for name, v in own.items() if v}
+        sys.platform,
+        Path.home(),
+        command(given),
+        environ=taken.variables,
+        folder=taken.folder,
+        stop_s=found.settings.gateway.drain_s + CLOSE_S,
     )
+    for name in taken.secrets:
+        render.warn(
+            f"the service will not see `{name}`, which this shell has: "
+            f"write the key into `{found.config_file}`"
+        )
     if given.print:
         print(unit.text, end="")
         return 0
     unit.path.parent.mkdir(parents=True, exist_ok=True)
     unit.path.write_text(unit.text)
     render.say(f"wrote {unit.path}; switch it on with:")
-    for command in unit.commands:
-        print(" ".join(command))
+    for words in unit.commands:
+        print(" ".join(words))
     return 0
+
+
+def command(given: argparse.Namespace) -> list[str]:
+    """
+    The words that serve as this run would.
+
+    Raises:
+        ConfigError: `--set` has a key, which does not belong into a service file.
+    """
+    words = [sys.executable, "-m", "localfirst", "serve"]
+    for flag in ("host", "port", "workers"):
+        if value := getattr(given, flag):
+            words += [f"--{flag}", str(value)]
+    words += ["--local-only"] * bool(given.local_only)
+    words += ["--log-requests"] * given.log_requests
+    secret = {setting.path for setting in config.SETTINGS if setting.secret}
+    for word in given.set:
+        path = word.partition("=")[0].strip()
+        if path in secret:
+            raise ConfigError(
+                f"`--set {path}=…` would write a key into the service file",
+                setting=path,
+                source="--set",
+                hint=f"write `{path}` into config.toml, which `localfirst config` names",
+                code="usage",
+            )
+        words += ["--set", word]
+    return words
 
 
 def settings_of(given: argparse.Namespace) -> Settings:
     """The settings as files, variables and flags say now."""
+    return loaded(given).settings
+
+
+def loaded(given: argparse.Namespace) -> Loaded:
+    """The same, with where each comes from."""
     flags = {
         "gateway.host": given.host,
         "gateway.port": given.port,
         "gateway.workers": given.workers,
         "privacy": given.local_only,
     }
-    return session.loaded(given, flags).settings
+    return session.loaded(given, flags)

@@ -7,7 +7,17 @@ With `LOCALFIRST_CONFIG` set, that file and the environment are all that is read
 read at import; `load()` reads once.
 """
 
+from localfirst.config.carry import carried
 from localfirst.config.load import Loaded, Source, load, variable
 from localfirst.config.table import PROVIDER_VARIABLES, SETTINGS, Setting
 
-__all__ = ["PROVIDER_VARIABLES", "SETTINGS", "Loaded", "Setting", "Source", "load", "variable"]
+__all__ = [
+    "PROVIDER_VARIABLES",
+    "SETTINGS",
+    "Loaded",
+    "Setting",
+    "Source",
+    "carried",
+    "load",
+    "variable",
+]

@@ -73,17 +73,22 @@ def collect(
 
 def variable_of(provider: str, field: str, environment: Environment) -> tuple[str, str] | None:
     """Our own variable for a field, else the one the provider's users know."""
+    for name in names_of(provider, field):
+        value, where = environment.get(name, ("", ""))
+        if value.strip():
+            return value, where
+    return None
+
+
+def names_of(provider: str, field: str) -> list[str]:
+    """The variables that a field is read from, the first that is set wins."""
     stem = provider.upper().replace("-", "_")
     names = [f"LOCALFIRST_PROVIDERS_{stem}_{field.upper()}"]
     if field in PLAIN_VARIABLES:
         names.append(f"{stem}_{PLAIN_VARIABLES[field]}")
     if field == "account":
         names.append(f"{stem}_ACCOUNT_ID")
-    for name in names:
-        value, where = environment.get(name, ("", ""))
-        if value.strip():
-            return value, where
-    return None
+    return names
 
 
 def keys_of(

@@ -144,11 +144,11 @@ SETTINGS: tuple[Setting, ...] = (
     S("pull.connections", "int", "parallel ranges", 4, (), (), "", 1, 32),
     S("pull.limit_rate", "rate", "bytes per second, 0 unlimited", 0, (), (), "limit_rate_bytes_s"),
     S("pull.reserve_disk", "bytes", "left free on disk", 2 * 10**9, (), (), "reserve_disk_bytes"),
-    S("pull.mirrors", "map", "registry host to base URL", {}),
+    S("pull.mirrors", "map", "registry host to a base URL asked first", {}),
     S(
         "pull.registries",
         "list",
-        "hosts a gateway client may pull from",
+        "hosts a gateway client may pull from; asked where their mirror fails",
         ("registry.ollama.ai", "hf.co", "huggingface.co"),
     ),
     S(

@@ -33,6 +33,7 @@ def unit(
     argv: Sequence[str],
     *,
     environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     stop_s: float = 20.0,
 ) -> Unit:
     """
@@ -43,6 +44,7 @@ def unit(
         home: the user's home.
         argv: the command to run, its first word an absolute path.
         environ: variables the service needs and that are no secrets.
+        folder: where it runs, when that matters.
         stop_s: seconds it gets to end.
 
     Raises:
@@ -52,7 +54,7 @@ def unit(
     if platform.startswith("linux"):
         return Unit(
             path=home / ".config/systemd/user" / f"{NAME}.service",
-            text=systemd(argv, given, stop_s=stop_s),
+            text=systemd(argv, given, folder=folder, stop_s=stop_s),
             commands=(
                 ("systemctl", "--user", "daemon-reload"),
                 ("systemctl", "--user", "enable", "--now", NAME),
@@ -60,9 +62,10 @@ def unit(
         )
     if platform == "darwin":
         path = home / "Library/LaunchAgents" / f"{LABEL}.plist"
+        log = home / "Library/Logs/localfirst.log"
         return Unit(
             path=path,
-            text=launchd(argv, given, log=home / "Library/Logs/localfirst.log", stop_s=stop_s),
+            text=launchd(argv, given, log=log, folder=folder, stop_s=stop_s),
             commands=(("launchctl", "load", "-w", str(path)),),
         )
     raise ConfigError(
@@ -72,18 +75,27 @@ def unit(
     )
 
 
-def systemd(argv: Sequence[str], environ: Mapping[str, str], *, stop_s: float = 20.0) -> str:
+def systemd(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    folder: Path | None = None,
+    stop_s: float = 20.0,
+) -> str:
     """
     A systemd user unit.
 
     `exec` because the gateway is ready within a second and has no readiness protocol;
-    `mixed` so that the gateway itself ends the engine it started.
+    `mixed` so that the gateway itself ends the engine it started; a broken configuration
+    (exit code 2) does not mend itself by another start.
     """
     variables = "".join(
         f"Environment={_systemd_word(f'{name}={value}', dollar='$')}\n"
         for name, value in sorted(environ.items())
     )
     command = " ".join(_systemd_word(word) for word in argv)
+    # A path to the end of the line, not a word: it is not quoted (systemd.exec(5)).
+    place = f"WorkingDirectory={str(folder).replace('%', '%%')}\n" if folder else ""
     return f"""\
 [Unit]
 Description=localfirst: answers LLM requests from this machine first
@@ -93,8 +105,9 @@ After=network.target
 Type=exec
 ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
-{variables}Restart=on-failure
+{place}{variables}Restart=on-failure
 RestartSec=2
+RestartPreventExitStatus=2
 KillMode=mixed
 TimeoutStopSec={stop_s:g}
 NoNewPrivileges=yes
@@ -107,13 +120,21 @@ WantedBy=default.target
 
 
 def launchd(
-    argv: Sequence[str], environ: Mapping[str, str], *, log: Path, stop_s: float = 20.0
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    log: Path,
+    folder: Path | None = None,
+    stop_s: float = 20.0,
 ) -> str:
     """A launchd user agent; launchd restarts it unless it ended in order."""
     words = "".join(f"    <string>{escape(word)}</string>\n" for word in argv)
     variables = "".join(
         f"    <key>{escape(name)}</key><string>{escape(value)}</string>\n"
         for name, value in sorted(environ.items())
+    )
+    place = (
+        f"  <key>WorkingDirectory</key><string>{escape(str(folder))}</string>\n" if folder else ""
     )
     return f"""\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -128,7 +149,7 @@ def launchd(
   <key>EnvironmentVariables</key>
   <dict>
 {variables}  </dict>
-  <key>RunAtLoad</key><true/>
+{place}  <key>RunAtLoad</key><true/>
   <key>KeepAlive</key>
   <dict>
     <key>SuccessfulExit</key><false/>
@@ -148,7 +169,7 @@ def _systemd_word(word: str, *, dollar: str = "$$") -> str:
     Variables are replaced in commands only (systemd.exec(5), `Environment=`).
     """
     plain = word.replace("%", "%%").replace("$", dollar)
-    if plain and not set(plain) & set(" \t\"'\\;"):
+    if plain and not set(plain) & set(" \t\n\"'\\;"):
         return plain
-    inside = plain.replace("\\", "\\\\").replace('"', '\\"')
+    inside = plain.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{inside}"'

@@ -37,3 +37,50 @@ def test_install_writes_a_user_unit_and_tells_how_to_start_it(tmp_path: Path) ->
             timeout=30,
         )
         assert "Unknown" not in said.stderr
+
+
+WORDS = ("serve", "--print", "--log-requests", "--local-only", "--set", "gateway.drain_s=60")
+
+
+def test_the_service_serves_as_the_command_would_have(tmp_path: Path) -> None:
+    """What a flag, a `--set` or a variable said, privacy first, must not end with the shell."""
+    done = run(tmp_path, *WORDS, "--set", "order=local,pull", LOCALFIRST_OFFLINE="true")
+    assert done.code == 0, done.err
+    for words in (
+        "--local-only",
+        "--log-requests",
+        "gateway.drain_s=60",
+        "order=local,pull",
+        f"LOCALFIRST_CONFIG={tmp_path}/config.toml",
+        f"LOCALFIRST_STATE_DIR={tmp_path}/state",
+        f"OLLAMA_MODELS={tmp_path}/models",
+        "LOCALFIRST_OFFLINE=true",
+    ):
+        assert words in done.out or words.replace("=", "</key><string>") in done.out, words
+    assert "70" in done.out, "60 s for running answers, and what closing the engine takes"
+
+
+def test_a_relative_configuration_file_is_found_from_elsewhere_too(tmp_path: Path) -> None:
+    done = run(tmp_path, "serve", "--print", LOCALFIRST_CONFIG="config.toml")
+    assert f"{tmp_path}/config.toml" in done.out
+
+
+def test_a_dotenv_is_found_again_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_dotenv_canary\nLLM_MAX_TOKENS=7\n")
+    done = run(tmp_path, "serve", "--print", LOCALFIRST_CONFIG="")
+    assert str(tmp_path) in done.out[done.out.index("WorkingDirectory") :].splitlines()[0]
+    assert "canary" not in done.out + done.err
+
+
+def test_no_key_gets_into_the_service_file_and_each_one_left_behind_is_named(
+    tmp_path: Path,
+) -> None:
+    key = "gsk_" + "a1b2c3d4" * 6
+    done = run(tmp_path, "serve", "--print", GROQ_API_KEY=key, LOCALFIRST_GATEWAY_KEYS="sesame")
+    assert done.code == 0
+    assert key not in done.out and "sesame" not in done.out
+    assert "will not see `GROQ_API_KEY`" in done.err
+    assert "will not see `LOCALFIRST_GATEWAY_KEYS`" in done.err
+    refused = run(tmp_path, "serve", "--print", "--set", "gateway.keys=sesame")
+    assert (refused.code, refused.out) == (2, "")
+    assert "sesame" not in refused.err and "`gateway.keys`" in refused.err

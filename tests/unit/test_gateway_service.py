@@ -35,6 +35,7 @@ def test_systemd_gets_a_user_unit_that_restarts_and_reloads() -> None:
         ('say "x"', '"say \\"x\\""'),
         ("a\\b", '"a\\\\b"'),
         ("50%", "50%%"),
+        ("a\nb", '"a\\nb"'),
     ],
 )
 def test_systemd_words_are_taken_literally(word: str, written: str) -> None:
@@ -44,6 +45,14 @@ def test_systemd_words_are_taken_literally(word: str, written: str) -> None:
 def test_systemd_replaces_no_variables_in_the_environment() -> None:
     """Only in commands, says systemd.exec(5); a doubled dollar would stay doubled."""
     assert "Environment=PRICE=5$%%\n" in service.systemd(["x"], {"PRICE": "5$%"})
+
+
+def test_a_folder_and_the_time_to_stop_reach_either_system(tmp_path: Path) -> None:
+    folder = tmp_path / "50% mine"
+    linux = service.unit("linux", HOME, ARGV, folder=folder, stop_s=70).text.splitlines()
+    assert f"WorkingDirectory={tmp_path}/50%% mine" in linux and "TimeoutStopSec=70" in linux
+    mac = plistlib.loads(service.unit("darwin", HOME, ARGV, folder=folder, stop_s=70).text.encode())
+    assert (mac["WorkingDirectory"], mac["ExitTimeOut"]) == (str(folder), 70)
 
 
 def test_launchd_gets_a_property_list_that_parses() -> None:
