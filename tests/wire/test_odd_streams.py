@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from localfirst.errors import UpstreamBroken, UpstreamNonsense, UpstreamRefused
-from localfirst.events import FinishReason, ToolCallDelta
+from localfirst.events import FinishReason, Relayed, ToolCallDelta
 from localfirst.types import Json
 from localfirst.wire.conclusion import CALLS_MOST
 from localfirst.wire.openai import events as openai
-from tests.wire.support import Heard, dumps, hear, sliced
+from tests.wire.support import Heard, dumps, hear, payloads, sliced
 
 DONE = b"data: [DONE]\n\n"
 
@@ -555,3 +555,19 @@ def test_a_server_that_always_streams_is_understood(relay: bool) -> None:
         whole(HELLO + event({"error": {"message": "m"}}) + DONE, relay=relay)
     with pytest.raises(UpstreamNonsense):
         whole(event({}) + DONE, relay=relay)
+
+
+def test_content_in_parts_is_handed_through_as_text_with_its_thinking_beside() -> None:
+    parts: Json = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
+    raw = delta(role="assistant", content="") + delta(content=parts, x=1) + delta(content="Hi")
+    raw += delta(content=[{"type": "text", "text": "!"}], finish="stop")
+    passed = heard(raw + DONE, relay=True)
+    texts = [one["choices"][0]["delta"] for one in payloads(passed.relayed) if one != "[DONE]"]
+    assert [text["content"] for text in texts] == ["", "", "Hi", "!"]
+    assert (texts[1]["reasoning_content"], texts[1]["x"]) == ("hm", 1)
+    said = {"role": "assistant", "content": [*parts, {"type": "text", "text": "Hi"}]}
+    body = dumps({"choices": [{"index": 0, "message": said, "finish_reason": "stop"}, 5]})
+    (whole,) = openai.read_reply(body, relay=True)
+    assert isinstance(whole, Relayed)
+    told = json.loads(whole.data)["choices"][0]["message"]
+    assert (told["content"], told["reasoning"]) == ("Hi", "hm")

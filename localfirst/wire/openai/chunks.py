@@ -125,6 +125,10 @@ class Chunk(msgspec.Struct, gc=False):
         return usage_of(counts) if counts else None
 
 
+class Odd(Chunk, gc=False):
+    """A payload that is not quite of the dialect."""
+
+
 CHUNK = msgspec.json.Decoder(Chunk)
 
 REASONS = {
@@ -173,6 +177,25 @@ def read(data: bytes) -> Chunk:
         return _lenient(forgiving.loads(data))
 
 
+def in_texts(data: bytes, chunk: Chunk) -> bytes:
+    """
+    The *data* of a *chunk* or a reply for a client of this dialect: its content is text, and
+    thinking stands beside it. Magistral's is a list of parts, which no such client reads.
+    """
+    if type(chunk) is not Odd or not chunk.choices:
+        return data
+    value, changed = forgiving.loads(data), False
+    for choice in filter(lambda item: isinstance(item, dict), value["choices"]):
+        for said in map(choice.get, ("delta", "message")):
+            if not isinstance(said, dict) or not isinstance(said.get("content"), list):
+                continue
+            said["content"], thought = _split(said["content"])
+            if thought:
+                said["reasoning_content"] = said["reasoning"] = thought
+            changed = True
+    return msgspec.json.encode(value) if changed else data
+
+
 def usage_of(counts: Counts) -> Usage:
     """Counts as a `Usage`."""
     prompt = counts.prompt_tokens_details
@@ -203,7 +226,7 @@ def _lenient(value: Any) -> Chunk:
     if not isinstance(value, dict):
         raise msgspec.ValidationError("not an object")
     choices = value.get("choices")
-    return Chunk(
+    return Odd(
         choices=[_choice(item) for item in choices if isinstance(item, dict)]
         if isinstance(choices, list)
         else None,

@@ -30,6 +30,7 @@ from localfirst.wire.openai.chunks import (
     Choice,
     Chunk,
     Delta,
+    in_texts,
     logprobs_of,
     read,
     reason_of,
@@ -156,7 +157,8 @@ class StreamReader:
             return
         batch.content |= said
         if not (self._strip_usage and not chunk.choices and chunk.usage is not None):
-            batch.raw.append(frame.raw)
+            told = in_texts(data, chunk)
+            batch.raw.append(frame.raw if told is data else b"data: %b\n\n" % told)
 
     def _passes(self, frame: SseEvent, batch: _Batch) -> bool:
         """Relay an ordinary piece of text or reasoning at once; False for all that is more."""
@@ -243,8 +245,9 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     if body[:1] != b"{" and begins_event(body):
         return _streamed(body)
     chunk = _sound(body)
+    told = in_texts(body, chunk) if relay else body
     if relay and (reason := _plain_reason(chunk)) is not None:
-        return [Relayed(body, True, True, chunk.counted, reason)]
+        return [Relayed(told, True, True, chunk.counted, reason)]
     if not chunk.choices:
         raise UpstreamNonsense("an answer without choices")
     so_far = Conclusion()
@@ -255,7 +258,7 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     so_far.reason = reason_of(choice.finish_reason) if choice.finish_reason else None
     finished = so_far.finish()
     if relay:
-        return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
+        return [Relayed(told, so_far.said, True, finished.usage, finished.reason)]
     return [*events, finished]
 
 
