@@ -149,7 +149,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PullSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Downloads. `mirrors` maps a registry's host to a base URL; only `registries` are asked."""
+    """
+    Downloads. `mirrors` maps a registry's host to a base URL that is asked first; only
+    `registries` are asked, also where a mirror fails.
+    """
 
     connections: int = 4
     limit_rate_bytes_s: int = 0

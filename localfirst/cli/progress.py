@@ -50,6 +50,13 @@ class Ticker:
             self._said_at = now
             self._say()
 
+    def interrupt(self, line: str) -> None:
+        """Say *line* above the bar."""
+        if self._bar is None:
+            say(line)
+        else:
+            self._bar.write(plain(line), file=sys.stderr)
+
     def close(self) -> None:
         """Leave the last state standing."""
         if self._bar is not None:

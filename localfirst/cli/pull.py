@@ -139,9 +139,12 @@ async def given_up(job: PullJob) -> None:
 
 async def tell(job: PullJob, runtime: Runtime) -> None:
     """Progress for people, until the job ends."""
-    ticker = Ticker(job.name)
+    ticker, told = Ticker(job.name), 0
     try:
         async for snapshot in job.snapshots():
+            for note in snapshot.notes[told:]:
+                ticker.interrupt(f"{job.name}: {note}")
+            told = len(snapshot.notes)
             ticker.show(
                 job.completed_bytes,
                 job.total_bytes,
@@ -183,6 +186,7 @@ def line(job: PullJob, snapshot: Snapshot) -> dict[str, Json]:
         "total_bytes": job.total_bytes,
         "rate_bytes_s": round(snapshot.rate_bytes_s),
         "eta_s": None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
+        "notes": list(snapshot.notes),
         "digest": job.manifest.digest if job.manifest else None,
     }
 

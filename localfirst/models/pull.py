@@ -35,6 +35,7 @@ from localfirst.models.pull_errors import broken
 from localfirst.models.pull_job import JobState, PullJob
 from localfirst.models.pull_transfer import PAUSES_S
 from localfirst.models.registry import Registry
+from localfirst.models.sources import Tell, silent
 from localfirst.models.store import Store, StoredModel
 from localfirst.settings import PullSettings
 from localfirst.transport import files
@@ -239,7 +240,7 @@ class Puller:
         if through:
             await self._pull_through(through, job, want)
             return
-        manifest = await self._manifest(want)
+        manifest = await self._manifest(want, job.note)
         job.manifest = manifest
         job.set_layers(manifest.blobs)
         job.turn(JobState.CHECKING)
@@ -260,7 +261,7 @@ class Puller:
     async def _pull_through(self, url: str, job: PullJob, want: Want) -> None:
         """Have another's Ollama pull; its memory is checked as ours, its disk is its own."""
         try:
-            manifest = await self._manifest(want)
+            manifest = await self._manifest(want, job.note)
         except RegistryRefused as error:
             if error.status is not None:
                 raise
@@ -283,7 +284,7 @@ class Puller:
             job.set_completed(layer.digest, layer.size_bytes, cached=True)
         return True
 
-    async def _manifest(self, want: Want) -> Manifest:
+    async def _manifest(self, want: Want, tell: Tell = silent) -> Manifest:
         if want.manifest is not None:
             return want.manifest
         if want.ref.is_remote and want.ref.host == names.DEFAULT_HOST:
@@ -293,7 +294,11 @@ class Puller:
                 code="model-is-remote",
             )
         data, digest = await self.registry.manifest(
-            want.ref, insecure=want.insecure, any_host=want.any_host
+            want.ref,
+            digest=want.digest,
+            insecure=want.insecure,
+            any_host=want.any_host,
+            tell=tell,
         )
         if want.digest and digest != want.digest:
             raise VerificationFailed(

@@ -16,7 +16,7 @@ from threading import Event
 
 import msgspec
 
-from localfirst.errors import DigestMismatch, PullCancelled, VerificationFailed
+from localfirst.errors import DigestMismatch, PullCancelled, PullError, VerificationFailed
 from localfirst.models import pull_partial
 from localfirst.models.manifest import Layer, Manifest
 from localfirst.models.names import ModelName
@@ -85,25 +85,42 @@ class Blobs:
         job.turn(JobState.PULLING, layer.digest)
         try:
             await self._fetch(job, want, layer)
-        except DigestMismatch:
+        except DigestMismatch as error:
             LOG.warning("blob %s was false; fetching it once more", layer.short)
-            await self._fetch(job, want, layer)
+            mirror = self.registry.sources.mirror(want.ref)
+            if mirror:
+                self.registry.sources.failed(mirror, error)
+                job.note(f"blob {layer.short} was false: fetching it from `{want.ref.host}`")
+            await self._fetch(job, want, layer, without=frozenset({mirror}))
         job.set_completed(layer.digest, layer.size_bytes)
         job.wake()
 
-    async def _fetch(self, job: PullJob, want: Want, layer: Layer) -> None:
+    async def _fetch(
+        self,
+        job: PullJob,
+        want: Want,
+        layer: Layer,
+        *,
+        without: frozenset[str] = frozenset(),
+    ) -> None:
         if layer.size_bytes > SMALL_BYTES:
-            await self._large(job, want, layer)
+            await self._large(job, want, layer, without)
             return
         data = await self.registry.piece(
-            want.ref, layer, layer.size_bytes, insecure=want.insecure, any_host=want.any_host
+            want.ref,
+            layer,
+            layer.size_bytes,
+            insecure=want.insecure,
+            any_host=want.any_host,
+            without=without,
+            tell=job.note,
         )
         try:
             self.store.put_bytes(data, layer.digest)
         except VerificationFailed as error:
             raise DigestMismatch(error.message) from error
 
-    async def _large(self, job: PullJob, want: Want, layer: Layer) -> None:
+    async def _large(self, job: PullJob, want: Want, layer: Layer, without: frozenset[str]) -> None:
         """Transfer a blob, or follow the process that does and take over if it ends."""
         lock = files.FileLock(self.store.prepare("locks") / f"{layer.digest[7:]}.lock")
         while not lock.try_acquire():
@@ -113,23 +130,34 @@ class Blobs:
         try:
             if not self.store.has_blob(layer):
                 job.turn(JobState.PULLING, layer.digest)
-                await self._transfer(job, want, layer)
+                await self._transfer(job, want, layer, without)
         finally:
             lock.release()
 
-    async def _transfer(self, job: PullJob, want: Want, layer: Layer) -> None:
+    async def _transfer(
+        self, job: PullJob, want: Want, layer: Layer, without: frozenset[str]
+    ) -> None:
         loop = asyncio.get_running_loop()
         partial = pull_partial.Partial(self.store, layer)
 
         def locate(stale: Location | None) -> Location:
             asked = self.registry.locate(
-                want.ref, layer, insecure=want.insecure, any_host=want.any_host
+                want.ref,
+                layer,
+                insecure=want.insecure,
+                any_host=want.any_host,
+                without=without | transfer.left,
+                tell=job.note,
             )
             return _awaited(asyncio.run_coroutine_threadsafe(asked, loop), transfer.stopped)
 
         def moved() -> None:
             job.set_completed(layer.digest, transfer.completed_bytes)
             job.wake_soon()
+
+        def moved_on(location: Location, error: PullError) -> None:
+            self.registry.sources.failed(location.source, error)
+            loop.call_soon_threadsafe(job.note, f"{error.message}: going on elsewhere")
 
         transfer = Transfer(
             partial,
@@ -142,6 +170,7 @@ class Blobs:
             limiter=self._limiter,
             pauses_s=self._pauses_s,
             on_progress=moved,
+            on_leaving=moved_on,
         )
         moved()
         try:

@@ -19,6 +19,7 @@ from localfirst.models.names import ModelName
 from localfirst.types import Clock
 
 WAKE_EVERY_S = 0.05
+MOST_NOTES = 16
 
 
 class JobState(StrEnum):
@@ -49,7 +50,11 @@ class LayerProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about a job at one moment, for lists and for Ollama's progress lines."""
+    """
+    Everything about a job at one moment, for lists and for Ollama's progress lines.
+
+    `notes` say in the order of their coming what a person should know although it goes on.
+    """
 
     name: str
     state: JobState
@@ -58,6 +63,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     removed_layers: int = 0
     error: str = ""
     hint: str = ""
+    notes: tuple[str, ...] = ()
     started_unix: float = 0.0
     rate_bytes_s: float = 0.0
     eta_s: float | None = None
@@ -78,6 +84,7 @@ class PullJob:
         self.error: LocalFirstError | None = None
         self.manifest: Manifest | None = None
         self.removed_layers = 0
+        self.notes: tuple[str, ...] = ()
         self.current = ""
         self.started_unix = clock.unix()
         self._clock = clock
@@ -121,6 +128,7 @@ class PullJob:
             detail=self.name,
             completed_bytes=self.completed_bytes,
             total_bytes=self.total_bytes,
+            note=self.notes[-1] if self.notes else "",
         )
 
     def snapshot(self) -> Snapshot:
@@ -135,6 +143,7 @@ class PullJob:
             removed_layers=self.removed_layers,
             error=self.error.message if self.error else "",
             hint=self.error.hint if self.error else "",
+            notes=self.notes,
             started_unix=self.started_unix,
             rate_bytes_s=rate,
             eta_s=left / rate if rate and not self.ended else None,
@@ -236,6 +245,12 @@ class PullJob:
             completed_bytes=max(before.completed_bytes, min(completed, before.total_bytes)),
             cached=before.cached or cached,
         )
+
+    def note(self, told: str) -> None:
+        """Tell the watchers something, once."""
+        if told not in self.notes and len(self.notes) < MOST_NOTES:
+            self.notes = (*self.notes, told)
+            self.wake()
 
     def turn(self, state: JobState, current: str = "") -> None:
         """Enter a state and tell the watchers."""

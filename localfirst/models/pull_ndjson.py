@@ -3,6 +3,7 @@ A pull in the lines of Ollama's `/api/pull`, so that Ollama's own clients show t
 
     {"status":"pulling manifest"}
     {"status":"pulling 8934d96d3f08","digest":"sha256:…","total":N,"completed":M}    per blob
+    {"status":"`mirror.corp` answered 503 …: going on at `registry.ollama.ai`"}      if it did
     {"status":"verifying sha256 digest"}
     {"status":"writing manifest"}
     {"status":"removing unused layers"}                 only if the old version left some
@@ -28,6 +29,8 @@ LAST = ("verifying sha256 digest", "writing manifest", "removing unused layers",
 def lines(before: Snapshot | None, now: Snapshot) -> list[bytes]:
     """The lines to send at *now*, when those of *before* have been sent; an error is none."""
     said = [FIRST] if before is None else []
+    told = len(before.notes) if before else 0
+    said += [_line({"status": note}) for note in now.notes[told:]]
     known = {layer.digest: layer for layer in before.layers} if before else {}
     for layer in now.layers:
         old = known.get(layer.digest)

@@ -44,7 +44,8 @@ class Transfer:
     Fetches one blob into *partial*; `run` blocks until it is whole and verified.
 
     *locate* says where the blob is (called from worker threads; its argument is a location
-    that no longer works). `completed_bytes` may be read from any thread and never falls.
+    that no longer works), without asking those that were `left`, of which *on_leaving* is
+    told. `completed_bytes` may be read from any thread and never falls.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Transfer:
         limiter: Limiter | None = None,
         pauses_s: tuple[float, ...] = PAUSES_S,
         on_progress: Callable[[], None] = lambda: None,
+        on_leaving: Callable[[Location, PullError], None] = lambda *_: None,
     ) -> None:
         self.partial = partial
         self.layer: Layer = partial.layer
@@ -79,6 +81,8 @@ class Transfer:
         self._locate = locate
         self._locating = threading.Lock()
         self._location: Location | None = None
+        self.left: frozenset[str] = frozenset()
+        self._on_leaving = on_leaving
         self._on_progress = on_progress
         self._highest = self.board.done.total
         self._unsynced = 0
@@ -135,6 +139,18 @@ class Transfer:
             if self._location is None or self._location is stale:
                 self._location = self._locate(stale)
             return self._location
+
+    def leave(self, location: Location | None, error: PullError) -> bool:
+        """Go on elsewhere than at *location*; False where nobody else may have it."""
+        with self._locating:
+            if location is None or not location.others:
+                return False
+            if location.source not in self.left:
+                self.left |= {location.source}
+                self._on_leaving(location, error)
+            if self._location is location:
+                self._location = None
+            return True
 
     def wrote(self, start: int, end: int) -> None:
         """Called under the lock after each write; wakes the hasher."""

@@ -18,7 +18,7 @@ import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from localfirst.errors import LocalFirstError, PullError, RegistryRefused
+from localfirst.errors import LocalFirstError, PullError, PullStalled, RegistryRefused
 from localfirst.models.pull_errors import broken, is_passing, refused, retry_after_s
 from localfirst.models.pull_ranges import Claim
 from localfirst.models.registry_auth import origin
@@ -151,27 +151,40 @@ class Worker(threading.Thread):
         robbed = self._claimed is not None and self._claimed.lost
         if robbed or transfer.stopped.is_set() or transfer.board.complete:
             return 0.0
-        if not isinstance(error, PullError) or _is_final(error):
+        if not isinstance(error, PullError) or error.code in _OURS:
             transfer.fail(error)
             return 0.0
-        if brought or transfer.fetched_bytes != self._mark:
+        if _is_final(error):
+            return self._over(error)
+        others = self._location is not None and self._location.others
+        # A drop before each silence is no reason to wait, where somebody else may have it.
+        silent = others and isinstance(error, PullStalled)
+        if (brought or transfer.fetched_bytes != self._mark) and not silent:
             self._strikes = 0
         self._mark = transfer.fetched_bytes
         status = getattr(error, "status", None)
-        if status in STALE_STATUSES or self._strikes:
+        if self._location is not None and (status in STALE_STATUSES or self._strikes):
             self._stale = self._location
-        final = len(transfer.pauses_s) if is_passing(error) else 2
+        final = len(transfer.pauses_s) if is_passing(error) and not others else 2
         if self._strikes >= final:
-            transfer.fail(error)
-            return 0.0
+            return self._over(error)
         pause = 0.0 if brought else transfer.pauses_s[min(self._strikes, final - 1)]
         self._strikes += 1
         wait = getattr(error, "retry_after_s", None)
         return wait if wait is not None else pause * random.uniform(0.75, 1.0)
 
+    def _over(self, error: PullError) -> float:
+        """Leave a source that does not do; the whole transfer fails where it was the last."""
+        if self._transfer.leave(self._location, error):
+            self._strikes = 0
+        else:
+            self._transfer.fail(error)
+        return 0.0
+
     def _fetch(self, claim: Claim) -> None:
         """Ask for a stretch and write what comes."""
         transfer = self._transfer
+        self._location = None
         self._location = location = transfer.location(self._stale)
         self._stale = None
         reader = self._connected(location)
@@ -282,18 +295,15 @@ class Worker(threading.Thread):
             reader.close()
 
 
+_OURS = frozenset({"store-not-writable", "store-file-limit", "store-failed", "pull-cancelled"})
+"""Trouble that has nothing to do with who is asked."""
+
+
 def _is_final(error: PullError) -> bool:
-    """Trouble that no further try will mend."""
+    """Trouble that no further try at the same place will mend."""
     cause_is_tls = isinstance(error.__cause__, ssl.SSLCertVerificationError)
-    return cause_is_tls or error.code in {
-        "registry-tls",
-        "registry-size",
-        "store-not-writable",
-        "store-file-limit",
-        "store-failed",
-        "pull-cancelled",
-        "registry-redirect-refused",
-    }
+    codes = {"registry-tls", "registry-size", "registry-redirect-refused"}
+    return cause_is_tls or error.code in codes
 
 
 def _wrong_size(host: str, what: str, said: str, wanted: int) -> RegistryRefused:

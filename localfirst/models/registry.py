@@ -1,5 +1,5 @@
 """
-A registry, asked over HTTP: manifests, and where blobs are.
+A registry or its mirror, asked over HTTP: manifests, and where blobs are.
 
 Redirects are followed by hand: the authorization stays with the registry's origin, https
 never becomes http, and a registry elsewhere cannot send us to this machine. A registry on
@@ -9,26 +9,30 @@ connections and tokens, and no body is read past its bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from localfirst.errors import LocalFirstError, PrivacyRefused, RegistryRefused
+from localfirst.errors import LocalFirstError, PrivacyRefused, PullError, RegistryRefused
 from localfirst.models import manifest as manifests
 from localfirst.models import registry_auth as auth
 from localfirst.models.manifest import Layer
 from localfirst.models.names import ModelName
 from localfirst.models.pull_errors import broken, is_passing, refused, retry_after_s
+from localfirst.models.sources import Sources, Tell, of_both, passed_on, silent
 from localfirst.settings import PullSettings
 from localfirst.transport import http
-from localfirst.transport.bulk import is_private, tls_context
+from localfirst.transport.bulk import tls_context
 from localfirst.types import Clock
 
 if TYPE_CHECKING:
     import httpx
 
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 HOPS = 10
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 TOKEN_LIMIT_BYTES = 64 * 2**10
@@ -36,10 +40,16 @@ PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a blob's bytes are now. `url` may be signed and expire; it is never shown."""
+    """
+    Where a blob's bytes are now. `url` may be signed and expire; it is never shown.
+
+    `source` is the base URL of who told it; `others` says that somebody else may have them.
+    """
 
     url: str
     authorization: str = ""
+    source: str = ""
+    others: bool = False
 
     @property
     def host(self) -> str:
@@ -58,7 +68,8 @@ class Registry:
     With *local_only* nothing beyond this machine is asked (`PrivacyRefused`); blobs are
     fetched only from where one was located, so that this one check guards them too.
     Every method raises `RegistryRefused` (with a code for each cause), `PullStalled`, or
-    `PullError`; passing trouble is retried after *pauses_s* first.
+    `PullError`; passing trouble is retried after *pauses_s* first. Where a mirror fails its
+    registry is asked, which *tell* is told; *without* are sources that are not asked.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Registry:
         self._clock = clock
         self._pauses_s = pauses_s
         self._local_only = local_only
+        self.sources = Sources(settings, clock=clock, local_only=local_only)
         self._clients: dict[bool, httpx.AsyncClient] = {}
         self._tokens: dict[str, str] = {}
 
@@ -84,69 +96,85 @@ class Registry:
         for client in clients:
             await client.aclose()
 
-    def base_url(self, name: ModelName, *, insecure: bool = False, any_host: bool = False) -> str:
-        """
-        `scheme://host[/prefix]` of a name's registry or its mirror, user and password included.
-
-        Raises:
-            RegistryRefused: the host is not among `pull.registries`, or http is not allowed.
-        """
-        mirror = self._settings.mirrors.get(name.host, "")
-        host = urlsplit("//" + name.host).hostname or ""
-        if not (
-            mirror or any_host or name.host in self._settings.registries or http.is_loopback(host)
-        ):
-            raise RegistryRefused(
-                f"`{name.host}` is not among the registries that may be asked",
-                hint=f"add it: `LOCALFIRST_PULL_REGISTRIES={name.host}`",
-                code="registry-not-allowed",
-            )
-        plain = http.is_loopback(host) or insecure
-        base = mirror or f"{name.scheme or ('http' if plain else 'https')}://{name.host}"
-        target = urlsplit(base).hostname or ""
-        near = http.is_loopback(target) or (bool(mirror) and is_private(target))
-        if base.startswith("http:") and not (near or insecure):
-            raise RegistryRefused(
-                f"`{target}` would be asked in plain http",
-                hint="use https, or say `--insecure` if you trust the network",
-                code="registry-insecure",
-            )
-        return base.rstrip("/")
-
     async def manifest(
-        self, name: ModelName, *, insecure: bool = False, any_host: bool = False
+        self,
+        name: ModelName,
+        *,
+        digest: str = "",
+        insecure: bool = False,
+        any_host: bool = False,
+        tell: Tell = silent,
     ) -> tuple[bytes, str]:
-        """A manifest's bytes, and their SHA-256 in hex; raises `ManifestInvalid` for others."""
-        base = self.base_url(name, insecure=insecure, any_host=any_host)
-        url = _url(base, name, f"manifests/{name.tag}")
-        _, data, _ = await self._fetch(
-            base, url, name, limit=manifests.LIMIT_BYTES, accept=manifests.MANIFEST_TYPE
-        )
-        return data, manifests.parse(data).digest
+        """
+        A manifest's bytes, and their SHA-256 in hex; raises `ManifestInvalid` for others.
+
+        A mirror's that is not *digest*, where one is wanted, is taken only if there is none
+        of the registry's own.
+        """
+        others: list[tuple[bytes, str]] = []
+
+        async def ask(base: str, other: bool) -> tuple[bytes, str]:
+            url = _url(base, name, f"manifests/{name.tag}")
+            accept = manifests.MANIFEST_TYPE
+            _, data, _ = await self._fetch(
+                base, url, name, limit=manifests.LIMIT_BYTES, accept=accept, hurry=other
+            )
+            found = manifests.parse(data).digest
+            if other and digest not in {"", found}:
+                others.append((data, found))
+                host = urlsplit(base).hostname
+                raise RegistryRefused(f"`{host}` has another version of `{name.display}`")
+            return data, found
+
+        bases = self.sources.of(name, insecure=insecure, any_host=any_host)
+        try:
+            return await self._of_any(bases, ask, tell)
+        except PullError:
+            if not others:
+                raise
+            return others[0]
 
     async def digest(
         self, name: ModelName, *, insecure: bool = False, any_host: bool = False
     ) -> str:
         """The digest a tag has now: by HEAD where the registry tells it so, else by GET."""
-        base = self.base_url(name, insecure=insecure, any_host=any_host)
-        url = _url(base, name, f"manifests/{name.tag}")
-        headers, _, _ = await self._fetch(
-            base, url, name, method="HEAD", accept=manifests.MANIFEST_TYPE
-        )
-        for header in ("ollama-content-digest", "docker-content-digest"):
-            value = headers.get(header, "").removeprefix("sha256:").lower()
-            if len(value) == 64 and not set(value) - set("0123456789abcdef"):
-                return value
-        return (await self.manifest(name, insecure=insecure, any_host=any_host))[1]
+
+        async def ask(base: str, other: bool) -> str:
+            url = _url(base, name, f"manifests/{name.tag}")
+            headers, _, _ = await self._fetch(
+                base, url, name, method="HEAD", accept=manifests.MANIFEST_TYPE, hurry=other
+            )
+            for header in ("ollama-content-digest", "docker-content-digest"):
+                value = headers.get(header, "").removeprefix("sha256:").lower()
+                if len(value) == 64 and not set(value) - set("0123456789abcdef"):
+                    return value
+            return ""
+
+        bases = self.sources.of(name, insecure=insecure, any_host=any_host)
+        found = await self._of_any(bases, ask, silent)
+        return found or (await self.manifest(name, insecure=insecure, any_host=any_host))[1]
 
     async def locate(
-        self, name: ModelName, layer: Layer, *, insecure: bool = False, any_host: bool = False
+        self,
+        name: ModelName,
+        layer: Layer,
+        *,
+        insecure: bool = False,
+        any_host: bool = False,
+        without: frozenset[str] = frozenset(),
+        tell: Tell = silent,
     ) -> Location:
         """Where a blob's bytes are; asked again when that has expired."""
-        base = self.base_url(name, insecure=insecure, any_host=any_host)
-        url = _url(base, name, f"blobs/{layer.digest}")
-        _, _, location = await self._fetch(base, url, name, first=0, last=0, limit=1)
-        return location
+        bases = self.sources.of(name, insecure=insecure, any_host=any_host, without=without)
+
+        async def ask(base: str, other: bool) -> Location:
+            url = _url(base, name, f"blobs/{layer.digest}")
+            _, _, found = await self._fetch(base, url, name, first=0, last=0, limit=1, hurry=other)
+            return msgspec.structs.replace(
+                found, source=base, others=bool(set(bases) - {base} - without)
+            )
+
+        return await self._of_any(bases, ask, tell)
 
     async def piece(
         self,
@@ -156,17 +184,42 @@ class Registry:
         *,
         insecure: bool = False,
         any_host: bool = False,
+        without: frozenset[str] = frozenset(),
+        tell: Tell = silent,
     ) -> bytes:
         """The first *length* bytes of a blob (a GGUF's header, or a small blob whole)."""
-        base = self.base_url(name, insecure=insecure, any_host=any_host)
-        url = _url(base, name, f"blobs/{layer.digest}")
+        bases = self.sources.of(name, insecure=insecure, any_host=any_host, without=without)
         length = min(length, layer.size_bytes)
         if not length:
             return b""
-        _, data, _ = await self._fetch(base, url, name, first=0, last=length - 1, limit=length)
-        return data
+
+        async def ask(base: str, other: bool) -> bytes:
+            url = _url(base, name, f"blobs/{layer.digest}")
+            _, data, _ = await self._fetch(
+                base, url, name, first=0, last=length - 1, limit=length, hurry=other
+            )
+            return data
+
+        return await self._of_any(bases, ask, tell)
 
     # --- inside ------------------------------------------------------------------------
+
+    async def _of_any(
+        self, bases: Sequence[str], ask: Callable[[str, bool], Awaitable[T]], tell: Tell
+    ) -> T:
+        """The answer of the first of *bases* that has one."""
+        failed: PullError | None = None
+        for base, following in zip(bases, (*bases[1:], ""), strict=True):
+            try:
+                return await ask(base, bool(following))
+            except PullError as error:
+                self.sources.failed(base, error)
+                if not following:
+                    raise of_both(failed, error) from error
+                LOG.warning("%s", passed_on(error, following))
+                tell(passed_on(error, following))
+                failed = error
+        raise AssertionError("the last one returns or raises")
 
     async def _fetch(
         self,
@@ -179,19 +232,25 @@ class Registry:
         first: int | None = None,
         last: int = 0,
         limit: int = 0,
+        hurry: bool = False,
     ) -> tuple[Mapping[str, str], bytes, Location]:
-        """One thing, with retries. *limit* bounds the body; ranges are cut to it."""
+        """
+        One thing, with retries: one only in a *hurry*, since somebody else may have it.
+        *limit* bounds the body; ranges are cut to it.
+        """
         headers = {"accept": accept}
         if first is not None:
             headers["range"] = f"bytes={first}-{last}"
-        for number, pause in enumerate((*self._pauses_s, None)):
+        pauses_s = self._pauses_s[:1] if hurry else self._pauses_s
+        for number, pause in enumerate((*pauses_s, None)):
             try:
                 return await self._follow(base, url, name, method, headers, limit)
             except LocalFirstError as error:
                 wait = getattr(error, "retry_after_s", None)
                 # Offline is told at once: somebody may be waiting for this answer.
                 hopeless = number and first is None and _never_connected(error)
-                if pause is None or hopeless or not is_passing(error) or (wait or 0) > 60:
+                too_long = (wait or 0) > (pause if hurry and pause else 60)
+                if pause is None or hopeless or too_long or not is_passing(error):
                     raise
                 await self._clock.sleep(pause if wait is None else wait)
         raise AssertionError("the last try returns or raises")

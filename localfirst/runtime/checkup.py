@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Any
 from localfirst.engines import launch
 from localfirst.errors import EngineUnavailable
 from localfirst.machine import doctor, recommend
-from localfirst.machine.doctor import Engine, Facts, Finding, Key, Proof, Report, StoreFacts
+from localfirst.machine.doctor import (
+    Engine,
+    Facts,
+    Finding,
+    Key,
+    Mirror,
+    Proof,
+    Report,
+    StoreFacts,
+)
 from localfirst.machine.recommend import Recommendation
-from localfirst.models import pulls
+from localfirst.models import names, pulls, sources
 
 if TYPE_CHECKING:
     from localfirst.runtime.runtime import Runtime
@@ -56,6 +65,7 @@ async def examine(
         embedded=find_spec("xllamacpp") is not None,
         ollama_installed=_ollama_installed(runtime),
         keys=tuple(_key(one) for one in runtime.providers.values()),
+        mirrors=_mirrors(runtime),
         online=online,
         online_reason=runtime.connectivity.reason(),
         store=await asyncio.to_thread(_store, runtime, damaged),
@@ -99,6 +109,18 @@ def _ollama_installed(runtime: Runtime) -> bool:
     except EngineUnavailable:
         return False
     return True
+
+
+def _mirrors(runtime: Runtime) -> tuple[Mirror, ...]:
+    asked = runtime.puller.registry.sources
+    return tuple(
+        Mirror(
+            registry=registry,
+            host=sources.host_of(url),
+            backed=bool(asked.mirror(names.parse(f"{registry}/library/any"))),
+        )
+        for registry, url in runtime.settings.pull.mirrors.items()
+    )
 
 
 def _key(provider: Any) -> Key:

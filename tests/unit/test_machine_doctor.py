@@ -11,7 +11,7 @@ import pytest
 
 from localfirst.engines.base import EngineStatus, LocalModel
 from localfirst.machine import doctor, recommend
-from localfirst.machine.doctor import Engine, Facts, Finding, Key, Model, Proof, Severity
+from localfirst.machine.doctor import Engine, Facts, Finding, Key, Mirror, Model, Proof, Severity
 from localfirst.machine.fit import Cpu, Disk, Gpu, Hardware
 from localfirst.machine.serverless import verdict
 from localfirst.settings import (
@@ -251,6 +251,18 @@ TROUBLES: list[tuple[str, Severity, Facts, str]] = [
             )
         ),
         "10.0.0.9",
+    ),
+    (
+        "mirror",
+        Severity.OK,
+        healthy(mirrors=(Mirror(registry="registry.ollama.ai", host="m.corp", backed=True),)),
+        "`m.corp` is asked first, `registry.ollama.ai` where it fails",
+    ),
+    (
+        "mirror-alone",
+        Severity.INFO,
+        healthy(mirrors=(Mirror(registry="registry.ollama.ai", host="m.corp"),)),
+        "`registry.ollama.ai` is not asked where it fails: not in `pull.registries`",
     ),
     (
         "state-unwritable",

@@ -9,7 +9,6 @@ import pytest
 
 from localfirst.errors import PullError
 from localfirst.models import names
-from localfirst.models.registry import Registry
 from localfirst.models.registry_auth import (
     EMPTY_BODY_HASH,
     Challenge,
@@ -19,6 +18,7 @@ from localfirst.models.registry_auth import (
     same_service,
     token_request,
 )
+from localfirst.models.sources import Sources
 from localfirst.settings import PullSettings
 from localfirst.transport.clock import SystemClock
 
@@ -33,8 +33,8 @@ def base(name: str, *, mirrors: bool = False, insecure: bool = False) -> str:
     settings = PullSettings(
         registries=("registry.ollama.ai", "reg.example"), mirrors=MIRRORS if mirrors else {}
     )
-    registry = Registry(settings, environ={}, clock=SystemClock())
-    return registry.base_url(names.parse(name), insecure=insecure)
+    sources = Sources(settings, clock=SystemClock(), local_only=False)
+    return sources.of(names.parse(name), insecure=insecure)[0]
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,22 @@ def network(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def mirrors(facts: Facts) -> Iterator[Finding]:
+    """Where models are downloaded from, and whether a mirror's end is a download's end."""
+    for mirror in facts.mirrors:
+        alone = f"`{mirror.registry}` is not asked where it fails"
+        why = "`privacy` is local-only" if facts.local_only else "not in `pull.registries`"
+        yield Finding(
+            code="mirror" if mirror.backed else "mirror-alone",
+            area="pull",
+            severity=Severity.OK if mirror.backed else Severity.INFO,
+            title=f"models of {mirror.registry} come from its mirror",
+            evidence=f"`{mirror.host}` is asked first, `{mirror.registry}` where it fails"
+            if mirror.backed
+            else f"`{mirror.host}`; {alone}: {why}",
+        )
+
+
 def hosting(facts: Facts) -> Iterator[Finding]:
     """Where this process runs, as far as downloads are concerned."""
     found = facts.serverless

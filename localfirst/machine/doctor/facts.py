@@ -83,6 +83,14 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     variables: tuple[str, ...] = ()
 
 
+class Mirror(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is asked for a registry's models first; `backed` says that it stands in for it."""
+
+    registry: str
+    host: str
+    backed: bool = False
+
+
 class StoreFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
     The folder of models: `unwritable` is why nothing can be written there, "" when it can.
@@ -122,6 +130,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     embedded: bool = False
     ollama_installed: bool = False
     keys: tuple[Key, ...] = ()
+    mirrors: tuple[Mirror, ...] = ()
     online: bool | None = None
     online_reason: str = ""
     store: StoreFacts = StoreFacts(root="")

@@ -21,6 +21,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     answers.models,
     answers.providers,
     answers.network,
+    answers.mirrors,
     answers.hosting,
     answers.settings,
 )
