@@ -34,6 +34,7 @@ from localfirst.types import Dialect, Needs
 from tests.fakes.engine_bench import (
     NO_REAL,
     REAL,
+    JumpyClock,
     Served,
     ask,
     call_of,
@@ -58,10 +59,13 @@ ENDLESS = 1900
 class Bench:
     """A real daemon with `tiny` (its GGUF's template) and `tmpl` (a Go template of Ollama's)."""
 
-    def __init__(self, served: Served, engine: OllamaEngine, store: Store) -> None:
+    def __init__(
+        self, served: Served, engine: OllamaEngine, store: Store, clock: JumpyClock
+    ) -> None:
         self.served = served
         self.engine = engine
         self.store = store
+        self.clock = clock
 
     def signal(self, number: signal.Signals) -> None:
         """Send it to every runner."""
@@ -71,6 +75,14 @@ class Bench:
     async def listed(self) -> list[str]:
         """What `/api/ps` says is in memory."""
         return [entry.name for entry in await self.engine.daemon.ps(30.0)]
+
+    async def list_hangs(self) -> bool:
+        """Whether `/api/ps` is held back by a runner that does not answer."""
+        try:
+            await self.engine.daemon.ps(0.5)
+        except UpstreamBroken as error:
+            return error.breakage is Breakage.FIRST_BYTE_TIMEOUT
+        return False
 
 
 @contextlib.asynccontextmanager
@@ -87,10 +99,9 @@ async def bench(
     upstream = UpstreamClient(SystemClock())
     try:
         async with real_daemon(folder, store.root, **environ) as served:
-            engine = OllamaEngine(
-                served.endpoint, Settings(), upstream=upstream, clock=SystemClock()
-            )
-            made = Bench(served, engine, store)
+            clock = JumpyClock()
+            engine = OllamaEngine(served.endpoint, Settings(), upstream=upstream, clock=clock)
+            made = Bench(served, engine, store, clock)
             try:
                 yield made
             finally:
@@ -267,7 +278,8 @@ def test_a_frozen_runner_is_waited_out_while_the_list_hangs_and_the_answer_comes
             os.kill(frozen, signal.SIGSTOP)
             began = loop.time()
             asking = asyncio.ensure_future(collect(made.engine, ask()))
-            await asyncio.sleep(1.0)
+            while not await made.list_hangs():
+                assert not asking.done()
             assert await made.engine.daemon.alive()
             async with asyncio.timeout(6):
                 assert (await made.engine.status(max_age_s=0)).ready
@@ -306,17 +318,24 @@ def test_a_runner_frozen_while_it_loads_is_loading_and_then_answers(tmp_path: Pa
 
     async def test() -> None:
         async with bench(tmp_path) as made:
-            asking = asyncio.ensure_future(
-                collect(made.engine, ask(), limits=Limits(first_token_s=1.0))
-            )
+            events: list[Event] = []
+
+            async def asked() -> None:
+                stream = made.engine.answer(ask(), target(), Limits(first_token_s=1.0))
+                async for event in stream:
+                    events.append(event)
+
+            asking = asyncio.ensure_future(asked())
             await until(lambda: loading(made.served) != [], "the runner", 10)
             (runner,) = loading(made.served)
             os.kill(runner, signal.SIGSTOP)
-            await asyncio.sleep(2.5)
+            made.clock.later_s += 2.5  # longer than a first token may take
+            told = len(events)
+            await until(lambda: len(events) > told + 1 or asking.done(), "two more looks", 10)
             assert await made.listed() == []
-            assert not asking.done()  # longer than a first token may take
+            assert not asking.done()
             os.kill(runner, signal.SIGCONT)
-            events = await asking
+            await asking
             assert finish_of(events).reason == "length"
             assert {e.stage for e in events if isinstance(e, Progress)} == {"loading"}
 
