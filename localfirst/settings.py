@@ -112,7 +112,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `keys` are revealed only in `providers/`. A provider that the catalogue does not know
     needs a `base_url`; `rung` "local" makes it count as this machine's own; `account` fills
-    Cloudflare's base URL.
+    Cloudflare's base URL. `why_off` says why `enabled` is false where the user did not.
     """
 
     model: str = ""
@@ -124,6 +124,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 0.0
     rung: str = ""
     account: str = ""
+    why_off: str = ""
 
 
 class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):

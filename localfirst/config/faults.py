@@ -20,8 +20,8 @@ def wrong(setting: str, source: str, accepted: str) -> ConfigError:
 
 def unknown(name: str, source: str, known: Iterable[str]) -> ConfigError:
     """A name nobody knows, with the nearest that somebody does."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    meant = f"; did you mean `{near[0]}`?" if near else ""
+    near = nearest(name, known)
+    meant = f"; did you mean `{near}`?" if near else ""
     return ConfigError(
         f"`{name}` from {source} is not a setting{meant}",
         setting=name,
@@ -29,3 +29,9 @@ def unknown(name: str, source: str, known: Iterable[str]) -> ConfigError:
         hint="run `localfirst config` to see every setting",
         code="config-unknown",
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What was probably meant, "" when nothing is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else ""

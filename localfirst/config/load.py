@@ -13,9 +13,11 @@ import msgspec
 from localfirst.config import exposure, table, values
 from localfirst.config.faults import unknown, wrong
 from localfirst.config.providers import load_providers, points_at
+from localfirst.config.routes import load_routes
 from localfirst.config.table import SETTINGS, Setting
 from localfirst.settings import Privacy, ProviderSettings, RouteSettings, Secret, Settings
 
+LOOP = "its `base_url` is this gateway"
 CONFIG_BYTES = 2**20
 """A configuration larger than this is no configuration."""
 
@@ -76,9 +78,12 @@ def load(
     refuse_unknown_variables(environment)
     chosen, sources = choose(layers, environment)
     providers, shown_providers = load_providers(document, str(config_file), environment)
-    settings = build(chosen, providers, routes(document, str(config_file)))
+    rungs = {"local", *table.PROVIDER_VARIABLES, *providers}
+    routes, shown_routes = load_routes(document, str(config_file), rungs)
+    settings = build(chosen, providers, routes)
     settings = adjust(settings, environment, order_source=sources["order"].source)
-    sources |= {path: Source(*pair) for path, pair in shown_providers.items()}
+    sources |= effective(settings, sources, environment)
+    sources |= {path: Source(*pair) for path, pair in (shown_providers | shown_routes).items()}
     told = tuple(exposure.warnings(config_file, document, dotenv_file, dotenv))
     return Loaded(settings, sources, str(config_file), told)
 
@@ -125,7 +130,8 @@ def read_dotenv(path: Path) -> dict[str, str]:
 
 def from_document(document: Mapping[str, Any], source: str) -> Layer:
     """Flatten config.toml, refusing what no setting is called."""
-    known = {setting.path: setting for setting in SETTINGS}
+    known = {setting.path for setting in SETTINGS}
+    sections = {path.partition(".")[0] for path in known if "." in path}
     found: dict[str, tuple[Any, str]] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
@@ -135,10 +141,12 @@ def from_document(document: Mapping[str, Any], source: str) -> Layer:
                 found[path] = (value, source)
             elif path in {"providers", "routes"}:
                 continue
-            elif isinstance(value, Mapping) and any(k.startswith(f"{path}.") for k in known):
+            elif path in sections and isinstance(value, Mapping):
                 walk(value, f"{path}.")
+            elif path in sections:
+                raise wrong(path, source, f"a table, `[{path}]`")
             else:
-                raise unknown(path, source, [*known, "providers.NAME.model", "routes.NAME.targets"])
+                raise unknown(path, source, ["providers", "routes", *sections, *known])
 
     walk(document, "")
     return Layer(found)
@@ -198,7 +206,10 @@ def parsed(
     if setting.kind == "secrets":
         return tuple(resolve(secret, setting.path, source, environment) for secret in result)
     if setting.kind == "secret" and result is not None:
-        return resolve(result, setting.path, source, environment)
+        secret = resolve(result, setting.path, source, environment)
+        if "@" not in secret.reveal():
+            raise wrong(setting.path, source, setting.doc)
+        return secret
     return result
 
 
@@ -220,31 +231,7 @@ def shown(setting: Setting, value: Any) -> str:
     """A value for people; a secret is only ever `set`."""
     if setting.secret:
         return "set" if value else "not set"
-    if value is None or value in ("", (), {}):
-        return "–"
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def routes(document: Mapping[str, Any], source: str) -> dict[str, RouteSettings]:
-    """The named ladders of `[routes.NAME]`."""
-    found: dict[str, RouteSettings] = {}
-    fields = {setting.path: setting for setting in table.ROUTE_FIELDS}
-    for name, given in document.get("routes", {}).items():
-        given = given if isinstance(given, Mapping) else {"targets": given}
-        for field in given:
-            if field not in fields:
-                raise unknown(f"routes.{name}.{field}", source, list(fields))
-        built = {
-            field: parsed(setting, given[field], f"{source} [routes.{name}]", {})
-            for field, setting in fields.items()
-            if field in given
-        }
-        if not built.get("targets"):
-            raise wrong(f"routes.{name}.targets", source, "at least one `provider/model`")
-        found[name] = RouteSettings(**built)
-    return found
+    return values.shown(value)
 
 
 def build(
@@ -277,6 +264,8 @@ def adjust(
     for rung in order:
         if rung not in known:
             raise unknown(rung, order_source, known)
+    if not order:
+        raise wrong("order", order_source, "at least one rung")
     if len(set(order)) != len(order):
         raise wrong("order", order_source, "each rung at most once")
     if order_source == "default":
@@ -293,6 +282,18 @@ def adjust(
         providers=without_loops(settings),
         state_dir=settings.state_dir or state_dir(),
     )
+
+
+def effective(
+    settings: Settings, sources: Mapping[str, Source], environment: Mapping[str, tuple[str, str]]
+) -> dict[str, Source]:
+    """What `adjust` has chosen, with who had a say in it."""
+    first, named = environment.get("LLM_DEFAULT_PROVIDER", ("", ""))
+    order = sources["order"].source + (f", {named}" if first.strip() else "")
+    return {
+        "order": Source(values.shown(settings.order), order),
+        "state_dir": Source(settings.state_dir, sources["state_dir"].source),
+    }
 
 
 def joined(order: tuple[str, ...], providers: Mapping[str, ProviderSettings]) -> tuple[str, ...]:
@@ -315,7 +316,7 @@ def without_loops(settings: Settings) -> dict[str, ProviderSettings]:
     """Switch a provider off whose base URL is this very gateway: it would ask itself for ever."""
     gateway = settings.gateway
     return {
-        name: msgspec.structs.replace(provider, enabled=False)
+        name: msgspec.structs.replace(provider, enabled=False, why_off=LOOP)
         if points_at(provider.base_url, gateway.host, gateway.port)
         else provider
         for name, provider in settings.providers.items()

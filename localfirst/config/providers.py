@@ -31,6 +31,8 @@ def load_providers(
         settings by provider id, and for each `providers.ID.FIELD` its shown value and source.
     """
     tables = document.get("providers", {})
+    if not isinstance(tables, Mapping):
+        raise wrong("providers", source, "a table such as `[providers.groq]`")
     refuse_misspelt_variables([*PROVIDER_VARIABLES, *tables], environment)
     found: dict[str, ProviderSettings] = {}
     shown: dict[str, tuple[str, str]] = {}
@@ -45,7 +47,7 @@ def load_providers(
                 **{name: value for name, (value, _) in given.items()}
             )
         for name, (value, where) in given.items():
-            text = labels(value) if name == "keys" else str(value)
+            text = labels(value) if name == "keys" else values.shown(value)
             shown[f"providers.{provider}.{name}"] = (text, where)
     return found, shown
 

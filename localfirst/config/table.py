@@ -135,7 +135,7 @@ SETTINGS: tuple[Setting, ...] = (
     S("gateway.host", "text", "address to listen on", "127.0.0.1"),
     S("gateway.port", "int", "port to listen on, 0 chooses one", 11435, (), (), "", 0, 65535),
     S("gateway.keys", "secrets", "keys that open the door", ()),
-    S("gateway.origins", "list", "web pages that may ask", ()),
+    S("gateway.origins", "origins", "web pages that may ask", ()),
     S("gateway.hosts", "list", "Host names accepted beside loopback", ()),
     S("gateway.workers", "int", "processes", 1, (), (), "", 1, 64),
     S("gateway.drain_s", "float", "for running answers at stop", 10.0, (), (), "", 0),
@@ -144,7 +144,7 @@ SETTINGS: tuple[Setting, ...] = (
     S("pull.connections", "int", "parallel ranges", 4, (), (), "", 1, 32),
     S("pull.limit_rate", "rate", "bytes per second, 0 unlimited", 0, (), (), "limit_rate_bytes_s"),
     S("pull.reserve_disk", "bytes", "left free on disk", 2 * 10**9, (), (), "reserve_disk_bytes"),
-    S("pull.mirrors", "map", "registry host to a base URL asked first", {}),
+    S("pull.mirrors", "mirrors", "registry host to a base URL asked first", {}),
     S(
         "pull.registries",
         "list",
@@ -166,7 +166,7 @@ SETTINGS: tuple[Setting, ...] = (
     S("escalation.same_error", "int", "times one error before a human is told", 5, (), (), "", 1),
     S("escalation.failures", "int", "failures in the window before", 10, (), (), "", 1),
     S("escalation.window_s", "float", "that window", 600.0, (), (), "", 1),
-    S("escalation.webhook", "text", "URL to post to", ""),
+    S("escalation.webhook", "url", "URL to post to", ""),
     S("escalation.telegram", "secret", "`TOKEN@CHAT`", None),
     S("escalation.include_prompts", "bool", "put prompts into the file", False),
 )

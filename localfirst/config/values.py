@@ -28,7 +28,11 @@ def parse(setting: Setting, value: Any) -> Any:
 
 
 def check_range(setting: Setting, value: Any) -> None:
-    """Refuse a number outside the setting's bounds."""
+    """Refuse a number outside the setting's bounds; each of a list's."""
+    if setting.kind == "floats":
+        if any(one < 0 for one in value):
+            raise ValueError("numbers of at least 0")
+        return
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     if setting.least is not None and value < setting.least:
@@ -84,7 +88,7 @@ def whole(value: Any) -> int:
 
 def size(value: Any) -> int:
     """Bytes: `2 GB`, `512MiB`, `1000`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
         return whole(value)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?(?:b|b/s)?", str(value).strip().lower())
     if not match:
@@ -157,6 +161,40 @@ def ollama_host(value: Any) -> str:
     return f"{scheme}://{shown}:{port or default}{parts.path.rstrip('/')}"
 
 
+def url(value: Any) -> str:
+    """A web address."""
+    written = text(value)
+    try:
+        parts = urlsplit(written)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if written and not good:
+        raise ValueError("`https://HOST/PATH`")
+    return written
+
+
+def mirrors(value: Any) -> dict[str, str]:
+    """Base URLs by a registry's host."""
+    try:
+        found = {host: url(base) for host, base in mapping(value).items()}
+    except ValueError:
+        found = {"": ""}
+    if not all(host and base and "/" not in host for host, base in found.items()):
+        raise ValueError("`registry.host=https://HOST/PATH`")
+    return found
+
+
+def origins(value: Any) -> tuple[str, ...]:
+    """Pages' origins as browsers send them: no path."""
+    found = tuple(origin.rstrip("/") for origin in words(value))
+    for origin in found:
+        rest = origin.partition("://")[2]
+        if origin != "null" and (not rest or set(rest) & set("/?#@ *")):
+            raise ValueError("`https://HOST` without a path")
+    return found
+
+
 def unrevealed(value: Any) -> Secret | None:
     """One secret, its label filled in by the loader."""
     return Secret(text(value), "") if value else None
@@ -165,6 +203,17 @@ def unrevealed(value: Any) -> Secret | None:
 def secrets(value: Any) -> tuple[Secret, ...]:
     """Several secrets; labels are filled in by the loader."""
     return tuple(Secret(word, "") for word in words(value))
+
+
+def shown(value: Any) -> str:
+    """A value as people write it."""
+    if value is None or value in ("", (), {}):
+        return "–"
+    if isinstance(value, tuple):
+        return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={rest}" for name, rest in value.items())
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -177,7 +226,9 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "rate": size,
     "list": words,
     "floats": numbers,
-    "map": mapping,
+    "mirrors": mirrors,
+    "origins": origins,
+    "url": url,
     "path": folder,
     "ollama_host": ollama_host,
     "secret": unrevealed,

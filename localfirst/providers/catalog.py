@@ -111,7 +111,7 @@ def _state(
 ) -> tuple[State, str]:
     variable = spec.key_vars[0]
     if not given.enabled:
-        return State.DISABLED, f"`providers.{spec.id}.enabled` is false"
+        return State.DISABLED, given.why_off or f"`providers.{spec.id}.enabled` is false"
     if given.keys and not has_key:
         labels = ", ".join(secret.label for secret in given.keys)
         return State.PLACEHOLDER, f"{labels} holds a placeholder, not a key"

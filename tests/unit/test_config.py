@@ -9,6 +9,7 @@ import pytest
 
 from localfirst.config import PROVIDER_VARIABLES, SETTINGS, Loaded, load
 from localfirst.errors import ConfigError
+from localfirst.providers.catalog import configured
 from localfirst.settings import ORDER, Settings
 
 CANARY = "lf-canary-7f3a91"
@@ -101,6 +102,30 @@ def test_an_explicit_config_file_shuts_the_users_file_and_dotenv_out(tmp_path: P
         ({}, "[routes.fast]\ntargets = ['local/x']\nstrategy = 'random'", "`cheapest`"),
         ({}, "[gateway]\nkeys = ['env:NOT_THERE']", "NOT_THERE"),
         ({}, "this is not toml", "TOML"),
+        ({}, "[gatway]\nport = 1", "did you mean `gateway`?"),
+        ({}, "gateway = 5", "`[gateway]`"),
+        ({}, "providers = 5", "`[providers.groq]`"),
+        ({}, "providers = ['groq']", "`[providers.groq]`"),
+        ({}, "routes = 5", "`[routes.fast]`"),
+        ({}, "[routes.fast]\ntarget = ['local/x']", "`routes.fast.targets`"),
+        ({}, "[routes.fast]\ntargets = ['local/x']\nstrategy = 'x'", "`routes.fast.strategy`"),
+        ({}, "[routes.fast]\ntargets = ['gorq/m']", "`groq/m`"),
+        ({}, "[routes.fast]\ntargets = ['llama3.2:1b']", "in place of `llama3.2:1b`"),
+        ({}, "[routes.fast]\ntargets = ['groq/']", "`provider/model`"),
+        ({}, "[routes.auto]\ntargets = ['groq/m']", "routes.auto"),
+        ({}, "order = []", "at least one rung"),
+        ({}, "[cascade]\nbackoff_s = [-1]", "at least 0"),
+        ({}, "[pull]\nreserve_disk = -5", "a size such as"),
+        (
+            {},
+            "[pull.mirrors]\n'registry.ollama.ai' = 'mirror'",
+            "`registry.host=https://HOST/PATH`",
+        ),
+        ({"LOCALFIRST_PULL_MIRRORS": "a=b=c"}, "", "`registry.host=https://HOST/PATH`"),
+        ({}, "[escalation]\nwebhook = 'slack'", "https://HOST/PATH"),
+        ({}, "[escalation]\ntelegram = '123:abc'", "`TOKEN@CHAT`"),
+        ({}, "[gateway]\norigins = ['https://a.example/app']", "`https://HOST` without a path"),
+        ({}, "[gateway]\norigins = ['*']", "`https://HOST` without a path"),
         ({"LOCALFIRST_PROVIDERS_GROQ_MODLE": "x"}, "", "LOCALFIRST_PROVIDERS_GROQ_MODEL"),
     ],
 )
@@ -180,7 +205,7 @@ def test_ollama_host_is_read_as_ollama_reads_it(written: str, url: str, tmp_path
 
 def test_keys_show_nowhere(tmp_path: Path) -> None:
     result = loaded(
-        {"GROQ_API_KEY": CANARY, "LOCALFIRST_ESCALATION_TELEGRAM": CANARY},
+        {"GROQ_API_KEY": CANARY, "LOCALFIRST_ESCALATION_TELEGRAM": f"{CANARY}@42"},
         f"[gateway]\nkeys = ['{CANARY}']\n[providers.openai]\nkeys = ['{CANARY}']",
         tmp_path,
     )
@@ -194,7 +219,29 @@ def test_a_base_url_that_is_this_gateway_is_switched_off(tmp_path: Path) -> None
     settings = loaded(
         {"OPENAI_BASE_URL": "http://localhost:11435/v1", "OPENAI_API_KEY": "sk-local"}, tmp=tmp_path
     ).settings
-    assert settings.providers["openai"].enabled is False
+    openai = settings.providers["openai"]
+    assert openai.enabled is False
+    # Nobody has set `enabled`; to be told so sends people looking for it.
+    assert "enabled" not in configured(settings)["openai"].reason
+    assert "this gateway" in configured(settings)["openai"].reason
+
+
+def test_what_is_shown_is_what_is_used(tmp_path: Path) -> None:
+    """The ladder with its first rung and those that joined, the state's folder, the routes."""
+    result = loaded(
+        {"LLM_DEFAULT_PROVIDER": "groq", "LOCALFIRST_PULL_MIRRORS": "a.example=https://b.example"},
+        "[providers.mine]\nbase_url = 'http://127.0.0.1:9/v1'\n"
+        "[routes.fast]\ntargets = ['local/x', 'mine/y']\nstrategy = 'balance'\nweights = [1, 2]",
+        tmp_path,
+    )
+    shown = {path: source.shown for path, source in result.sources.items()}
+    assert shown["order"] == ",".join(result.settings.order)
+    assert shown["order"].startswith("groq,local,") and "mine" in shown["order"]
+    assert result.sources["order"].source == "default, env LLM_DEFAULT_PROVIDER"
+    assert shown["state_dir"] == result.settings.state_dir != ""
+    assert shown["pull.mirrors"] == "a.example=https://b.example"
+    assert shown["routes.fast.targets"] == "local/x,mine/y"
+    assert (shown["routes.fast.strategy"], shown["routes.fast.weights"]) == ("balance", "1,2")
 
 
 def test_a_loopback_box_needs_only_an_address(tmp_path: Path) -> None:
@@ -220,9 +267,13 @@ def test_every_setting_can_be_set_by_its_own_variable(setting: object, tmp_path:
         "bytes": "3 MB",
         "rate": "1k",
     }
+    samples |= {
+        "mirrors": "registry.ollama.ai=http://127.0.0.1:1",
+        "origins": "https://app.example",
+        "url": "https://hooks.example/x",
+        "secret": "123:abc@42",
+    }
     sample = setting.choices[-1] if setting.choices else samples.get(setting.kind, "groq")
-    if setting.kind == "map":
-        sample = "registry.ollama.ai=http://127.0.0.1:1"
     if setting.kind == "int":
         sample = str(int(max(2, setting.least or 0)))
     result = loaded({setting.variable: sample}, tmp=tmp_path)
