@@ -106,6 +106,7 @@ class Judge:
     def _with_verdict(self, model: LocalModel, kind: str, hardware: Hardware) -> LocalModel:
         if model.remote:
             return model
+        model = self._with_abilities(model, kind)
         found = self._predicted(model, kind, hardware, CONTEXT_TOKENS)
         found = self._experience.applied(found, self._loading(model, kind))
         if found.placement is fit.Placement.CPU:
@@ -122,6 +123,19 @@ class Judge:
             measured_bytes=found.measured_bytes,
             measured_tokens_per_s=found.measured_tokens_per_s,
         )
+
+    def _with_abilities(self, model: LocalModel, kind: str) -> LocalModel:
+        """
+        *model* with what its own file says it can do.
+
+        Ollama's list knows only of Go templates; what a GGUF's own template can do `/api/show`
+        alone tells (ollama/ollama server/model_list_cache.go, images.go).
+        """
+        about = self._about(model, kind) if model.capabilities else None
+        if about is None or "completion" not in model.capabilities:
+            return model
+        unsaid = [word for word in about.capabilities if word not in model.capabilities]
+        return msgspec.structs.replace(model, capabilities=(*model.capabilities, *unsaid))
 
     def _predicted(self, model: LocalModel, kind: str, hardware: Hardware, context: int) -> Fit:
         about = self._about(model, kind)

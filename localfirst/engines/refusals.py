@@ -83,6 +83,12 @@ def missing(model: LocalModel, needs: Needs) -> str:
     return next((word for word, asked in wanted if asked and word not in model.capabilities), "")
 
 
+def unsaid(model: LocalModel, needs: Needs) -> bool:
+    """Whether *needs* has a need or a wish that *model* is not known to meet."""
+    wishes = (("vision", needs.vision), ("tools", needs.tools), ("thinking", needs.thinking))
+    return any(asked and word not in model.capabilities for word, asked in wishes)
+
+
 def refuse_capability(name: str, word: str) -> UpstreamRefused:
     """The daemon's own refusal, said before anything is sent."""
     body = {"error": f"{name} does not support {word}"}

@@ -26,6 +26,9 @@ from localfirst.settings import LocalSettings, Settings
 from localfirst.transport.clock import SystemClock
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Needs
+from tests.fakes import stranger
+from tests.fakes.backends import CALLER
+from tests.fakes.embedded_bench import install
 from tests.fakes.engine_bench import (
     NO_REAL,
     REAL,
@@ -38,8 +41,10 @@ from tests.fakes.engine_bench import (
     real_daemon,
     run,
     target,
+    tell,
     text_of,
 )
+from tests.fakes.house import house
 
 real = [
     pytest.mark.real_ollama,
@@ -157,7 +162,7 @@ def test_a_text_model_has_no_embeddings(kind: str, tmp_path: Path) -> None:
         async with bench(kind, tmp_path) as made:
             with pytest.raises(UpstreamRefused) as caught:
                 await made.engine.embed("tiny", ["one"], {})
-            assert caught.value.status == 501
+            assert caught.value.status == 400
             assert b"does not support embeddings" in caught.value.body
 
     run(test)
@@ -191,6 +196,40 @@ def test_tools_are_refused_by_name(kind: str, tmp_path: Path) -> None:
                 400,
                 True,
             )
+
+    run(test)
+
+
+def test_tools_that_only_the_files_own_template_shows_are_no_reason_to_refuse(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with bench("fake", tmp_path) as made:
+            await tell(made.served.endpoint, models={"tiny": {"shows": ["completion", "tools"]}})
+            call = call_of(ask().chat, needs=Needs(tools=True, thinking=True))
+            assert text_of(await collect(made.engine, call))
+
+    run(test)
+
+
+@real[0]
+@real[1]
+def test_a_house_lets_a_real_ollama_call_tools_by_a_template_that_it_does_not_list(
+    tmp_path: Path,
+) -> None:
+    toy.publish(tmp_path / "models")
+    install(Store(tmp_path / "models"), "caller", CALLER)
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+
+    async def test() -> None:
+        async with real_daemon(tmp_path, tmp_path / "models") as served:
+            local = {"LOCALFIRST_LOCAL_ENGINE": "ollama", "OLLAMA_HOST": served.endpoint}
+            with house(tmp_path, config='order = ["local"]', **local) as at:
+                asked = {"surface": "ollama", "tools": [tool], "options": {"num_predict": 3}}
+                told = await stranger.ask(at.url, "caller", **asked)
+                assert (told.status, told.finished) == (200, True), told.body
+                told = await stranger.ask(at.url, "tiny", **asked)
+                assert (told.status, "tools" in told.message) == (400, True)
 
     run(test)
 

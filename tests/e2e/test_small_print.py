@@ -14,7 +14,7 @@ import ollama
 import openai
 import pytest
 
-from tests.fakes.backends import LIKELY, Backend, backend
+from tests.fakes.backends import LIKELY, OllamaBackend, backend
 
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
@@ -26,17 +26,18 @@ SCHEMA: Any = {"type": "object", "properties": {"a": {"type": "boolean"}}, "requ
 
 
 @pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaBackend]:
     with backend("ollama", tmp_path_factory.mktemp("ollama")) as running:
+        assert isinstance(running, OllamaBackend)
         yield running
 
 
-def openai_at(behind: Backend) -> openai.OpenAI:
+def openai_at(behind: OllamaBackend) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{behind.house.url}/v1", api_key="x", max_retries=0)
 
 
 def test_an_answer_that_was_checked_against_a_schema_keeps_its_times_and_logprobs(
-    behind: Backend,
+    behind: OllamaBackend,
 ) -> None:
     behind.prepare("schema")
     with closing(ollama.Client(behind.house.url)) as client:
@@ -53,7 +54,7 @@ def test_an_answer_that_was_checked_against_a_schema_keeps_its_times_and_logprob
     assert whole.choices[0].logprobs.content[0].token == LIKELY["token"]
 
 
-def test_one_model_is_found_by_the_short_name_that_requests_use(behind: Backend) -> None:
+def test_one_model_is_found_by_the_short_name_that_requests_use(behind: OllamaBackend) -> None:
     behind.prepare("text")
     with openai_at(behind) as client:
         assert client.models.retrieve("tiny").id == "tiny", "as an Ollama says it"
@@ -66,7 +67,7 @@ def test_one_model_is_found_by_the_short_name_that_requests_use(behind: Backend)
         assert other.models.retrieve("tiny").id == "tiny"
 
 
-def test_an_image_may_be_broken_into_lines(behind: Backend) -> None:
+def test_an_image_may_be_broken_into_lines(behind: OllamaBackend) -> None:
     behind.prepare("image")
     broken = f"{PIXEL[:76]}\r\n{PIXEL[76:]}\n"
     path, body = "/api/chat", {"model": "tiny", "messages": [{**HI[0], "images": [broken]}]}
@@ -74,3 +75,14 @@ def test_an_image_may_be_broken_into_lines(behind: Backend) -> None:
     assert behind.asked()[-1]["messages"][0]["images"] == [PIXEL]
     body["messages"] = [{**HI[0], "images": [f"{PIXEL[:76]} {PIXEL[76:]}"]}]
     assert behind.ask("image", path, body)[0] == 400
+
+
+def test_embeddings_ask_for_what_an_ollamas_own_client_asks_for(behind: OllamaBackend) -> None:
+    behind.prepare("embed")
+    with closing(ollama.Client(behind.house.url)) as client:
+        client.embed("tiny", "a", keep_alive="7m")
+        client.embed("tiny", "a", truncate=False)
+    with openai_at(behind) as other:
+        other.embeddings.create(model="tiny", input="a")
+    asked = [(one["truncate"], one.get("keep_alive")) for one in behind.embeddings()]
+    assert asked == [(True, "7m"), (False, None), (False, None)], "this API cuts unless told not to"

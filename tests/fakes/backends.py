@@ -194,6 +194,10 @@ class OllamaBackend(Backend):
         chats = [one["body"] for one in self._tell({})[self._before :] if "chat" in one["path"]]
         return [body for body in chats if body.get("messages")]
 
+    def embeddings(self) -> list[Any]:
+        """The bodies of embeddings that it was asked for since `prepare`."""
+        return [one["body"] for one in self._tell({})[self._before :] if "embed" in one["path"]]
+
     def _tell(self, script: dict[str, Any]) -> list[Any]:
         connection = http.client.HTTPConnection(self.daemon, timeout=5)
         try:

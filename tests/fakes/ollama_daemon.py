@@ -8,13 +8,14 @@ put in; what is scripted is which of them a model gives, and when.
 
 prints its port. A model's script: `reply` (a recording's name), `load_s`, `word_delay_s`,
 `silent_after`, `die_after` and `cut_after` (lines), `says` (the messages of a streamed chat, in
-place of the recorded ones), `context` (its `num_ctx`; a longer prompt overflows
-on the path `overflow`: "error", "friendly" or "cut"), `window`, `capabilities`, `embeds`,
-`vram`, `bytes` (what `/api/ps` says it takes), `digest`, `loaded`, `remote`, `parallel`
-(answers at once, the rest wait), `dead_s` (its runner is dead: still listed for that long,
-then loaded again), `unload_s` (until an unload shows) and `vram_next` (after it). Beside the
-models: `busy` (503), `ps` ("frozen" holds `/api/ps` back), `tags` ("broken"), `unload`
-("refused"), `version`. `POST /fake` replaces parts of the script, `GET /fake` tells the requests.
+place of the recorded ones), `shows` (capabilities that only `/api/show` tells), `context` (its
+`num_ctx`; a longer prompt overflows on the path `overflow`: "error", "friendly" or "cut"),
+`window`, `capabilities`, `embeds`, `vram`, `bytes` (what `/api/ps` says it takes), `digest`,
+`loaded`, `remote`, `parallel` (answers at once, the rest wait), `dead_s` (its runner is dead:
+still listed for that long, then loaded again), `unload_s` (until an unload shows) and `vram_next`
+(after it). Beside the models: `busy` (503), `ps` ("frozen" holds `/api/ps` back), `tags`
+("broken"), `unload` ("refused"), `version`. `POST /fake` replaces parts of the script, `GET /fake`
+tells the requests.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Daemon:
         if name not in self.models:
             return await play(writer, recording("show_missing"), {"nope:latest": full(name)})
         found = json.loads(recording("show")["body"])
-        found["capabilities"] = self.models[name].get("capabilities", ["completion"])
+        script = self.models[name]
+        found["capabilities"] = script.get("shows", script.get("capabilities", ["completion"]))
         if self.models[name].get("remote"):
             found["remote_host"] = "https://ollama.com:443"
         await send_json(writer, 200, found)

@@ -37,7 +37,7 @@ from localfirst.errors import (
 from localfirst.events import Event, Progress, Vectors
 from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
-from localfirst.types import Call, Clock, Dialect, Json, Target
+from localfirst.types import Call, Clock, Dialect, Json, Needs, Target
 from localfirst.wire.ollama import requests
 
 log = logging.getLogger("localfirst.engines")
@@ -45,8 +45,11 @@ log = logging.getLogger("localfirst.engines")
 WIDTH = 16
 """Requests handed to the daemon at once for one model; it runs OLLAMA_NUM_PARALLEL of them."""
 
+EMBED_FIELDS = frozenset({"dimensions", "options", "truncate", "keep_alive"})
 STATUS_S = 1.8
 GONE_S, GONE_POLL_S = 10.0, 0.05
+
+_NO_NEEDS = Needs()
 
 
 class OllamaEngine:
@@ -86,7 +89,7 @@ class OllamaEngine:
     ) -> AsyncGenerator[Event, None]:
         """As `Backend.answer`."""
         name = target.model
-        model = await self._model(name)
+        model = await self._model(name, call.needs)
         await self._refuse_what_cannot_be(call, name, model)
         await self._settle_context(model)
         async with self._line(name).place() as place:
@@ -199,10 +202,10 @@ class OllamaEngine:
         return self._contexts.take(call, model)
 
     async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
-        """As `Engine.embed`; too long a text is an error, never cut."""
+        """As `Engine.embed`; too long a text is an error, and cut only for who asked for that."""
         await self._refuse_remote(await self._model(model), local_only=False)
         body = {"model": model, "input": texts, "truncate": False} | {
-            name: value for name, value in options.items() if name in {"dimensions", "options"}
+            name: value for name, value in options.items() if name in EMBED_FIELDS
         }
         timeouts = self._settings.timeouts
         try:
@@ -322,11 +325,16 @@ class OllamaEngine:
             models=listed,
         )
 
-    async def _model(self, name: str) -> LocalModel:
-        """What is known of a model; asks the daemon when the lists did not say enough."""
+    async def _model(self, name: str, needs: Needs = _NO_NEEDS) -> LocalModel:
+        """
+        What is known of a model; asks the daemon when the lists did not say enough.
+
+        They leave out abilities that only the template in the model's own file shows.
+        """
         await self.status(max_age_s=10.0)
         model = self._known.get(full_name(name)) or LocalModel(name=name, remote=is_remote(name))
-        if not model.digest or (model.capabilities and model.context_tokens):
+        known = model.capabilities and model.context_tokens and not refusals.unsaid(model, needs)
+        if not model.digest or known:
             return msgspec.structs.replace(model, name=name)
         try:
             shown = await self.daemon.show(name)
