@@ -95,6 +95,12 @@ def refuse_capability(name: str, word: str) -> UpstreamRefused:
     return UpstreamRefused(400, msgspec.json.encode(body))
 
 
+def no_grammar(error: UpstreamRefused) -> bool:
+    """Whether a schema is refused because llama.cpp makes no grammar of it."""
+    words = (b"JSON schema", b"parse grammar")
+    return error.status in {400, 500} and any(word in error.body for word in words)
+
+
 def cannot_embed(error: UpstreamRefused) -> bool:
     """
     Whether a model makes no vectors, which an Ollama says as a fault of its server's

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from localfirst.engines.llamacpp.forced import CallReader, choices, schema
+from localfirst.engines.forced import CallReader, choices, schema
 from localfirst.errors import InvalidRequest, UpstreamRefused
 from localfirst.events import Event, Finished, FinishReason, TextDelta, ToolCallDelta
 from localfirst.types import (

@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from localfirst.engines import refusals
+from localfirst.engines import forced, refusals
 from localfirst.engines.base import Limits
-from localfirst.engines.llamacpp import forced
 from localfirst.engines.llamacpp.about import About
 from localfirst.engines.llamacpp.plan import with_model_defaults
 from localfirst.engines.llamacpp.runner import Runner

@@ -15,7 +15,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from localfirst.engines import refusals
+from localfirst.engines import forced, refusals
 from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.gap import Gap
 from localfirst.engines.ollama import guard
@@ -37,7 +37,7 @@ from localfirst.errors import (
 from localfirst.events import Event, Progress, Vectors
 from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
-from localfirst.types import Call, Clock, Dialect, Json, Needs, Target
+from localfirst.types import Call, Clock, Dialect, Json, Needs, Target, Tool
 from localfirst.wire.ollama import requests
 
 log = logging.getLogger("localfirst.engines")
@@ -48,6 +48,7 @@ WIDTH = 16
 EMBED_FIELDS = frozenset({"dimensions", "options", "truncate", "keep_alive"})
 STATUS_S = 1.8
 GONE_S, GONE_POLL_S = 10.0, 0.05
+
 
 _NO_NEEDS = Needs()
 
@@ -109,10 +110,13 @@ class OllamaEngine:
                 if refusals.lost_its_file(error):
                     raise UpstreamRefused(404, error.body, error.headers) from error
                 found = refusals.overflow(error.body)
-                if error.in_band or not self._contexts.grow(call, model, found):
+                # A tool's schema that has no grammar: the model is asked, if not obliged.
+                free = refusals.no_grammar(error) and bool(self._obliged(call, model))
+                if error.in_band or not (free or self._contexts.grow(call, model, found)):
                     raise
-            yield Progress("loading", f"{name} with a longer context")
-            async with aclosing(self._exchange(call, model, limits)) as events:
+            if not free:
+                yield Progress("loading", f"{name} with a longer context")
+            async with aclosing(self._exchange(call, model, limits, free=free)) as events:
                 async for event in events:
                     yield event
 
@@ -158,9 +162,12 @@ class OllamaEngine:
                 self._contexts.keep_own(name)
 
     async def _exchange(
-        self, call: Call, model: LocalModel, limits: Limits
+        self, call: Call, model: LocalModel, limits: Limits, *, free: bool = False
     ) -> AsyncGenerator[Event, None]:
-        path, body, relay = await self._request(call, model)
+        relay = call.relay and call.stream and call.dialect is Dialect.OLLAMA
+        tools = () if relay or free else self._obliged(call, model)
+        path, body = await self._request(call, model, tools, relay=relay)
+        call_reader = forced.CallReader() if tools else None
         key = full_name(model.name)
         exchange = Exchange(
             self.daemon,
@@ -178,20 +185,30 @@ class OllamaEngine:
             async for event in events:
                 if not isinstance(event, Progress):
                     self._moved_at[key] = self._clock.monotonic()
-                yield event
+                for told in call_reader.feed(event) if call_reader else (event,):
+                    yield told
 
-    async def _request(self, call: Call, model: LocalModel) -> tuple[str, bytes, bool]:
-        relay = call.relay and call.stream and call.dialect is Dialect.OLLAMA
+    def _obliged(self, call: Call, model: LocalModel) -> tuple[Tool, ...]:
+        """The tools of which one has to be called; what runs elsewhere is held to nothing."""
+        return () if model.remote else forced.choices(call.chat)
+
+    async def _request(
+        self, call: Call, model: LocalModel, tools: tuple[Tool, ...], *, relay: bool
+    ) -> tuple[str, bytes]:
         num_ctx = await self._context(call, model)
         if relay:
             body = call.body
             prompt = b'"messages"' not in body
         else:
-            body = requests.encode(call.chat, model.name)
-            prompt = call.chat.prompt is not None
+            chat = call.chat
+            prompt = chat.prompt is not None
+            if tools and not prompt:
+                chat = forced.constrained(chat, tools, forced.PARAMETERS)
+                chat = msgspec.structs.replace(chat, tools=tools, tool_choice="auto")
+            body = requests.encode(chat, model.name)
         drop_think = bool(model.capabilities) and "thinking" not in model.capabilities
         body = guard.prepared(body, model=model.name, num_ctx=num_ctx, drop_think=drop_think)
-        return "/api/generate" if prompt else "/api/chat", body, relay
+        return "/api/generate" if prompt else "/api/chat", body
 
     async def _context(self, call: Call, model: LocalModel) -> int:
         if model.remote:

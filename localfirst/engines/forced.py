@@ -2,9 +2,10 @@
 Tool calls that have to be made: `tool_choice` "required" or a tool's name.
 
 llama.cpp takes that choice and does not hold many models to it (ggml-org/llama.cpp issue
-27217), but it holds every model to a JSON schema. So the tools are shown to the model as
-always, the answer has to be `{"name": …, "arguments": …}` of one of them, and what comes is
-told as the call that it is. Pure.
+27217), Ollama has no word for it (ollama/ollama `openai/openai.go` drops it), but both hold
+a model to a JSON schema. So the tools are shown to the model as always, the answer has to be
+`{"name": …, "arguments": …}` of one of them, and what comes is told as the call that it is.
+Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from localfirst.types import ChatRequest, Json, Tool
 
 FREE = {None, "auto", "none"}
 DEFINITIONS = ("$defs", "definitions")
-_BEGIN = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.DOTALL)
+PARAMETERS = "parameters"
+"""
+For an Ollama, which sorts a schema's fields by their names (llm/llama_server.go) and reads
+calls in this word itself (tools/tools.go): the tool's name has to come first.
+"""
+_BEGIN = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*', re.DOTALL
+)
 
 
 def choices(request: ChatRequest) -> tuple[Tool, ...]:
@@ -41,19 +49,22 @@ def choices(request: ChatRequest) -> tuple[Tool, ...]:
     return found
 
 
-def schema(tools: tuple[Tool, ...]) -> dict[str, Json]:
-    """The JSON schema of a call of one of *tools*; what their schemas refer to is lifted up."""
+def schema(tools: tuple[Tool, ...], word: str = "arguments") -> dict[str, Json]:
+    """
+    The JSON schema of a call of one of *tools*, with its arguments under *word*; what their
+    schemas refer to is lifted up.
+    """
     lifted: dict[str, Json] = {}
     calls = []
     for tool in tools:
         arguments = dict(tool.parameters) or {"type": "object", "properties": {}}
-        for word in DEFINITIONS:
-            lifted.setdefault(word, {}).update(arguments.pop(word, {}))
+        for kind in DEFINITIONS:
+            lifted.setdefault(kind, {}).update(arguments.pop(kind, {}))
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": tool.name}, "arguments": arguments},
-                "required": ["name", "arguments"],
+                "properties": {"name": {"const": tool.name}, word: arguments},
+                "required": ["name", word],
                 "additionalProperties": False,
             }
         )
@@ -61,7 +72,9 @@ def schema(tools: tuple[Tool, ...]) -> dict[str, Json]:
     return found | {word: given for word, given in lifted.items() if given}
 
 
-def constrained(request: ChatRequest, tools: tuple[Tool, ...]) -> ChatRequest:
+def constrained(
+    request: ChatRequest, tools: tuple[Tool, ...], word: str = "arguments"
+) -> ChatRequest:
     """
     *request* so that a call is all the model can say; its tools stay for the template.
 
@@ -71,7 +84,7 @@ def constrained(request: ChatRequest, tools: tuple[Tool, ...]) -> ChatRequest:
         request,
         tool_choice="none",
         json_mode=False,
-        schema=schema(tools),
+        schema=schema(tools, word),
         schema_name="call",
         stop=(),
         logprobs=None,
@@ -80,7 +93,12 @@ def constrained(request: ChatRequest, tools: tuple[Tool, ...]) -> ChatRequest:
 
 
 class CallReader:
-    """Turns the text of a constrained answer into a tool call, piece by piece."""
+    """
+    Turns the text of a constrained answer into a tool call, piece by piece.
+
+    Calls that are told as such, and text that is no call, pass as they are: a model that
+    was not held to the schema may have said either.
+    """
 
     def __init__(self) -> None:
         self._text = ""
@@ -92,6 +110,8 @@ class CallReader:
             self._text += event.text
             yield from self._begin()
             yield from self._more()
+            if not self._begun and self._text.strip()[:1] not in {"", "{"}:
+                yield from self._as_text()
         elif isinstance(event, Finished):
             yield from self._end(event)
         else:
@@ -112,11 +132,15 @@ class CallReader:
             yield ToolCallDelta(0, arguments=self._text[:safe])
             self._text = self._text[safe:]
 
+    def _as_text(self) -> Iterator[Event]:
+        if self._text.strip():
+            yield TextDelta(self._text)
+        self._text = ""
+
     def _end(self, finished: Finished) -> Iterator[Event]:
         whole = finished.reason is FinishReason.STOP
-        if not self._begun:
-            if self._text:  # cut before it named a tool
-                yield TextDelta(self._text)
+        if not self._begun:  # cut before it named a tool, or no call
+            yield from self._as_text()
             yield finished
             return
         if rest := "" if whole else self._text:
