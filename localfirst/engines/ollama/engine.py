@@ -25,6 +25,7 @@ from localfirst.engines.ollama.exchange import Exchange
 from localfirst.engines.ollama.gpu import GpuWatch
 from localfirst.engines.ollama.library import delete
 from localfirst.engines.ollama.listing import full_name, is_remote, models
+from localfirst.engines.ollama.vectors import vectors
 from localfirst.engines.queue import Line
 from localfirst.errors import (
     Breakage,
@@ -225,19 +226,7 @@ class OllamaEngine:
             name: value for name, value in options.items() if name in EMBED_FIELDS
         }
         timeouts = self._settings.timeouts
-        try:
-            answer = await self.daemon.embed(body, timeouts.load_s + timeouts.local_first_token_s)
-        except UpstreamRefused as error:
-            if not refusals.cannot_embed(error):
-                raise
-            raise refusals.refuse_capability(model, "embeddings") from error
-        try:
-            found = msgspec.json.decode(answer, type=_Embeddings)
-        except msgspec.DecodeError as error:
-            raise UpstreamNonsense(f"no embeddings: {error}") from error
-        if len(found.embeddings) != len(texts):
-            raise UpstreamNonsense(f"{len(found.embeddings)} embeddings for {len(texts)} texts")
-        return Vectors(found.embeddings, found.prompt_eval_count)
+        return await vectors(self.daemon, body, timeouts.load_s + timeouts.local_first_token_s)
 
     async def load(self, model: str) -> None:
         """As `Engine.load`."""
@@ -385,11 +374,6 @@ class OllamaEngine:
     def forget(self) -> None:
         """Look again before the next request."""
         self._status_at = -math.inf
-
-
-class _Embeddings(msgspec.Struct):
-    embeddings: list[list[float]]
-    prompt_eval_count: int = 0
 
 
 def _why_not(error: UpstreamError) -> str:
