@@ -110,6 +110,8 @@ def _attempt_line(attempt: Attempt) -> str:
         f" after {attempt.duration_s:.1f} s{again}"
     )
     advice = ADVICE.get(attempt.outcome, "").format(provider=attempt.provider)
+    if attempt.outcome == FailureClass.MODEL_NOT_FOUND and attempt.provider in {"local", "pull"}:
+        advice = "check the name and its tag; `localfirst list` has what is installed"
     told = f": {attempt.message}" if attempt.message else ""
     return f"{head}{told}" + (f" ({advice})" if advice else "")
 

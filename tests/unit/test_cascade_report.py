@@ -28,6 +28,15 @@ def test_the_report_names_every_attempt_with_what_to_do() -> None:
     ]
 
 
+@pytest.mark.parametrize("provider", ["local", "pull"])
+def test_a_model_that_is_not_there_is_no_matter_of_a_setting_that_does_not_exist(
+    provider: str,
+) -> None:
+    tried = Attempt(provider=provider, model="llama3.2:1q", outcome=FailureClass.MODEL_NOT_FOUND)
+    text = report.text([tried])
+    assert "`providers." not in text and "`localfirst list`" in text
+
+
 def test_every_class_has_advice_and_a_status() -> None:
     assert set(report.ADVICE) == set(report.STATUS) == set(FailureClass)
 
