@@ -51,14 +51,29 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the process's exit code and never raises on purpose."""
     words = sys.argv[1:] if argv is None else argv
     try:
+        with_streams()
         code = dispatch(words)
         sys.stdout.flush()
     except BrokenPipeError:
         mute(sys.stdout.fileno())
         code = BROKEN_PIPE
+    except OSError as error:
+        from localfirst.cli import frame
+
+        code = frame.report(frame.file_failed(error))
+        mute(sys.stdout.fileno())
     except KeyboardInterrupt:
         code = INTERRUPTED
     return code
+
+
+def with_streams() -> None:
+    """Give a process that was started without stdout or stderr one that goes nowhere."""
+    import os
+
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
 
 
 def dispatch(words: list[str]) -> int:

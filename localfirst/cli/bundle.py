@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from localfirst.cli import progress, render, session
-from localfirst.errors import ConfigError, LocalFirstError
+from localfirst.errors import ConfigError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,15 +28,7 @@ async def run(given: argparse.Namespace) -> int:
         render.problem(f"`bundle {given.action}` takes one file", hint="name one", code="usage")
         return 2
     given.file = given.output if given.action == "export" else given.names[0]
-    try:
-        await ACTIONS[given.action](given)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise LocalFirstError(
-            f"`{error.filename or given.file}`: {reason}",
-            hint="check the path and the space left",
-            code="file-failed",
-        ) from error
+    await ACTIONS[given.action](given)
     return 0
 
 

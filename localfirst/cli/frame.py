@@ -74,6 +74,18 @@ def end(*_: object) -> NoReturn:
     raise SystemExit(cli.TERMINATED)
 
 
+def file_failed(error: OSError) -> LocalFirstError:
+    """What the system did not let us do with a file, as an error of ours; cause kept."""
+    reason = error.strerror or str(error)
+    failed = LocalFirstError(
+        f"`{error.filename}`: {reason}" if error.filename else reason,
+        hint="check the path, its permissions, and the space left",
+        code="file-failed",
+    )
+    failed.__cause__ = error
+    return failed
+
+
 def report(error: LocalFirstError) -> int:
     """Print an error as people read it; returns its exit code."""
     if config.variable("LOCALFIRST_DEBUG"):

@@ -34,6 +34,8 @@ async def run(given: argparse.Namespace) -> int:
             for moved in found
         ]
         render.table(rows, head=("NAME", "HERE", "REGISTRY", "STATE"))
+    else:
+        render.say("no model is installed")
     return 3 if found and all(moved.error for moved in found) else 0
 
 

@@ -31,6 +31,17 @@ def unknown(name: str, source: str, known: Iterable[str]) -> ConfigError:
     )
 
 
+def homeless(variable: str) -> ConfigError:
+    """Neither `HOME` nor the system's users name a home, as in a container with any user's id."""
+    return ConfigError(
+        f"this user has no home folder, and `{variable}` is not set",
+        setting=variable,
+        hint="set `HOME` to a folder of yours, or `LOCALFIRST_CONFIG`, `LOCALFIRST_STATE_DIR` "
+        "and `OLLAMA_MODELS`",
+        code="no-home",
+    )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What was probably meant, "" when nothing is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

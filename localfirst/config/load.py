@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from localfirst.config import exposure, table, values
-from localfirst.config.faults import unknown, wrong
+from localfirst.config.faults import homeless, unknown, wrong
 from localfirst.config.providers import load_providers, points_at
 from localfirst.config.routes import load_routes
 from localfirst.config.table import SETTINGS, Setting
@@ -97,7 +97,11 @@ def user_config() -> Path:
     """The user's own config.toml, by platform."""
     import platformdirs
 
-    return Path(platformdirs.user_config_dir("localfirst", appauthor=False)) / "config.toml"
+    try:
+        folder = platformdirs.user_config_dir("localfirst", appauthor=False)
+    except RuntimeError as error:
+        raise homeless("LOCALFIRST_CONFIG") from error
+    return Path(folder) / "config.toml"
 
 
 def read_toml(path: Path, *, required: bool) -> dict[str, Any]:
@@ -327,4 +331,7 @@ def state_dir() -> str:
     """Where history lives unless said otherwise."""
     import platformdirs
 
-    return platformdirs.user_state_dir("localfirst", appauthor=False)
+    try:
+        return platformdirs.user_state_dir("localfirst", appauthor=False)
+    except RuntimeError as error:
+        raise homeless("LOCALFIRST_STATE_DIR") from error

@@ -130,7 +130,10 @@ def mapping(value: Any) -> dict[str, str]:
 def folder(value: Any) -> str:
     """An absolute path; `~` is the home."""
     written = text(value)
-    return str(Path(written).expanduser().absolute()) if written else ""
+    try:
+        return str(Path(written).expanduser().absolute()) if written else ""
+    except RuntimeError:
+        raise ValueError("an absolute path, since this user has no home folder") from None
 
 
 def ollama_host(value: Any) -> str:

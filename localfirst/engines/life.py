@@ -60,7 +60,6 @@ class Life:
 
     def start(self, program: Path, env: Mapping[str, str], log_file: Path) -> process.Child:
         """Start the program; raises `EngineUnavailable`."""
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self.child = process.spawn(
                 [str(program), "serve"], env=env, log=self.log, file=RotatedFile(log_file)

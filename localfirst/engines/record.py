@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from localfirst.engines.launch import MARKER
+from localfirst.errors import EngineUnavailable
 from localfirst.transport import files, process
 
 log = logging.getLogger("localfirst.engines")
@@ -58,11 +59,22 @@ class Record:
         return self._folder / "ollama.json"
 
     def try_own(self) -> bool:
-        """Take the right to have a daemon; False while another localfirst has it."""
+        """
+        Take the right to have a daemon; False while another localfirst has it.
+
+        Raises:
+            EngineUnavailable: the folder takes no lock, so that two could start one.
+        """
         if self._folder is None or self._lock is None:
             return False
-        files.ensure_dir(self._folder)
-        return self._lock.try_acquire()
+        try:
+            files.ensure_dir(self._folder)
+            return self._lock.try_acquire()
+        except OSError as error:
+            raise EngineUnavailable(
+                f"Ollama is not started: `{error.filename}`: {error.strerror}",
+                hint="set `LOCALFIRST_STATE_DIR` to a folder of yours, or start Ollama",
+            ) from error
 
     def release(self) -> None:
         """Give the right back."""

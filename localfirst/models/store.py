@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.errors import ModelNameInvalid, UnknownModel, VerificationFailed
+from localfirst.errors import ConfigError, ModelNameInvalid, UnknownModel, VerificationFailed
 from localfirst.models import manifest as manifests
 from localfirst.models import names
 from localfirst.models.manifest import Layer, Manifest, ManifestInvalid
@@ -48,7 +48,7 @@ def default_root(
         return Path(said)
     if home is None:
         variable = "USERPROFILE" if platform == "win32" else "HOME"
-        home = Path(environ[variable]) if environ.get(variable) else Path.home()
+        home = Path(environ[variable]) if environ.get(variable) else _user_home()
     return home / ".ollama" / "models"
 
 
@@ -337,6 +337,18 @@ class Store:
             owner = self.root.stat()
             if (owner.st_uid, owner.st_gid) != (0, 0):
                 os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _user_home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder, and `OLLAMA_MODELS` is not set",
+            setting="local.models_dir",
+            hint="set `OLLAMA_MODELS` to the folder of the models",
+            code="no-home",
+        ) from error
 
 
 def _owner(path: Path) -> str:

@@ -45,13 +45,20 @@ class LogRing:
 
 
 class RotatedFile:
-    """A log file that is renamed to `NAME.1` … `NAME.keep` when it has grown full."""
+    """
+    A log file that is renamed to `NAME.1` … `NAME.keep` when it has grown full.
+
+    Its folder is made when needed; where nothing can be written there is no log, and no error.
+    """
 
     def __init__(self, path: Path, *, limit_bytes: int = 2**20, keep: int = 5) -> None:
         self._path = path
         self._limit_bytes = limit_bytes
         self._keep = keep
-        self._size = path.stat().st_size if path.exists() else 0
+        self._size = 0
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._size = path.stat().st_size
 
     def write(self, data: bytes) -> None:
         """Append; a full disk or a lost folder costs the log, never the child."""

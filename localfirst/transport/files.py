@@ -95,7 +95,14 @@ def _pause(seconds: float) -> None:
 
 
 def create_beside(path: Path, mode: int = 0o600) -> tuple[int, Path]:
-    """Open a new, unpredictably named file in *path*'s folder; returns descriptor and name."""
+    """
+    Open a new, unpredictably named file in *path*'s folder; returns descriptor and name.
+
+    What is no file is not going to be replaced by one: `/dev/stdout` is refused. Errors name
+    *path*, which the caller knows.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | NOFOLLOW | BINARY | CLOEXEC
     for _ in range(100):
         candidate = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
@@ -103,6 +110,8 @@ def create_beside(path: Path, mode: int = 0o600) -> tuple[int, Path]:
             return os.open(candidate, flags, mode), candidate
         except FileExistsError:
             continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
     raise OSError(errno.EEXIST, "no free temporary name", str(path))
 
 

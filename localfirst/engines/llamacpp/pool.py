@@ -229,7 +229,6 @@ class Pool:
     def _log_file(self, key: Key) -> RotatedFile | None:
         if self._log_dir is None:
             return None
-        self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = "".join(letter if letter.isalnum() else "_" for letter in key[0])
         return RotatedFile(self._log_dir / f"llamacpp-{name}.log")
 

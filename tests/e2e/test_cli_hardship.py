@@ -1,0 +1,117 @@
+"""Commands where the system says no: a full disk, closed streams, read-only folders, no home."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localfirst.models import toy
+from tests.fakes.terminal import LONGEST_S, Ran, environ, run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and users")
+WITH_A_FULL_DISK = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+
+
+def shell(folder: Path, line: str) -> Ran:
+    """A command as a shell runs it, with `localfirst` as a word."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", line.replace("localfirst", f"{sys.executable} -m localfirst", 1)],
+        capture_output=True,
+        text=True,
+        env=environ(folder),
+        cwd=folder,
+        timeout=LONGEST_S,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def said_once(ran: Ran, words: str) -> None:
+    """One error of ours with a hint, and no traceback."""
+    assert ran.code == 1, ran
+    assert words in ran.err and "\nhint: " in ran.err
+    assert "Traceback" not in ran.err and "Exception ignored" not in ran.err
+
+
+@WITH_A_FULL_DISK
+@pytest.mark.parametrize("words", ["--help", "config", "explain --json", "doctor", "list --json"])
+def test_a_full_disk_below_stdout_is_an_error_in_words(tmp_path: Path, words: str) -> None:
+    toy.publish(tmp_path / "models")
+    said_once(shell(tmp_path, f"localfirst {words} >/dev/full"), "No space left on device")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_closed_streams_are_no_errors(tmp_path: Path, closed: str) -> None:
+    ran = shell(tmp_path, f"localfirst config {closed}")
+    assert (ran.code, "Traceback" in ran.err) == (0, False)
+
+
+def test_a_lock_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+    toy.publish(tmp_path / "models")
+    ran = run(tmp_path, "lock", "tiny", "-o", str(tmp_path / "nowhere" / "models.lock"))
+    said_once(ran, f"`{tmp_path}/nowhere/models.lock`: No such file or directory")
+
+
+@pytest.mark.parametrize("words", [("lock",), ("bundle", "export")], ids=lambda words: words[-1])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Such as `/dev/stdout`, by an administrator."""
+    toy.publish(tmp_path / "models")
+    os.mkfifo(tmp_path / "pipe")
+    said_once(run(tmp_path, *words, "tiny", "-o", str(tmp_path / "pipe")), "not a regular file")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def restricted(folder: Path, before: list[str], *words: str, **variables: str) -> Ran:
+    """A command run by the words *before* it; a test is skipped where those do not work."""
+    if before and subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip(f"`{before[0]}` does not work here")
+    done = subprocess.run(
+        [*before, sys.executable, "-m", "localfirst", *words],
+        capture_output=True,
+        text=True,
+        env=environ(folder, **variables),
+        cwd=folder,
+        timeout=LONGEST_S,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a model in which nothing can be written."""
+    toy.publish(tmp_path / "models")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "config.toml").touch()
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    yield tmp_path
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+def test_read_only_folders_cost_history_and_no_answer(read_only: Path) -> None:
+    # An administrator may write everywhere; one without capabilities is a user like others.
+    powers = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    before = [] if os.geteuid() else powers
+    ran = restricted(
+        read_only, before, "chat", "hi", "--max-tokens", "3", LOCALFIRST_LOCAL_ENGINE="auto"
+    )
+    assert (ran.code, "Traceback" in ran.err) == (0, False), ran
+    said_once(restricted(read_only, before, "rm", "tiny"), "Permission denied")
+    said_once(restricted(read_only, before, "lock", "tiny"), "`models.lock`: Permission denied")
+    install = restricted(read_only, before, "serve", "--install-service")
+    said_once(install, "Permission denied")
+
+
+@pytest.mark.parametrize("words", [["list"], ["config"], ["chat", "hi"], ["serve"]])
+def test_without_a_home_the_variables_to_set_are_named(words: list[str], tmp_path: Path) -> None:
+    """A user's id without an entry, as containers get: no `HOME`, no home among the users."""
+    bare = {"HOME": "", "LOCALFIRST_CONFIG": "", "LOCALFIRST_STATE_DIR": ""}
+    ran = restricted(tmp_path, ["unshare", "--user", "--map-user=12345"], *words, **bare)
+    assert (ran.code, ran.out, "Traceback" in ran.err) == (2, "", False), ran
+    assert "no home folder" in ran.err and "`LOCALFIRST_STATE_DIR`" in ran.err
