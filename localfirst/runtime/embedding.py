@@ -85,7 +85,7 @@ async def _by_cloud(
         raise PrivacyRefused(f"`{provider}` is not on this machine, and `local-only` is set")
     backend = runtime.clouds.embedders.get(provider)
     if backend is None:
-        reason = runtime.clouds.providers[provider].reason
+        reason = runtime.clouds.providers[provider].reason or "it makes none"
         raise UnknownModel(f"`{provider}` cannot be asked for embeddings: {reason}")
     targets = tuple(
         Target(rung=view.rung, provider=provider, model=model, key_label=label)
