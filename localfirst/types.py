@@ -94,13 +94,15 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One turn. `content` is text or parts; `role` "tool" answers `tool_call_id`.
+    One turn. `content` is text or parts; `role` "tool" answers `tool_call_id`. `own_role` is
+    the role of a turn that one model's template alone knows, and that is "system" elsewhere.
 
     `reasoning_signature` is Anthropic's opaque proof of a thinking block; without it the
     block is not sent back.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
+    own_role: str = ""
     content: str | tuple[Part, ...] = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""

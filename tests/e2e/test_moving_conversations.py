@@ -215,7 +215,9 @@ def test_names_of_unfinished_features_go_with_the_fields_that_need_them(
 
 
 def test_a_cloud_without_embeddings_says_so(at: House) -> None:
-    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
-        with pytest.raises(openai.NotFoundError) as caught:
-            client.embeddings.create(model="anthropic/m", input="a")
+    with (
+        openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError) as caught,
+    ):
+        client.embeddings.create(model="anthropic/m", input="a")
     assert "cannot be asked for embeddings: it makes none" in caught.value.message

@@ -86,3 +86,13 @@ def test_embeddings_ask_for_what_an_ollamas_own_client_asks_for(behind: OllamaBa
         other.embeddings.create(model="tiny", input="a")
     asked = [(one["truncate"], one.get("keep_alive")) for one in behind.embeddings()]
     assert asked == [(True, "7m"), (False, None), (False, None)], "this API cuts unless told not to"
+
+
+def test_a_role_that_only_a_models_template_knows_reaches_it(behind: OllamaBackend) -> None:
+    behind.prepare("text")
+    control = {"role": "control", "content": "thinking"}
+    with closing(ollama.Client(behind.house.url)) as client:
+        client.chat("tiny", messages=[control, *HI])
+    assert behind.asked()[-1]["messages"] == [control, *HI]
+    path, body = "/api/chat", {"model": "tiny", "messages": [{"role": "r" * 999, "content": ""}]}
+    assert behind.ask("text", path, body)[0] == 400

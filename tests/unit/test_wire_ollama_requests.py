@@ -34,7 +34,7 @@ def generate(**fields: Json) -> ChatRequest:
 WRONG: dict[str, tuple[dict[str, Json], str]] = {
     "messages-text": ({"messages": "x"}, "messages"),
     "messages-of-text": ({"messages": ["x"]}, "messages[0]"),
-    "role-unknown": ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+    "role-number": ({"messages": [{"role": 5, "content": "x"}]}, "messages[0].role"),
     "content-list": ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     "image-not-base64": (
         {"messages": [{"role": "user", "content": "x", "images": ["%"]}]},

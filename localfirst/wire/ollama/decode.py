@@ -187,8 +187,10 @@ def _message(item: Fields) -> Message:
     images = _images(item)
     text = item.text("content")
     calls = item.objects("tool_calls", MAX_TOOLS)
+    role = _role(item)
     return Message(
-        role=_role(item),
+        role=role or "system",
+        own_role="" if role else item.text("role"),
         content=(TextPart(text=text), *images) if images else text,
         tool_calls=tuple(_call(call) for call in calls),
         tool_call_id=item.text("tool_call_id"),
@@ -197,17 +199,20 @@ def _message(item: Fields) -> Message:
     )
 
 
-def _role(item: Fields) -> Literal["system", "user", "assistant", "tool"]:
+def _role(item: Fields) -> Literal["system", "user", "assistant", "tool"] | None:
+    """One of ours, or None: Granite's templates know `control`, `document` and more."""
     match item.text("role", "user").lower():
+        case "" | "user":
+            return "user"
         case "system" | "developer":
             return "system"
-        case "user":
-            return "user"
         case "assistant":
             return "assistant"
         case "tool":
             return "tool"
-    raise wrong(item.at("role"), "`system`, `user`, `assistant` or `tool`")
+    if len(item.text("role")) > MAX_NAME_CHARS:
+        raise wrong(item.at("role"), f"at most {MAX_NAME_CHARS} characters long")
+    return None
 
 
 def _with_call_ids(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -111,7 +111,8 @@ def _messages(messages: tuple[Message, ...]) -> list[Json]:
 
 
 def _message(message: Message, tool_name: str) -> dict[str, Json]:
-    fields: dict[str, Json] = {"role": message.role, "content": message.text}
+    role = message.own_role or message.role
+    fields: dict[str, Json] = {"role": role, "content": message.text}
     if message.images:
         fields["images"] = list(map(_image, message.images))
     if message.reasoning:
