@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from localfirst.errors import LocalFirstError
@@ -44,6 +45,10 @@ def _stored(store: Shelf, name: str, verbose: bool) -> dict[str, Json]:
     template, system = store.text(name, "template"), store.text(name, "system")
     head = _head(weights)
     info = _metadata(head, verbose)
+    if head and head.complete:
+        # As Ollama counts it; what the file itself says of it need not be true.
+        count = sum(math.prod(tensor.shape) for tensor in head.tensors)
+        info["general.parameter_count"] = count
     told = {
         "license": store.text(name, "license"),
         "modelfile": _modelfile(name, weights, template, system, params),
