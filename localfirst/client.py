@@ -210,12 +210,16 @@ def build_call(
             read_messages(messages),
             model=model,
             stream=stream,
-            **{name: settled(name, value) for name, value in options.items()},
+            **{name: settled(name, value) for name, value in within(options).items()},
         )
+        if schema is not None:
+            request = msgspec.structs.replace(request, schema=json_schema(schema))
+        msgspec.json.encode(request)
+    except UnicodeEncodeError as error:
+        # Nobody could be sent it; found later it would look like a fault of whoever is asked.
+        raise InvalidRequest("the request's text holds half a character, no Unicode") from error
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"the request does not fit together: {error}") from error
-    if schema is not None:
-        request = msgspec.structs.replace(request, schema=json_schema(schema))
     return Call(
         model=model,
         stream=stream,
@@ -245,6 +249,17 @@ def read_messages(messages: Messages) -> ChatRequest:
     except TypeError as error:
         raise InvalidRequest(f"messages are not JSON: {error}", field="messages") from error
     return requests.decode(body)
+
+
+def within(options: Mapping[str, Any]) -> dict[str, Any]:
+    """*options* once the sampling ones are of the types and in the ranges the gateway takes."""
+    from localfirst.wire.fields import Fields
+    from localfirst.wire.openai.decode import sampling_of
+
+    found = sampling_of(
+        Fields({n: list(v) if isinstance(v, tuple) else v for n, v in options.items()})
+    )
+    return {name: found.get(name, value) for name, value in options.items()}
 
 
 def settled(name: str, value: Any) -> Any:

@@ -68,12 +68,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def with_streams() -> None:
-    """Give a process that was started without stdout or stderr one that goes nowhere."""
+    """Have both: nowhere to go where they are closed, `?` for letters a terminal has not."""
     import os
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        reconfigure = getattr(getattr(sys, name), "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
 
 
 def dispatch(words: list[str]) -> int:

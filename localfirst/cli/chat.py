@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Answer the question from arguments and stdin, or start the conversation."""
-    prompt = "\n\n".join(filter(None, (" ".join(given.prompt), piped())))
+    prompt = "\n\n".join(filter(None, (typed(" ".join(given.prompt)), piped())))
     talks = not prompt and sys.stdin is not None and sys.stdin.isatty()
     if not prompt and not talks:
         raise InvalidRequest(
@@ -81,9 +81,14 @@ def piped() -> str:
     return text.strip("\n")
 
 
+def typed(words: str) -> str:
+    """Words of the command line as UTF-8, be the locale another and the bytes none at all."""
+    return os.fsencode(words).decode("utf-8", errors="replace")
+
+
 def system(text: str) -> list[Message]:
     """The instructions as a message, if there are any."""
-    return [Message(role="system", content=text)] if text else []
+    return [Message(role="system", content=typed(text))] if text else []
 
 
 def options(given: argparse.Namespace) -> dict[str, Json]:

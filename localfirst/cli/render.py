@@ -77,8 +77,9 @@ def warn(message: str) -> None:
 
 
 def as_json(value: Json) -> None:
-    """One JSON document on one line of stdout."""
-    print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+    """One JSON document on one line of stdout, in its letters where it has them all."""
+    escaped = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=escaped, separators=(",", ":")), flush=True)
 
 
 def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence[int] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from localfirst.models import toy
+from tests.fakes.cloud_process import fake_cloud, with_cloud
 from tests.fakes.terminal import LONGEST_S, Ran, environ, run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and users")
@@ -115,3 +117,49 @@ def test_without_a_home_the_variables_to_set_are_named(words: list[str], tmp_pat
     ran = restricted(tmp_path, ["unshare", "--user", "--map-user=12345"], *words, **bare)
     assert (ran.code, ran.out, "Traceback" in ran.err) == (2, "", False), ran
     assert "no home folder" in ran.err and "`LOCALFIRST_STATE_DIR`" in ran.err
+
+
+FEW_LETTERS = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["providers", "--all"], ["recommend"]])
+@pytest.mark.parametrize(
+    "variables", [FEW_LETTERS, {"PYTHONIOENCODING": "latin-1"}], ids=["ascii", "latin-1"]
+)
+def test_a_terminal_of_few_letters_gets_question_marks(
+    tmp_path: Path, words: list[str], variables: dict[str, str]
+) -> None:
+    toy.publish(tmp_path / "models")
+    done = subprocess.run(
+        [sys.executable, "-m", "localfirst", *words],
+        capture_output=True,
+        env=environ(tmp_path, **variables),
+        cwd=tmp_path,
+        timeout=LONGEST_S,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done
+
+
+def test_json_stays_whole_where_letters_are_few(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[local]\nlast_resort = "größe"\n')
+    ran = run(tmp_path, "config", "local.last_resort", "--json", **FEW_LETTERS)
+    assert json.loads(ran.out)["local.last_resort"]["value"] == "größe"
+
+
+@pytest.mark.parametrize("variables", [{}, FEW_LETTERS], ids=["utf-8", "ascii"])
+def test_a_prompt_arrives_whole_and_its_broken_bytes_as_marks(
+    tmp_path: Path, variables: dict[str, str]
+) -> None:
+    with fake_cloud() as cloud:
+        line = f"{sys.executable} -m localfirst chat \"$(printf 'gr\\303\\266\\337e')\""
+        done = subprocess.run(
+            ["/bin/sh", "-c", line],
+            capture_output=True,
+            text=True,
+            env=environ(with_cloud(tmp_path, cloud), **variables),
+            cwd=tmp_path,
+            timeout=LONGEST_S,
+        )
+        assert done.returncode == 0, done.stderr
+        (request,) = cloud.requests("cloud")
+        assert request["body"]["messages"][-1]["content"] == "grö\ufffde"
