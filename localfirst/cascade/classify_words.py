@@ -286,6 +286,10 @@ RESPONSE = _any(
     r"tool call validation failed",
     r"model (?:produced|generated|returned) (?:an? )?(?:invalid|malformed|empty)",
     r"empty (?:response|completion|content)",
+    # llama.cpp, of an answer that its parser of the model's template does not read, and of a
+    # template that no grammar goes with (common/chat.cpp, common/sampling.cpp).
+    r"output that does not match the expected",
+    r"failed to initialize samplers",
 )
 CAPABILITY = _any(
     r"(?:does|do) not support (?:the )?(?:use of )?(?:tools?|thinking|reasoning|images?|vision|"

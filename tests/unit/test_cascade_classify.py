@@ -92,6 +92,12 @@ UNSEEN = [
     (500, {"error": {"message": "CUDA out of memory"}}, "unavailable"),
     (400, {"error": {"message": "'messages' is a required property"}}, "invalid_request"),
     (429, {"error": {"message": "tokens per day (TPD): Limit 9. Try again in 9m"}}, "rate_limit"),
+    (500, {"error": {"message": "The model produced output that does not match the expected "
+                                "peg-native format", "type": "server_error"}}, "invalid_response"),
+    (500, {"error": '{"error":{"code":500,"message":"The model produced output that does not '
+                    'match the expected peg-native format"}}'}, "invalid_response"),
+    (400, {"error": {"message": "Failed to initialize samplers: std::exception",
+                     "type": "invalid_request_error"}}, "invalid_response"),
 ]  # fmt: skip
 
 
