@@ -28,7 +28,12 @@ from localfirst.engines.llamacpp import LlamaCppEngine, installed
 from localfirst.engines.llamacpp.about import Shelf
 from localfirst.engines.ollama import OllamaEngine, OllamaHosts
 from localfirst.engines.supervisor import ChildState, Supervisor
-from localfirst.errors import Breakage, EngineUnavailable, LocalFirstError, UpstreamBroken
+from localfirst.errors import (
+    Breakage,
+    EngineUnavailable,
+    LocalFirstError,
+    UpstreamBroken,
+)
 from localfirst.events import Event, Progress, Vectors
 from localfirst.machine.fit import Hardware, Measured
 from localfirst.machine.hardware import measure as this_machine
@@ -36,6 +41,7 @@ from localfirst.models.store import Store
 from localfirst.settings import Privacy, Settings
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Clock, Json, Target
+from localfirst.wire.refusal import NotTranslatable, untranslated
 
 STATUS_S = 1.9
 TELL_EVERY_S = 1.0
@@ -166,6 +172,8 @@ class LocalEngine:
                         began = began or not isinstance(event, Progress)
                         yield event
                 return
+            except NotTranslatable as error:
+                raise untranslated(error) from error
             except UpstreamBroken as error:
                 if began or last or error.breakage is not Breakage.CONNECT_REFUSED:
                     raise

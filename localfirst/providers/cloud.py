@@ -21,6 +21,7 @@ from localfirst.settings import Secret
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, Clock, Dialect, Json, Target
 from localfirst.wire.quirks import Quirks
+from localfirst.wire.refusal import NotTranslatable, untranslated
 
 ERROR_BYTES = 256 * 1024
 LIST_BYTES = 16 * 2**20  # OpenRouter's list is about 1 MB
@@ -181,7 +182,7 @@ class CloudBackend:
         try:
             while True:
                 quirks = self._learned.over(base, target.model)
-                encoded = self.encoded(call, target.model, quirks)
+                encoded = self._encoded(call, target.model, quirks)
                 response = await self._send(call, target, limits, encoded.body)
                 if response.status < 400:
                     if before:
@@ -196,6 +197,12 @@ class CloudBackend:
         except UpstreamError as error:
             error.before = before
             raise
+
+    def _encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
+        try:
+            return self.encoded(call, model, quirks)
+        except NotTranslatable as error:
+            raise untranslated(error) from error
 
     def _base_quirks(self, call: Call, model: str) -> Quirks:
         """The catalogue's quirks of a model; made once, for they match patterns and merge."""

@@ -17,6 +17,7 @@ from localfirst.engines.base import Engine, Limits
 from localfirst.errors import Breakage, UpstreamBroken
 from localfirst.events import Event, Progress
 from localfirst.types import Call, Target
+from localfirst.wire.refusal import NotTranslatable, untranslated
 
 
 class Download(Protocol):
@@ -55,6 +56,11 @@ class PulledBackend:
         self, call: Call, target: Target, limits: Limits
     ) -> AsyncGenerator[Event, None]:
         """Yield the download's `Progress`, then the engine's own events."""
+        # What no local engine has words for is no reason to fetch one a model.
+        try:
+            _ = call.chat
+        except NotTranslatable as error:
+            raise untranslated(error) from error
         # A download tries again for as long as a night; somebody who waits for an answer
         # wants to know at once that there is no network.
         if not await self._reach(target.model):

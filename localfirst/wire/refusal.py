@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.errors import UpstreamRefused
+from localfirst.errors import InvalidRequest, UpstreamRefused
 from localfirst.types import Json
 
 BODY_LIMIT_BYTES = 64 * 2**10
+
+
+class NotTranslatable(InvalidRequest):
+    """Raised where a request is put into another dialect, which has no words for *what* it has."""
+
+    def __init__(self, what: str, *, field: str = "") -> None:
+        super().__init__(
+            f"`{field}`: only backends of this dialect have {what}",
+            field=field,
+            hint="name a model of a provider that has it, see `localfirst providers`",
+        )
+        self.what = what
 
 
 def in_band(payload: bytes, *, status: int = 200) -> UpstreamRefused:
@@ -33,6 +45,11 @@ def unsupported(what: str) -> UpstreamRefused:
     """
     error = {"error": f"this backend does not support {what}"}
     return UpstreamRefused(400, msgspec.json.encode(error))
+
+
+def untranslated(error: NotTranslatable) -> UpstreamRefused:
+    """The refusal of a candidate for which a request would have to be put into other words."""
+    return unsupported(error.what)
 
 
 def is_error_object(payload: bytes) -> bool:

@@ -44,6 +44,7 @@ def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         'model = "m"\nkeys = ["sk-ant-0a1B2c3D4e5F"]\n'
         f'[providers.imitator]\nbase_url = "{cloud.base_url("imitator")}"\n'
         'model = "m"\ndialect = "anthropic"\n'
+        '[routes.claude]\ntargets = ["anthropic/m", "box/m"]\n'
     )
     folder = tmp_path_factory.mktemp("house")
     with house(folder, config=config, LOCALFIRST_LOCAL_ENGINE="none") as running:
@@ -221,3 +222,61 @@ def test_a_cloud_without_embeddings_says_so(at: House) -> None:
     ):
         client.embeddings.create(model="anthropic/m", input="a")
     assert "cannot be asked for embeddings: it makes none" in caught.value.message
+
+
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}
+ANTHROPICS_OWN: dict[str, dict[str, Any]] = {
+    "server tool": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+    "document": {"messages": turns("well", [{"type": "document", "source": PDF}])},
+    "document in a result": {
+        "messages": turns([call()], [result(content=[{"type": "document", "source": PDF}])])
+    },
+    "upload": {"messages": turns("well", [{"type": "container_upload", "file_id": "f"}])},
+    "checked": {
+        "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+    },
+}
+OPENAIS_OWN: dict[str, dict[str, Any]] = {
+    "several answers": {"n": 2},
+    "custom tool": {"tools": [{"type": "custom", "custom": {"name": "x"}}]},
+    "allowed tools": {"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}},
+    "audio": {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+    "file": {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]},
+}
+
+
+@pytest.mark.parametrize("own", ANTHROPICS_OWN.values(), ids=ANTHROPICS_OWN.keys())
+def test_what_only_anthropic_has_goes_past_who_has_no_words_for_it(
+    at: House, cloud: FakeCloud, own: Any
+) -> None:
+    cloud.reset()
+    asked = {"messages": [ASKED], **own}
+    with anthropic.Anthropic(base_url=at.url, api_key="x", max_retries=0) as client:
+        raw = client.messages.with_raw_response.create(model="auto", max_tokens=9, **asked)
+        assert raw.headers["x-localfirst-trail"] == "box=invalid_request,anthropic=ok"
+        assert [one["part"] for one in cloud.requests()] == ["anthropic"], "not sent to the other"
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            client.messages.create(model="box/m", max_tokens=9, **asked)
+    assert "does not support" in caught.value.message
+
+
+@pytest.mark.parametrize("own", OPENAIS_OWN.values(), ids=OPENAIS_OWN.keys())
+def test_what_only_openai_has_goes_past_who_has_no_words_for_it(
+    at: House, cloud: FakeCloud, own: Any
+) -> None:
+    cloud.reset()
+    asked = {"messages": [ASKED], **own}
+    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
+        raw = client.chat.completions.with_raw_response.create(model="claude", **asked)
+        assert raw.headers["x-localfirst-route"] == "box/m"
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="anthropic/m", **asked)
+    assert [one["part"] for one in cloud.requests()] == ["box"]
+
+
+def test_a_document_of_text_is_read_by_everybody(at: House, cloud: FakeCloud) -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "of the whale"}
+    document = {"type": "document", "title": "Moby-Dick", "source": source}
+    told = sent_by_anthropic(at, cloud, turns("well", [document]), model="box/m")["messages"]
+    assert told[-1] == {"role": "user", "content": "Moby-Dick\nof the whale"}

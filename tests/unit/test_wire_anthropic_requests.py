@@ -58,8 +58,12 @@ def test_a_wrong_field_is_named(read: Any, fields: dict[str, Json], field: str) 
 
 WRONG_INSIDE: dict[str, tuple[dict[str, Json], str]] = {
     "block-unknown": (
-        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "wizard"}]}]},
         "messages[0].content[0].type",
+    ),
+    "document-of-bytes": (
+        {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]},
+        "messages[0].content[0].source",
     ),
     "image-by-file": (
         {"messages": [{"role": "user", "content": [

@@ -19,6 +19,7 @@ from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Surface, Writer
 from localfirst.types import Call, Dialect, Json
+from localfirst.wire.refusal import NotTranslatable
 
 if TYPE_CHECKING:
     from localfirst.gateway.app import Gateway
@@ -46,7 +47,7 @@ async def run(gateway: Gateway, request: Request, surface: Surface, call: Call) 
     runtime = gateway.runtime
     unix = runtime.clock.unix
     asked = Asked(request=request, call=call, model=call.model, created=unix(), unix=unix)
-    if runtime.validates(call):
+    if runtime.validates(call) and _translatable(call):
         await _valid(await runtime.valid_reply(call), gateway, asked, surface)
         return
     answer = await runtime.open(call)
@@ -58,6 +59,15 @@ async def run(gateway: Gateway, request: Request, surface: Surface, call: Call) 
             await _whole(answer, asked, surface)
     finally:
         await answer.aclose()
+
+
+def _translatable(call: Call) -> bool:
+    """Whether the request can be read at all, and not only be passed on."""
+    try:
+        _ = call.chat
+    except NotTranslatable:
+        return False
+    return True
 
 
 def look(body: bytes, request: Request, surface: Surface) -> Call:

@@ -33,6 +33,7 @@ from localfirst.wire.fields import (
 )
 from localfirst.wire.openai.content import base64_of, check_images, image_from_url
 from localfirst.wire.options import keep_alive_of, options_of
+from localfirst.wire.refusal import NotTranslatable
 
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
@@ -143,8 +144,10 @@ def _choice(choice: Fields | None) -> str | None:
 
 
 def _tool(item: Fields) -> Tool:
-    if item.text("type", "custom") != "custom":
-        raise wrong(item.at("type"), "`custom`; server tools run only at Anthropic itself")
+    kind = item.text("type", "custom")
+    if kind != "custom":
+        # Server tools run only at Anthropic itself.
+        raise NotTranslatable(f"`{kind[:80]}` tools", field=item.at("type"))
     name = item.required_text("name")
     if len(name) > MAX_NAME_CHARS:
         raise wrong(item.at("name"), f"at most {MAX_NAME_CHARS} characters long")
@@ -213,8 +216,12 @@ class _Turn:
                 self._thoughts += 1
             case "server_tool_use" | "web_search_tool_result":
                 pass
-            case _:
+            case "document":
+                self._parts.append(_document(block))
+            case "":
                 raise wrong(block.at("type"), "a text, image, tool or thinking block")
+            case kind:
+                raise NotTranslatable(f"`{kind[:80]}` blocks", field=block.at("type"))
 
     def messages(self) -> list[Message]:
         """Tool results first, then the turn itself if it says anything."""
@@ -258,7 +265,16 @@ def _result_part(part: Fields) -> Part:
         return _image(part)
     if part.text("type") == "text":
         return TextPart(text=part.text("text"))
+    if part.text("type") == "document":
+        return _document(part)
     return TextPart(text=msgspec.json.encode(part.values).decode())
+
+
+def _document(block: Fields) -> TextPart:
+    source = block.object("source")
+    if source is None or source.text("type") != "text":
+        raise NotTranslatable("documents that are not text", field=block.at("source"))
+    return TextPart(text="\n".join(filter(None, (block.text("title"), source.text("data")))))
 
 
 def _image(block: Fields) -> ImagePart:

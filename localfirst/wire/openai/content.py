@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from localfirst.types import ImagePart, Json, Message, Part, TextPart
 from localfirst.wire.fields import MAX_IMAGES, MAX_PARTS, Fields, wrong
+from localfirst.wire.refusal import NotTranslatable
 
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]*/?[\w.+-]*)(?:;[\w=.+-]+)*;base64,", re.ASCII)
 _TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
@@ -37,7 +38,9 @@ def _part(part: Fields) -> Part:
         return TextPart(text=part.text(name))
     if kind in _IMAGE_TYPES:
         return _image(part)
-    raise wrong(part.at("type"), "`text` or `image_url`; other parts have no backend here")
+    if not kind:
+        raise wrong(part.at("type"), "`text` or `image_url`")
+    raise NotTranslatable(f"`{kind[:80]}` parts", field=part.at("type"))
 
 
 def _image(part: Fields) -> ImagePart:

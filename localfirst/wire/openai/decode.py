@@ -21,9 +21,12 @@ from localfirst.wire.fields import (
 )
 from localfirst.wire.openai.content import check_images, content_of
 from localfirst.wire.options import keep_alive_of, options_of
+from localfirst.wire.refusal import NotTranslatable
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
 """Every `reasoning_effort` seen in the field; providers take subsets of it."""
+
+MAX_ANSWERS = 128
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -70,7 +73,8 @@ def decode(body: bytes) -> ChatRequest:
 
 def sampling_of(fields: Fields) -> dict[str, Json]:
     """The sampling fields that chat and completions share."""
-    fields.integer("n", 1, 1)
+    if (fields.integer("n", 1, MAX_ANSWERS) or 1) > 1:
+        raise NotTranslatable("several answers to one request", field="n")
     return {
         "temperature": fields.number("temperature", 0, 2),
         "top_p": fields.number("top_p", 0, 1),
@@ -139,8 +143,9 @@ def tools_of(fields: Fields) -> tuple[Tool, ...]:
 
 
 def _tool(item: Fields) -> Tool:
-    if item.text("type", "function") != "function":
-        raise wrong(item.at("type"), "`function`, the only kind of tool that every backend has")
+    kind = item.text("type", "function")
+    if kind != "function":
+        raise NotTranslatable(f"`{kind[:80]}` tools", field=item.at("type"))
     return _function(item.object("function") or item)
 
 
@@ -172,6 +177,8 @@ def choice_of(fields: Fields) -> str | None:
     if not isinstance(value, dict):
         raise wrong(name, "`auto`, `none`, `required` or a function")
     chosen = Fields(value, name)
+    if chosen.text("type") in {"allowed_tools", "custom"}:
+        raise NotTranslatable(f"a choice of `{chosen.text('type')}`", field=name)
     return (chosen.object("function") or chosen).required_text("name")
 
 
