@@ -95,7 +95,7 @@ def _best(models: Sequence[LocalModelView], needs: Needs) -> tuple[LocalModelVie
     capable = [one for one in usable if _unfit(one, needs) is None]
     if not capable:
         return _shortfall(chatting, needs)
-    best = min(capable, key=lambda one: (not one.loaded, _FITS[one.fit], -one.size_bytes, one.name))
+    best = min(capable, key=lambda one: (bool(_missing(one, needs)), *_rank(one)))
     return best, "loaded" if best.loaded else _TOLD[best.fit]
 
 
@@ -117,9 +117,8 @@ def _unfit(model: LocalModelView, needs: Needs) -> No | None:
     """Why *model* cannot answer, what no other prompt mends first."""
     if not _can_chat(model):
         return No(f"`{model.name}` does not support chat", Skip.LACKS, "chat")
-    # Thinking is a wish and not a need: a model that cannot think can still answer.
-    asked = msgspec.structs.replace(needs, schema=False, thinking=False)
-    if missing := missing_for(asked, frozenset(model.capabilities)):
+    # One that may do more than is listed is asked: its engine finds out.
+    if (missing := _missing(model, needs)) and not model.partial:
         return No(f"`{model.name}` does not support {missing}", Skip.LACKS, missing)
     if model.context_tokens and needs.prompt_tokens > model.context_tokens:
         reason = (
@@ -128,6 +127,16 @@ def _unfit(model: LocalModelView, needs: Needs) -> No | None:
         )
         return No(reason, Skip.SMALL)
     return None
+
+
+def _rank(model: LocalModelView) -> tuple[bool, int, int, str]:
+    return not model.loaded, _FITS[model.fit], -model.size_bytes, model.name
+
+
+def _missing(model: LocalModelView, needs: Needs) -> str:
+    # Thinking is a wish and not a need: a model that cannot think can still answer.
+    asked = msgspec.structs.replace(needs, schema=False, thinking=False)
+    return missing_for(asked, frozenset(model.capabilities))
 
 
 def missing_for(needs: Needs, capabilities: frozenset[str]) -> str:

@@ -36,6 +36,8 @@ class LocalModelView(Protocol):
     def loaded(self) -> bool: ...  # noqa: D102
     @property
     def remote(self) -> bool: ...  # noqa: D102
+    @property
+    def partial(self) -> bool: ...  # noqa: D102
 
 
 class EngineView(Protocol):

@@ -69,10 +69,10 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
     `size_bytes` and `digest` as `ollama list` prints them; `context_tokens` is the model's
     own window and `loaded_context_tokens` the one it was loaded with (0 unknown);
     `capabilities` in Ollama's words ("completion", "tools", "vision", "thinking",
-    "embedding", …), empty = unknown; `fit` is a verdict of `machine.fit`; `remote` marks
-    Ollama's `:cloud` models. `needed_bytes` and `tokens_per_s` (low, high) are predicted
-    for this machine (0 and None unknown); where this machine has seen them,
-    `measured_bytes` and `measured_tokens_per_s` are not 0.
+    "embedding", …), empty = unknown, and `partial` when there may be more of them; `fit` is
+    a verdict of `machine.fit`; `remote` marks Ollama's `:cloud` models. `needed_bytes` and
+    `tokens_per_s` (low, high) are predicted for this machine (0 and None unknown); where
+    this machine has seen them, `measured_bytes` and `measured_tokens_per_s` are not 0.
     """
 
     name: str
@@ -91,6 +91,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
     loaded_context_tokens: int = 0
     expires_unix: float = 0.0
     remote: bool = False
+    partial: bool = False
     needed_bytes: int = 0
     tokens_per_s: tuple[float, float] | None = None
     measured_bytes: int = 0

@@ -135,7 +135,8 @@ class Judge:
         if about is None or "completion" not in model.capabilities:
             return model
         unsaid = [word for word in about.capabilities if word not in model.capabilities]
-        return msgspec.structs.replace(model, capabilities=(*model.capabilities, *unsaid))
+        capabilities = (*model.capabilities, *unsaid)
+        return msgspec.structs.replace(model, capabilities=capabilities, partial=False)
 
     def _predicted(self, model: LocalModel, kind: str, hardware: Hardware, context: int) -> Fit:
         about = self._about(model, kind)

@@ -215,7 +215,7 @@ class Daemon:
                 self.running -= 1
 
     def refusal(self, model: dict[str, Any], body: dict[str, Any]) -> str:
-        can = model.get("capabilities", ["completion"])
+        can = model.get("shows", model.get("capabilities", ["completion"]))
         if body.get("tools") and "tools" not in can:
             return "tools_unsupported_gguf_template"
         if body.get("think") and "thinking" not in can:

@@ -331,3 +331,13 @@ def test_a_prompt_that_is_longer_than_every_window_is_413() -> None:
     mixed = {"needs": Needs(prompt_tokens=9000, tools=True)}
     asked: dict[str, Any] = ALONE | {"order": ("local", "groq"), "providers": small}
     assert isinstance(error(mixed, **asked), ContextTooLong)
+
+
+def test_a_model_that_may_do_more_than_is_listed_is_asked_after_those_that_surely_can() -> None:
+    vague = LocalModel(name="vague", size_bytes=9_000_000_000, fit="fits", partial=True,
+                       capabilities=("completion",))  # fmt: skip
+    assert ready("auto", TOOLS, order=("local",), local=engine(vague)) == ["local/vague"]
+    assert ready("auto", TOOLS, order=("local",), local=engine(vague, LLAMA)) == [
+        "local/llama3.2:3b"
+    ]
+    assert ready("auto", order=("local",), local=engine(vague, LLAMA)) == ["local/vague"]

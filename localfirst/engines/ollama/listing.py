@@ -94,6 +94,7 @@ def models(tags: list[Listed], loaded: list[Listed]) -> tuple[LocalModel, ...]:
 
 def _model(entry: Listed, running: Listed | None) -> LocalModel:
     details = entry.details or Details()
+    remote = bool(entry.remote_host or entry.remote_model) or is_remote(entry.name)
     return LocalModel(
         name=entry.name,
         digest=entry.digest.removeprefix("sha256:"),
@@ -109,7 +110,9 @@ def _model(entry: Listed, running: Listed | None) -> LocalModel:
         loaded_context_tokens=running.context_length if running else 0,
         loaded_vram_bytes=running.size_vram if running else 0,
         expires_unix=unix(running.expires_at) if running else 0.0,
-        remote=bool(entry.remote_host or entry.remote_model) or is_remote(entry.name),
+        remote=remote,
+        # What a GGUF's own template can do is not listed (server/model_list_cache.go).
+        partial="completion" in (entry.capabilities or ()) and not remote,
     )
 
 
