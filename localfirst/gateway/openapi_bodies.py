@@ -13,6 +13,7 @@ from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
     MAX_IMAGES,
     MAX_MESSAGES,
+    MAX_NAME_CHARS,
     MAX_PARTS,
     MAX_SEED,
     MAX_TOKENS,
@@ -168,7 +169,11 @@ BODIES: dict[str, dict[str, Json]] = {
             "messages": {
                 "type": ["array", "null"],
                 "items": _object(
-                    {"role": {"enum": ["user", "assistant", "system", None]}, "content": _MAYBE}
+                    {
+                        # A model's own template may know more than the usual ones.
+                        "role": {"type": ["string", "null"], "maxLength": MAX_NAME_CHARS},
+                        "content": _MAYBE,
+                    }
                 ),
                 "maxItems": MAX_MESSAGES,
             },
