@@ -34,6 +34,8 @@ PAGE: Headers = [
     (b"referrer-policy", b"no-referrer"),
 ]
 
+SURFACES = ("openai.", "anthropic.", "ollama.")
+
 ALIVE = b"Ollama is running"
 """What Ollama's clients look for at `/`."""
 
@@ -65,8 +67,13 @@ async def state(gateway: Gateway, request: Request) -> None:
     found["version"] = __version__
     found["pulls"] = [job_object(job) for job in gateway.runtime.puller.jobs()]
     found["gateway"] = {
-        "requests": sum(gateway.metrics.requests.values()),
-        "running": gateway.running,
+        # Without those of whoever looks on: a page that asks every few seconds is no load.
+        "requests": sum(
+            count
+            for (surface, _, _), count in gateway.metrics.requests.items()
+            if surface.startswith(SURFACES)
+        ),
+        "running": gateway.running - 1,
         "draining": gateway.draining,
     }
     await request.json(msgspec.json.encode(found, enc_hook=str))

@@ -81,7 +81,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", b"/localfirst/pulls", "pulls.change", pulls.change, "Start, pause, cancel"),
     Route("GET", b"/localfirst/openapi.json", "openapi", admin.openapi, "This document"),
     Route("GET", b"/metrics", "metrics", admin.metrics, "Prometheus text"),
-    Route("GET", b"/ui", "ui", admin.ui, "The page"),
+    Route("GET", b"/ui", "ui", admin.ui, "The page", open=True),
 )
 
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,27 @@ def test_the_state_has_what_the_page_shows(tmp_path: Path) -> None:
             assert len({one["file"] for one in alarms}) == len(alarms)
             assert "secret words" not in json.dumps(state())
 
+            counted = state()["gateway"]
+            assert (counted["requests"], counted["running"]) == (1, 0), "looking on is no load"
+
             ask(at.url, "/localfirst/pulls", {"action": "start", "model": "tiny"})
             done = until(lambda: [one for one in state()["pulls"] if one["state"] == "done"])
             assert (done[0]["model"], done[0]["percent"]) == ("tiny:latest", 100.0)
+
+
+def test_the_page_shows_the_plan_and_not_a_guess_at_it() -> None:
+    """Under local-only, without downloads, over budget: only the plan knows who may answer."""
+    page = resources.files("localfirst.gateway").joinpath("page.html").read_text()
+    assert 'ask("/localfirst/explain")' in page
+
+
+def test_the_page_opens_without_a_key_that_it_asks_for_itself(tmp_path: Path) -> None:
+    with house(tmp_path, LOCALFIRST_GATEWAY_KEYS="sesame") as at:
+        connection = http.client.HTTPConnection(at.url.removeprefix("http://"), timeout=20)
+        try:
+            for path, status in (("/", 200), ("/ui", 200), ("/localfirst/state", 401)):
+                connection.request("GET", path, headers={"accept": "text/html"})
+                answer = connection.getresponse()
+                assert (answer.status, b"sesame" in answer.read()) == (status, False), path
+        finally:
+            connection.close()

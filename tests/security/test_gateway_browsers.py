@@ -271,7 +271,8 @@ def test_a4_every_route_needs_the_key(header: str | None) -> None:
 
     statuses = run(main())
     opened = {path for path, status in statuses.items() if status != 401}
-    assert opened == {"GET /", "GET /localfirst/health"}
+    # The page is the same for everybody, and asks for the key itself.
+    assert opened == {"GET /", "GET /ui", "GET /localfirst/health"}
     assert all(statuses[path] == 200 for path in opened)
 
 
