@@ -256,6 +256,8 @@ def test_what_only_anthropic_has_goes_past_who_has_no_words_for_it(
         raw = client.messages.with_raw_response.create(model="auto", max_tokens=9, **asked)
         assert raw.headers["x-localfirst-trail"] == "box=invalid_request,anthropic=ok"
         assert [one["part"] for one in cloud.requests()] == ["anthropic"], "not sent to the other"
+        counted = client.messages.count_tokens(model="box/m", **asked)
+        assert counted.input_tokens > 10
         with pytest.raises(anthropic.BadRequestError) as caught:
             client.messages.create(model="box/m", max_tokens=9, **asked)
     assert "does not support" in caught.value.message
