@@ -182,6 +182,10 @@ def _pull_refusal(call: Call, world: World, model: str) -> No | None:
         )
     if plan_names.is_installed(model, world.installed):
         return No(f"`{model}` is already installed", Skip.SHUT)
+    # Gigabytes are not fetched for a refusal.
+    missing = missing_for(call.needs, world.abilities.get(model, frozenset()))
+    if missing:
+        return No(f"`{model}` does not support {missing}", Skip.LACKS, missing)
     return No(world.offline_reason) if world.online is False and not near else None
 
 

@@ -17,7 +17,7 @@ from localfirst.cascade.plan import ProviderView, World
 from localfirst.engines.base import Engine, EngineStatus
 from localfirst.engines.gap import Gap
 from localfirst.machine.connectivity import Connectivity
-from localfirst.machine.recommend import Choice
+from localfirst.machine.recommend import Choice, catalogue
 from localfirst.machine.serverless import Verdict
 from localfirst.providers import prices
 from localfirst.settings import Privacy, Settings
@@ -62,6 +62,7 @@ class Lookout:
             fallback=settings.cascade.fallback,
             local_model=settings.local.model,
             last_resort=settings.local.last_resort,
+            abilities={one.name: frozenset(one.capabilities) for one in catalogue().models},
             auto_pull=settings.local.auto_pull,
             skip_pull=verdict.skip_pull,
             skip_pull_reason=verdict.reason,

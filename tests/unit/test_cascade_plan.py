@@ -341,3 +341,15 @@ def test_a_model_that_may_do_more_than_is_listed_is_asked_after_those_that_surel
         "local/llama3.2:3b"
     ]
     assert ready("auto", order=("local",), local=engine(vague, LLAMA)) == ["local/vague"]
+
+
+def test_nothing_is_downloaded_that_could_only_refuse() -> None:
+    known = {"llama2:7b": frozenset({"completion"}), "qwen3:4b": frozenset({"completion", "tools"})}
+    alone: dict[str, Any] = ALONE | {"order": ("local", "pull"), "abilities": known}
+    assert ready("auto", {}, **alone)[-1] == "pull/llama2:7b"
+    found = error(TOOLS, **alone)
+    assert found.http_status == 400
+    assert found.message.endswith("`llama2:7b` does not support tools")
+    # One that can, or of which nothing is known, is still fetched.
+    assert ready("qwen3:4b", TOOLS, **alone)[-1] == "pull/qwen3:4b"
+    assert ready("mine:1b", TOOLS, **alone)[-1] == "pull/mine:1b"

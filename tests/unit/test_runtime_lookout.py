@@ -92,3 +92,13 @@ def test_a_change_during_a_look_makes_that_look_old() -> None:
         assert await version(lookout) == "2"
 
     run(test)
+
+
+def test_what_models_can_do_that_are_not_here_yet_is_known_by_the_catalogue() -> None:
+    async def test(lookout: Lookout, engine: Engine, clock: JumpyClock) -> None:
+        del engine, clock
+        world = await lookout.look(CALL)
+        assert world.abilities["llama2:7b"] == {"completion"}
+        assert "tools" in world.abilities["qwen3:4b"]
+
+    run(test)
