@@ -12,7 +12,7 @@ from localfirst.events import Finished, FinishReason, ReasoningDelta, TextDelta,
 from localfirst.types import ChatRequest, Json, Tool, ToolCall
 from localfirst.wire.openai import completions
 from localfirst.wire.openai.responses import answers, requests
-from tests.wire.support import dumps, payloads
+from tests.wire.support import dumps, payloads, reply_of
 
 
 def completion(**fields: Json) -> ChatRequest:
@@ -232,3 +232,22 @@ def test_a_message_without_content_is_refused_by_the_responses_surface() -> None
     with pytest.raises(InvalidRequest) as caught:
         response(input=[{"role": "user"}])
     assert caught.value.field == "input[0].content"
+
+
+def likely(token: str) -> Json:
+    return {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []}
+
+
+def test_tokens_of_a_completion_are_found_in_its_text() -> None:
+    pieces = [TextDelta("Hello", (likely("Hel"), likely("lo"))), TextDelta("!", (likely("!"),))]
+    writer = completions.StreamWriter(model="m", request_id="r", created=1)
+    chunks = [payloads(writer.write(piece))[0]["choices"][0] for piece in pieces]
+    assert [chunk["logprobs"]["text_offset"] for chunk in chunks] == [[0, 3], [5]]
+    whole = json.loads(completions.reply(reply_of([*pieces, Finished()]), created=1))
+    assert whole["choices"][0]["logprobs"]["text_offset"] == [0, 3, 5]
+
+
+def test_logprobs_of_a_response_are_asked_for_in_either_way() -> None:
+    assert response(include=["message.output_text.logprobs"]).logprobs is True
+    assert response(top_logprobs=2).logprobs is True
+    assert response(include=["reasoning.encrypted_content"]).logprobs is None

@@ -6,6 +6,8 @@ Source: https://platform.openai.com/docs/api-reference/completions
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from localfirst.errors import LocalFirstError
 from localfirst.events import Event, Finished, Progress, Relayed, Reply, TextDelta, Usage
 from localfirst.types import ChatRequest, Dialect, Json, Needs
@@ -90,12 +92,14 @@ class StreamWriter:
     ) -> None:
         self._include_usage = include_usage or bool(request and request.include_usage)
         self._head = _head(model, request_id, created)
+        self._offset = 0
 
     def write(self, event: Event) -> bytes:
         """The bytes of one event; reasoning and tool calls have no place in this surface."""
         match event:
             case TextDelta(text, logprobs):
-                return self._frame([_choice(text, None, logprobs)])
+                start, self._offset = self._offset, self._offset + len(text)
+                return self._frame([_choice(text, None, logprobs, start)])
             case Finished(reason, usage):
                 end = self._frame([_choice("", str(reason), ())])
                 if self._include_usage:
@@ -135,23 +139,26 @@ def _head(model: str, request_id: str, created: int) -> dict[str, Json]:
     }
 
 
-def _choice(text: str, reason: str | None, logprobs: tuple[Json, ...]) -> dict[str, Json]:
+def _choice(
+    text: str, reason: str | None, logprobs: tuple[Json, ...], offset: int = 0
+) -> dict[str, Json]:
     return {
         "text": text,
         "index": 0,
-        "logprobs": _logprobs(logprobs) if logprobs else None,
+        "logprobs": _logprobs(logprobs, offset) if logprobs else None,
         "finish_reason": "stop" if reason == "tool_calls" else reason,
     }
 
 
-def _logprobs(given: tuple[Json, ...]) -> dict[str, Json]:
-    """Chat's logprobs in this surface's columns."""
+def _logprobs(given: tuple[Json, ...], offset: int) -> dict[str, Json]:
+    """Chat's logprobs in this surface's columns; the text begins at character *offset*."""
+    tokens = [item["token"] for item in given]
     return {
-        "tokens": [item["token"] for item in given],
+        "tokens": tokens,
         "token_logprobs": [item["logprob"] for item in given],
         "top_logprobs": [
             {top["token"]: top["logprob"] for top in item.get("top_logprobs") or ()}
             for item in given
         ],
-        "text_offset": [],
+        "text_offset": [*accumulate(map(len, tokens[:-1]), initial=offset)],
     }

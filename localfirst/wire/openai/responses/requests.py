@@ -32,6 +32,9 @@ _KNOWN = frozenset(
     }
 )  # fmt: skip
 
+LIKELY = "message.output_text.logprobs"
+MAX_INCLUDED = 64
+
 _STATEFUL = ("previous_response_id", "conversation", "prompt")
 
 _ROLES = ("system", "developer", "user", "assistant")
@@ -51,6 +54,7 @@ def decode(body: bytes) -> ChatRequest:
     messages = _instructions(fields) + _input(fields)
     check_images(messages)
     top = fields.integer("top_logprobs", 0, 20)
+    likely = bool(top) or LIKELY in fields.items("include", MAX_INCLUDED)
     return ChatRequest(
         model=fields.text("model") or "auto",
         messages=tuple(messages),
@@ -61,7 +65,7 @@ def decode(body: bytes) -> ChatRequest:
         top_p=fields.number("top_p", 0, 1),
         max_tokens=fields.integer("max_output_tokens", 1, MAX_TOKENS),
         seed=fields.integer("seed", -MAX_SEED, MAX_SEED),
-        logprobs=True if top else None,
+        logprobs=likely or None,
         top_logprobs=top or None,
         **_format(fields),
         think=_think(fields),
