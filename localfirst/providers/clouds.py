@@ -180,7 +180,8 @@ _OPENAI = ProviderSpec(
     context_tokens=1_050_000,
     windows={"gpt-4o-mini": 128_000, "gpt-6-sol": 1_050_000},
     capabilities=ALL,
-    quirks=Quirks(drop=SAMPLERS, max_tokens_field="max_completion_tokens"),
+    # "string too long. Expected a string with maximum length 40", of ids by other providers.
+    quirks=Quirks(drop=SAMPLERS, max_tokens_field="max_completion_tokens", tool_id_most=40),
     model_quirks=(
         (r"(gpt-[5-9]|o\d)", _REASONING),
         # Tools beside reasoning are refused by some deployments of the family.

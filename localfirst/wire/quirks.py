@@ -32,6 +32,7 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     - signed_thinking: earlier thinking without a signature is refused (Anthropic's dialect, whose
       imitators do not sign, and some of them want it back all the same).
     - tool_id_chars: tool call ids must be exactly this many letters and digits; 0 = any.
+    - tool_id_most: longer tool call ids than this are refused; 0 = any.
     - json_schema: False where only `json_object` exists; the schema is then put in words.
     - stream_usage: whether `stream_options.include_usage` is understood.
     - done_required: whether a stream without `[DONE]` counts as cut although it finished.
@@ -51,6 +52,7 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     call_fields: dict[str, Json] = {}
     signed_thinking: bool = False
     tool_id_chars: int = 0
+    tool_id_most: int = 0
     json_schema: bool = True
     stream_usage: bool = True
     done_required: bool = True

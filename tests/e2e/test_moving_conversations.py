@@ -38,12 +38,14 @@ def cloud() -> Iterator[FakeCloud]:
 @pytest.fixture(scope="module")
 def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     config = (
-        'order = ["box", "anthropic", "imitator"]\n'
+        'order = ["box", "anthropic", "imitator", "openai"]\n'
         f'[providers.box]\nbase_url = "{cloud.base_url("box")}"\nmodel = "m"\n'
         f'[providers.anthropic]\nbase_url = "{cloud.base_url("anthropic")}"\n'
         'model = "m"\nkeys = ["sk-ant-0a1B2c3D4e5F"]\n'
         f'[providers.imitator]\nbase_url = "{cloud.base_url("imitator")}"\n'
         'model = "m"\ndialect = "anthropic"\n'
+        f'[providers.openai]\nbase_url = "{cloud.base_url("openai")}"\n'
+        'model = "m"\nkeys = ["sk-0a1B2c3D4e5F6g7H"]\n'
         '[routes.claude]\ntargets = ["anthropic/m", "box/m"]\n'
     )
     folder = tmp_path_factory.mktemp("house")
@@ -282,3 +284,23 @@ def test_a_document_of_text_is_read_by_everybody(at: House, cloud: FakeCloud) ->
     document = {"type": "document", "title": "Moby-Dick", "source": source}
     told = sent_by_anthropic(at, cloud, turns("well", [document]), model="box/m")["messages"]
     assert told[-1] == {"role": "user", "content": "Moby-Dick\nof the whale"}
+
+
+def test_ids_that_are_too_long_for_openai_are_shortened_for_it(at: House, cloud: FakeCloud) -> None:
+    function = {"type": "function", "function": {"name": "shot", "arguments": "{}"}}
+    made = [f"chatcmpl-tool-{number:032x}" for number in range(2)]
+    messages = [
+        ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": i, **function} for i in made]},
+        *({"role": "tool", "tool_call_id": i, "content": "done"} for i in reversed(made)),
+    ]
+    told = sent_by_openai(at, cloud, messages, "openai/m")["messages"]
+    ids = [one["id"] for one in told[1]["tool_calls"]]
+    assert len(set(ids)) == 2 and all(len(one) <= 40 for one in ids)
+    assert [one["tool_call_id"] for one in told[2:]] == ids[::-1]
+    assert sent_by_openai(at, cloud, messages, "box/m")["messages"] == messages
+    short = [dict(ASKED), {"role": "assistant", "tool_calls": [{"id": "call_1", **function}]}]
+    assert sent_by_openai(at, cloud, short, "openai/m")["messages"] == short
+    blocks = turns([call(made[0])], [result(made[0])])
+    told = sent_by_anthropic(at, cloud, blocks, model="openai/m", tools=[SHOT])["messages"]
+    assert told[1]["tool_calls"][0]["id"] == told[2]["tool_call_id"] == ids[0]

@@ -48,6 +48,8 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
     _fill(fields, quirks)
     if quirks.reaches_inside:
         _inside(fields, quirks)
+    if quirks.tool_id_most:
+        _shorten(fields, quirks.tool_id_most)
     if not quirks.json_schema:
         _schema_in_words(fields)
 
@@ -107,6 +109,33 @@ def _message(message: Json, quirks: Quirks) -> Json:
         _rename_calls(kept, quirks.tool_id_chars)
     if quirks.call_fields and isinstance(calls := kept.get("tool_calls"), list):
         kept["tool_calls"] = [{**quirks.call_fields, **call} for call in calls]
+    return kept
+
+
+def _shorten(fields: dict[str, Json], most: int) -> None:
+    """Shorten ids that another provider made; messages that hold none are not opened."""
+    messages = fields.get("messages")
+    if isinstance(messages, msgspec.Raw):
+        data = bytes(messages)
+        named = rb'"(?:tool_call_)?id"\s*:\s*"[^"]{%d}' % (most + 1)
+        if b'"tool_call' not in data or not re.search(named, data):
+            return
+        messages = opened(messages)
+    if isinstance(messages, list):
+        fields["messages"] = [_shortened(message, most) for message in messages]
+
+
+def _shortened(message: Json, most: int) -> Json:
+    if not isinstance(message, dict):
+        return message
+    kept = dict(message)
+    if len(identifier := str(kept.get("tool_call_id", ""))) > most:
+        kept["tool_call_id"] = short_id(identifier, most)
+    if isinstance(calls := kept.get("tool_calls"), list):
+        kept["tool_calls"] = [
+            {**call, "id": short_id(call["id"], most)} if len(call.get("id") or "") > most else call
+            for call in calls
+        ]
     return kept
 
 
