@@ -42,3 +42,21 @@ def test_tools_that_it_does_not_have_are_the_requests_fault(surface: str, tmp_pa
     told = asked(surface, ["completion"], tmp_path)
     assert told.status == 400, told.body
     assert "does not support tools" in told.message
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed"])
+def test_vectors_of_a_model_that_makes_none_are_the_requests_fault(
+    path: str, tmp_path: Path
+) -> None:
+    """An Ollama says 501, which clients would take for trouble that passes."""
+
+    async def main() -> list[Told]:
+        async with fake_daemon({"models": {"tiny": {}}}) as served:
+            local = {"LOCALFIRST_LOCAL_ENGINE": "ollama", "OLLAMA_HOST": served.endpoint}
+            with house(tmp_path, config='order = ["local"]', **local) as at:
+                body = {"model": "tiny", "input": "a"}
+                return [await stranger.ask(at.url, path=path, body=body) for _ in range(4)]
+
+    for told in asyncio.run(main()):
+        assert told.status == 400, told.body
+        assert b"does not support embeddings" in told.body
