@@ -108,9 +108,23 @@ class AsyncClient:
         self._overrides = {name.replace("__", "."): value for name, value in overrides.items()}
         self._runtime: Runtime | None = None
         self._opening = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def opened(self) -> Runtime:
-        """The runtime behind this client, started on first use."""
+        """
+        The runtime behind this client, started on first use.
+
+        Raises:
+            InvalidRequest: another event loop started it, with sockets that this one has not.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop not in {None, loop}:
+            raise InvalidRequest(
+                "this `AsyncClient` belongs to another event loop",
+                hint="make one in each `asyncio.run`, or use `localfirst.Client`",
+                code="other-loop",
+            )
+        self._loop = loop
         async with self._opening:
             if self._runtime is None:
                 from localfirst import config
@@ -177,7 +191,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close every connection and stop what was started; idempotent."""
-        runtime, self._runtime = self._runtime, None
+        runtime, self._runtime, self._loop = self._runtime, None, None
         if runtime is not None:
             await runtime.aclose()
 
@@ -201,6 +215,11 @@ def build_call(
 ) -> Call:
     """A `Call` from a library call's arguments; raises `InvalidRequest` naming a wrong one."""
     of_call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
+    if not isinstance(model, str):
+        raise InvalidRequest("`model` must be a name", field="model")
+    deadline_s = of_call.get("deadline_s")
+    if deadline_s is not None and not (isinstance(deadline_s, int | float) and deadline_s > 0):
+        raise InvalidRequest("`deadline_s` must be seconds, more than 0", field="deadline_s")
     known = set(ChatRequest.__struct_fields__)
     for name in options:
         if name not in known:
@@ -240,7 +259,7 @@ def read_messages(messages: Messages) -> ChatRequest:
     """Messages of any accepted form, validated as the gateway validates them."""
     if isinstance(messages, str):
         return ChatRequest(messages=(Message(role="user", content=messages),))
-    if all(isinstance(message, Message) for message in messages):
+    if messages and all(isinstance(message, Message) for message in messages):
         return ChatRequest(messages=tuple(m for m in messages if isinstance(m, Message)))
     from localfirst.wire.openai import requests
 

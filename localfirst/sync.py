@@ -13,6 +13,7 @@ import atexit
 import contextvars
 import os
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from localfirst.client import AsyncClient, AsyncStream, Messages
 from localfirst.errors import InvalidRequest
 from localfirst.events import Event, Progress, Reply, TextDelta
+from localfirst.transport.hands import Hands
 
 if TYPE_CHECKING:
     from localfirst.cascade.plan import Plan
@@ -37,6 +39,8 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.hands = Hands()
+        self.loop.set_default_executor(self.hands)
         self.pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="localfirst", daemon=True)
         self._thread.start()
@@ -61,6 +65,7 @@ class LoopThread:
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(CLOSE_S)
+            self.hands.shutdown(wait=False)
 
 
 async def in_context(work: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
@@ -174,6 +179,7 @@ class Client:
         with self._lock:
             if self._inner is None or self._thread is None or self._thread.pid != os.getpid():
                 self._thread = LoopThread()
+                _open.add(self)
                 self._inner = self._thread.call(self._build())
             return self._inner
 
@@ -220,18 +226,25 @@ def refuse_inside_a_loop() -> None:
     )
 
 
+_open: weakref.WeakSet[Client] = weakref.WeakSet()
 _shared: Client | None = None
 _shared_lock = threading.Lock()
 
 
 def shared() -> Client:
-    """The client behind the module's functions, closed when the process ends."""
+    """The client behind the module's functions."""
     global _shared
     with _shared_lock:
         if _shared is None:
             _shared = Client()
-            atexit.register(_shared.close)
         return _shared
+
+
+@atexit.register
+def close_the_open() -> None:
+    """What nobody closed ends with the process: its history is written, its engine stopped."""
+    for client in list(_open):
+        client.close()
 
 
 def chat(messages: Messages, *, model: str = "auto", schema: Any = None, **options: Any) -> Reply:

@@ -22,13 +22,16 @@ from localfirst.errors import InvalidRequest
         ({"options": {"num_ctx": -1}}, "options"),
         ({"temprature": 1}, "temprature"),
         ({"schema": 5}, "schema"),
+        ({"deadline_s": "a"}, "deadline_s"),
+        ({"deadline_s": 0}, "deadline_s"),
+        ({"model": 5}, "model"),
     ],
 )
 def test_an_option_that_no_surface_would_take_is_refused_by_name(
     options: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        build_call("x", model="auto", stream=False, **options)
+        build_call("x", **{"model": "auto", "stream": False, **options})
     assert (caught.value.field or "").startswith(named)
 
 
@@ -45,6 +48,11 @@ def test_half_a_character_is_the_requests_fault_and_nobody_elses(given: dict[str
     """Found when it is sent, it would cool down who was asked, and wake a human."""
     with pytest.raises(InvalidRequest, match="half a character"):
         build_call(given.pop("messages"), model="auto", stream=False, **given)
+
+
+def test_a_conversation_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="messages"):
+        build_call([], model="auto", stream=False)
 
 
 def test_what_is_no_json_is_refused() -> None:
