@@ -18,6 +18,8 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from localfirst.errors import LocalFirstError
 from localfirst.gateway.access import AccessLog
 from localfirst.gateway.app import Gateway, create
@@ -143,7 +145,7 @@ class Job:
                 gc.set_threshold(YOUNG, 20, 20)
                 await server.stopping.wait()
                 self._say("stopping: running answers may finish")
-                await server.aclose(self._settings.gateway.drain_s)
+                await server.aclose(server.gateway.runtime.settings.gateway.drain_s)
         finally:
             await server.gateway.runtime.aclose()
         self._ended = True
@@ -241,6 +243,14 @@ class Server:
         """Answer what comes from now on with *runtime*; close the old one when it is free."""
         old = self.gateway.runtime
         self.gateway.take_over(runtime)
+        if self.hub is not None:
+            door = runtime.settings.gateway
+            more_descriptors(door.max_connections)
+            self.hub.limits = msgspec.structs.replace(
+                self.hub.limits,
+                max_connections=door.max_connections,
+                max_body_bytes=door.max_body_bytes,
+            )
         task = asyncio.create_task(self._retire(old))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fakes.cloud_process import fake_cloud, with_cloud
+from tests.fakes.house import house
 from tests.fakes.terminal import LONGEST_S, Terminal, environ, terminal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
@@ -82,3 +85,25 @@ def test_a_log_that_nobody_reads_ends_neither_the_gateway_nor_its_order(tmp_path
     finally:
         child.kill()
         child.wait(LONGEST_S)
+
+
+def test_the_limits_of_the_door_are_read_again_too(tmp_path: Path) -> None:
+    with fake_cloud() as cloud:
+        ladder = with_cloud(tmp_path, cloud).joinpath("config.toml").read_text()
+        with house(tmp_path, config=f"{ladder}[gateway]\ndrain_s = 600\n") as at:
+            door = "[gateway]\ndrain_s = 0.1\nmax_body_bytes = 2000\n"
+            (tmp_path / "config.toml").write_text(ladder + door)
+            at.child.send_signal(signal.SIGHUP)
+            at.hears("the configuration was read again")
+            large = httpx.post(f"{at.url}/api/chat", content=b" " * 5000)
+            assert (large.status_code, "body-too-large" in large.text) == (413, True)
+            cloud.script("hang")
+            with socket.create_connection(("127.0.0.1", httpx.URL(at.url).port or 0)) as waits:
+                body = b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}'
+                waits.sendall(b"POST /api/chat HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+                waits.sendall(b"content-type: application/json\r\n")
+                waits.sendall(b"content-length: %d\r\n\r\n" % len(body) + body)
+                end = time.monotonic() + LONGEST_S
+                while not cloud.requests("cloud"):
+                    assert time.monotonic() < end
+                assert at.stop() == 0
