@@ -9,6 +9,7 @@ of `wire.fields`; `null` means "not said" everywhere.
 from __future__ import annotations
 
 from localfirst.types import Json
+from localfirst.wire.anthropic.decode import BLOCKS
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
     MAX_IMAGES,
@@ -66,6 +67,11 @@ def _body(properties: dict[str, Json], *required: str) -> dict[str, Json]:
 _TEXT_PART = _object({"type": _word("text"), "text": _TEXT}, "type", "text")
 _CONTENT: Json = {"anyOf": [_TEXT, _list(_TEXT_PART, MAX_PARTS)]}
 _BLOCKS: Json = {"anyOf": [_TEXT, _list(_TEXT_PART, MAX_PARTS, least=1)]}
+# Blocks that only Anthropic reads are counted here, whatever is in them.
+_FOREIGN = _object(
+    {"type": {"type": "string", "minLength": 1, "not": {"enum": list(BLOCKS)}}}, "type"
+)
+_COUNTED: Json = {"anyOf": [_TEXT, _list({"anyOf": [_TEXT_PART, _FOREIGN]}, MAX_PARTS, least=1)]}
 _SAMPLING: dict[str, Json] = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
@@ -162,7 +168,14 @@ BODIES: dict[str, dict[str, Json]] = {
         "messages",
         "max_tokens",
     ),
-    "anthropic.count_tokens": _body({**_MESSAGES, "model": _MAYBE}, "messages"),
+    "anthropic.count_tokens": _body(
+        {
+            **_MESSAGES,
+            "model": _MAYBE,
+            "messages": _turns("user", "assistant", content=_COUNTED),
+        },
+        "messages",
+    ),
     "ollama.chat": _body(
         {
             **_NATIVE,

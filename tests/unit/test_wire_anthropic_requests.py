@@ -62,7 +62,12 @@ WRONG_INSIDE: dict[str, tuple[dict[str, Json], str]] = {
         "messages[0].content[0].type",
     ),
     "document-of-bytes": (
-        {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]},
+        {"messages": [{"role": "user", "content": [
+            {"type": "document", "source": {"type": "base64"}}]}]},
+        "messages[0].content[0].source",
+    ),
+    "document-of-nothing": (
+        {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
         "messages[0].content[0].source",
     ),
     "image-by-file": (

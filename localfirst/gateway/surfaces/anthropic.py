@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from localfirst.gateway.request import Request
 from localfirst.wire import peek
 from localfirst.wire.anthropic import answers, requests
-from localfirst.wire.refusal import NotTranslatable
 
 if TYPE_CHECKING:
     from localfirst.gateway.app import Gateway
@@ -19,11 +18,7 @@ ESTIMATE = (b"x-localfirst-estimate", b"true")
 async def count_tokens(gateway: Gateway, request: Request) -> None:
     """`POST /v1/messages/count_tokens`: an estimate by size, and marked as one."""
     body = await request.body()
-    try:
-        wanted = requests.decode_count(body)
-        request.model = wanted.model
-        images = any(message.images for message in wanted.messages)
-    except NotTranslatable:
-        # What no other API has is counted all the same.
-        images = b'"image"' in body or b'"document"' in body
+    wanted = requests.decode_count(body)
+    request.model = wanted.model
+    images = any(message.images for message in wanted.messages)
     await request.json(answers.count_body(peek.prompt_tokens(body, images=images)), ESTIMATE)

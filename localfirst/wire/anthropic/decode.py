@@ -36,6 +36,14 @@ from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.refusal import NotTranslatable
 
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+BLOCKS = (
+    "text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking", "document",
+    "server_tool_use", "web_search_tool_result",
+)  # fmt: skip
+"""Kinds of content that are read here; others are left to Anthropic."""
+
+EMPTY = {"type": "text", "text": ""}
+
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 _KNOWN = frozenset(
@@ -63,10 +71,45 @@ def decode(body: bytes) -> ChatRequest:
 
 
 def decode_count(body: bytes) -> ChatRequest:
-    """The body of `/v1/messages/count_tokens`: a request without `max_tokens`."""
-    fields = Fields(strict_json.load_object(body))
-    refuse(set(fields.values))
-    return _request(fields)
+    """
+    The body of `/v1/messages/count_tokens`: a request without `max_tokens`.
+
+    What only Anthropic reads is counted by its size, and left out here.
+    """
+    values = strict_json.load_object(body)
+    refuse(set(values))
+    return _request(Fields(_common(values)))
+
+
+def _common(values: dict[str, Json]) -> dict[str, Json]:
+    """A request without the tools and the blocks that only Anthropic has."""
+    messages, tools = values.get("messages"), values.get("tools")
+    common = dict(values)
+    if isinstance(messages, list):
+        common["messages"] = [_readable(item) for item in messages]
+    if isinstance(tools, list):
+        common["tools"] = [tool for tool in tools if _kind(tool) in {"", "custom"}]
+    return common
+
+
+def _readable(item: Json) -> Json:
+    """A turn or a result, with an empty text for each block that is not read here."""
+    if not isinstance(item, dict) or not isinstance(item.get("content"), list):
+        return item
+    blocks = [EMPTY if _is_foreign(block) else _readable(block) for block in item["content"]]
+    return {**item, "content": blocks}
+
+
+def _is_foreign(block: Json) -> bool:
+    kind = _kind(block)
+    if kind != "document":
+        return bool(kind) and kind not in BLOCKS
+    return _kind(block.get("source")) not in {"", "text"}
+
+
+def _kind(item: Json) -> str:
+    found = item.get("type") if isinstance(item, dict) else ""
+    return found if isinstance(found, str) else ""
 
 
 def _request(fields: Fields) -> ChatRequest:
@@ -272,7 +315,9 @@ def _result_part(part: Fields) -> Part:
 
 def _document(block: Fields) -> TextPart:
     source = block.object("source")
-    if source is None or source.text("type") != "text":
+    if source is None:
+        raise wrong(block.at("source"), "an object")
+    if source.required_text("type") != "text":
         raise NotTranslatable("documents that are not text", field=block.at("source"))
     return TextPart(text="\n".join(filter(None, (block.text("title"), source.text("data")))))
 
