@@ -268,7 +268,8 @@ def adjust(
     for rung in order:
         if rung not in known:
             raise unknown(rung, order_source, known)
-    if not order:
+    # Without a ladder, routes and models named with their provider can still be asked for.
+    if not order and not settings.routes and not settings.providers:
         raise wrong("order", order_source, "at least one rung")
     if len(set(order)) != len(order):
         raise wrong("order", order_source, "each rung at most once")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+import localfirst
 from localfirst.config import PROVIDER_VARIABLES, SETTINGS, Loaded, load
+from localfirst.config.table import PROVIDER_FIELDS, ROUTE_FIELDS
 from localfirst.errors import ConfigError
 from localfirst.providers.catalog import configured
 from localfirst.settings import ORDER, Settings
@@ -175,6 +178,15 @@ def test_a_written_order_is_the_whole_ladder(tmp_path: Path) -> None:
     assert settings.order == ("groq", "local")
 
 
+@pytest.mark.parametrize(
+    "text", ["[routes.fast]\ntargets = ['local/x']", "[providers.groq]\nmodel = 'x'"]
+)
+def test_without_a_ladder_routes_and_providers_can_still_be_asked_by_name(
+    text: str, tmp_path: Path
+) -> None:
+    assert loaded({}, f"order = []\n{text}", tmp=tmp_path).settings.order == ()
+
+
 def test_the_default_provider_goes_first_and_fallback_can_be_switched_off(tmp_path: Path) -> None:
     settings = loaded(
         {"LLM_DEFAULT_PROVIDER": "mistral", "LLM_AUTO_FALLBACK": "false"}, tmp=tmp_path
@@ -278,3 +290,18 @@ def test_every_setting_can_be_set_by_its_own_variable(setting: object, tmp_path:
         sample = str(int(max(2, setting.least or 0)))
     result = loaded({setting.variable: sample}, tmp=tmp_path)
     assert result.sources[setting.path].source == f"env {setting.variable}"
+
+
+def test_every_setting_is_used_by_somebody() -> None:
+    """One that nobody reads would be a promise in the README, and nothing else."""
+    package = Path(localfirst.__file__).parent
+    used = {
+        node.attr
+        for path in package.rglob("*.py")
+        if "config" not in path.relative_to(package).parts and path.name != "settings.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    fields = {setting.field or setting.path.rpartition(".")[2] for setting in SETTINGS}
+    fields |= {setting.path for setting in (*PROVIDER_FIELDS, *ROUTE_FIELDS)}
+    assert fields - used == set()
