@@ -208,6 +208,11 @@ def test_tools_that_only_the_files_own_template_shows_are_no_reason_to_refuse(
             await tell(made.served.endpoint, models={"tiny": {"shows": ["completion", "tools"]}})
             call = call_of(ask().chat, needs=Needs(tools=True, thinking=True))
             assert text_of(await collect(made.engine, call))
+            made.engine.forget()
+            assert text_of(await collect(made.engine, call))
+            asked = (await tell(made.served.endpoint))["requests"]
+            shows = [one for one in asked if one["path"] == "/api/show"]
+            assert len(shows) <= 2, "for its abilities once, and once for its own window"
 
     run(test)
 

@@ -78,6 +78,7 @@ class OllamaEngine:
         self._contexts = Contexts(settings.local.num_ctx)
         self._moved_at: dict[str, float] = {}
         self._known: dict[str, LocalModel] = {}
+        self._shown: dict[str, tuple[tuple[str, ...], int]] = {}
         self._gap = Gap(clock)
         self._gpus = GpuWatch(expects_gpu)
         self._status: EngineStatus | None = None
@@ -302,6 +303,8 @@ class OllamaEngine:
             )
         self._status, self._status_at = status, self._clock.monotonic()
         self._known = {full_name(model.name): model for model in status.models}
+        listed = {model.digest for model in status.models}
+        self._shown = {key: found for key, found in self._shown.items() if key in listed}
         return status
 
     async def _asked(self) -> EngineStatus:
@@ -339,21 +342,27 @@ class OllamaEngine:
         """
         await self.status(max_age_s=10.0)
         model = self._known.get(full_name(name)) or LocalModel(name=name, remote=is_remote(name))
-        known = model.capabilities and model.context_tokens and not refusals.unsaid(model, needs)
-        if not model.digest or known:
-            return msgspec.structs.replace(model, name=name)
-        try:
-            shown = await self.daemon.show(name)
-        except UpstreamError:
-            return msgspec.structs.replace(model, name=name)
-        model = msgspec.structs.replace(
+        silent = not (model.capabilities and model.context_tokens)
+        if model.digest and (silent or (model.partial and refusals.unsaid(model, needs))):
+            model = await self._shown_whole(model)
+        return msgspec.structs.replace(model, name=name)
+
+    async def _shown_whole(self, model: LocalModel) -> LocalModel:
+        """*model* with what `/api/show` says of it, which is asked once of each digest."""
+        found = self._shown.get(model.digest)
+        if found is None:
+            try:
+                shown = await self.daemon.show(model.name)
+            except UpstreamError:
+                return model
+            found = self._shown[model.digest] = tuple(shown.capabilities), shown.context_tokens
+        capabilities, context_tokens = found
+        return msgspec.structs.replace(
             model,
-            name=name,
-            capabilities=tuple(shown.capabilities) or model.capabilities,
-            context_tokens=shown.context_tokens or model.context_tokens,
+            capabilities=capabilities or model.capabilities,
+            context_tokens=context_tokens or model.context_tokens,
+            partial=False,
         )
-        self._known[full_name(name)] = model
-        return model
 
     # --- inside -----------------------------------------------------------------------------------
 
