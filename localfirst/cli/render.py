@@ -16,7 +16,7 @@ from typing import IO
 from localfirst import config
 from localfirst.types import Json
 
-LEAST_COLUMNS, LAST_COLUMNS = 6, 20
+LEAST_COLUMNS, LAST_COLUMNS = 16, 20
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 
 # C0 but tab and newline, DEL, C1, and the marks that turn the direction of text: each can
@@ -102,9 +102,9 @@ def columns() -> int:
 
 def _narrow(widths: list[int], columns: int) -> None:
     """
-    Take from the widest column, down to six, until a line fits the terminal.
+    Take from the widest column until a line fits the terminal, but leave names readable.
 
-    The last is left whole: it says why, and a terminal wraps it.
+    The last is left whole: it says why. What still does not fit, a terminal wraps.
     """
     last = min(widths[-1], LAST_COLUMNS)
     while sum(widths[:-1]) + last + 3 * (len(widths) - 1) > columns:

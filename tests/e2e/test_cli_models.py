@@ -199,6 +199,16 @@ def test_a_table_fits_a_narrow_terminal(tmp_path: Path, shop: FakeRegistry) -> N
     assert "\x1b[1m" not in screen.seen
 
 
+def test_a_table_on_a_very_narrow_terminal_wraps_rather_than_cut_the_names(
+    tmp_path: Path, shop: FakeRegistry
+) -> None:
+    """`llama…` could not be copied into the next command."""
+    assert run(tmp_path, shop, "pull", "tiny").code == 0
+    with terminal.terminal(tmp_path, "list", columns=30, NO_COLOR="1") as screen:
+        assert screen.end() == 0
+    assert "tiny:latest" in screen.seen
+
+
 def test_a_table_has_colour_on_a_terminal_only(tmp_path: Path, shop: FakeRegistry) -> None:
     assert run(tmp_path, shop, "pull", "tiny").code == 0
     with terminal.terminal(tmp_path, "list") as screen:
