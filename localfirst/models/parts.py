@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from localfirst.errors import VerificationFailed
+from localfirst.errors import InvalidRequest, VerificationFailed
 from localfirst.transport import files
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # The largest file FAT32 holds (Microsoft, fatgen103: a 32-bit size).
 FAT32_BYTES = 2**32 - 1
+# As the names have three digits; a forgotten unit would make millions.
+MOST_PARTS = 999
 # More is asked for at once only by a tar header that lies.
 READ_LIMIT_BYTES = 64 * 2**20
 
@@ -71,6 +73,12 @@ class PartWriter(io.RawIOBase):
 
     def _next(self) -> None:
         self._flush()
+        if len(self._paths) == MOST_PARTS:
+            raise InvalidRequest(
+                f"parts of {self._limit} bytes would be more than {MOST_PARTS}",
+                field="split",
+                hint="make larger ones, such as `--split 4G`",
+            )
         descriptor, path = files.create_beside(self._target, 0o644)
         self._paths.append(path)
         self._stream = os.fdopen(descriptor, "wb")

@@ -291,3 +291,12 @@ def test_a_damaged_bundle_ends_with_five_and_brings_nothing(
     ran = run(tmp_path, shop, "bundle", "import", "m.lfb", **away)
     assert ran.code == 5, ran
     assert lines(run(tmp_path, shop, "list", "--json", **away)) == []
+
+
+def test_a_split_without_its_unit_makes_no_million_parts(
+    tmp_path: Path, shop: FakeRegistry
+) -> None:
+    assert run(tmp_path, shop, "pull", "tiny").code == 0
+    ran = run(tmp_path, shop, "bundle", "export", "tiny", "--split", "4")
+    assert (ran.code, "`--split 4G`" in ran.err) == (2, True)
+    assert not list(tmp_path.glob("*models.lfb*"))
