@@ -37,11 +37,15 @@ def is_terminal(stream: IO[str]) -> bool:
 
 def paint(text: str, *codes: str, stream: IO[str] | None = None) -> str:
     """*text* in colour where *stream* (stdout) shows colours."""
-    stream = stream or sys.stdout
-    dumb = config.variable("NO_COLOR") or config.variable("TERM") == "dumb"
-    if dumb or not is_terminal(stream):
+    if not has_colours(stream or sys.stdout):
         return text
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+
+def has_colours(stream: IO[str]) -> bool:
+    """Whether *stream* is a terminal that shows colours, and nobody minds."""
+    dumb = config.variable("NO_COLOR") or config.variable("TERM") == "dumb"
+    return not dumb and is_terminal(stream)
 
 
 def plain(text: str) -> str:

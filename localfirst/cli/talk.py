@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from localfirst import config
 from localfirst.cli import chat, providers, render, session
 from localfirst.client import AsyncClient
 from localfirst.errors import LocalFirstError
@@ -162,6 +161,6 @@ def read() -> str | None:
 
 def prompt() -> str:
     """`> `, bold where that is shown; readline must be told what has no width."""
-    if config.variable("NO_COLOR") or not render.is_terminal(sys.stdout):
+    if not render.has_colours(sys.stdout):
         return "> "
     return "\x01\x1b[1m\x02> \x01\x1b[0m\x02"

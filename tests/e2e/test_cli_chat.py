@@ -110,6 +110,17 @@ def test_a_conversation_remembers_what_was_said(tmp_path: Path, cloud: FakeCloud
     assert roles == ["system", "user", "assistant", "user"]
 
 
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
+def test_a_terminal_without_colours_gets_a_plain_prompt(
+    tmp_path: Path, cloud: FakeCloud, variables: dict[str, str]
+) -> None:
+    with terminal.terminal(with_cloud(tmp_path, cloud), "chat", **variables) as screen:
+        screen.until("> ")
+        screen.type("/exit\r")
+        assert screen.end() == 0
+    assert "\x1b[1m" not in screen.seen
+
+
 def test_an_interrupt_ends_the_answer_and_not_the_conversation(
     tmp_path: Path, cloud: FakeCloud
 ) -> None:
