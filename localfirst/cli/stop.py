@@ -27,7 +27,7 @@ def run(given: argparse.Namespace) -> int:
     if not found:
         render.say(f"no gateway of yours listens on port {gateway.port}")
         return 3
-    for one in found:
+    for one in heads(found):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.terminate()
     left = found
@@ -41,6 +41,19 @@ def run(given: argparse.Namespace) -> int:
         return 1
     render.say(f"stopped the gateway on port {gateway.port}")
     return 0
+
+
+def heads(found: list[Any]) -> list[Any]:
+    """Those that answer to none of the others: a worker told twice would not wait for answers."""
+    import psutil
+
+    pids = {one.pid for one in found}
+    told = []
+    for one in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.ppid() not in pids:
+                told.append(one)
+    return told
 
 
 def ended(process: Any) -> bool:

@@ -10,12 +10,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
 from localfirst.models import toy
 from tests.fakes import terminal
-from tests.fakes.cloud_process import FakeCloud, with_cloud
+from tests.fakes.cloud_process import FakeCloud, fake_cloud, with_cloud
 from tests.fakes.house import house
 
 # --- keys -------------------------------------------------------------------------------------
@@ -215,6 +216,25 @@ def test_stop_ends_the_gateway_that_listens_there(tmp_path: Path) -> None:
         assert served.child.wait(terminal.LONGEST_S) == 0
     again = terminal.run(tmp_path, "stop", "--port", port)
     assert (again.code, again.out) == (3, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
+def test_stop_lets_the_answers_of_workers_finish(tmp_path: Path) -> None:
+    """The workers listen too; told by the command and by their parent, they would not wait."""
+    with fake_cloud() as cloud:
+        config = with_cloud(tmp_path, cloud).joinpath("config.toml").read_text()
+        with house(tmp_path, config=config, LOCALFIRST_GATEWAY_WORKERS="2") as served:
+            cloud.script({"do": "ok", "chunks": ["word "] * 20, "pause_s": 0.05})
+            body = {"stream": True, "messages": [{"role": "user", "content": "x"}]}
+            url = f"{served.url}/v1/chat/completions"
+            with httpx.stream("POST", url, json=body, timeout=20) as answer:
+                pieces = answer.iter_raw()
+                got = next(pieces)
+                port = served.url.rpartition(":")[2]
+                ran = terminal.run(tmp_path, "stop", "--port", port)
+                got += b"".join(pieces)
+            assert ran.code == 0, ran
+            assert got.endswith(b"data: [DONE]\n\n")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
