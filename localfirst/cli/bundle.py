@@ -28,7 +28,11 @@ async def run(given: argparse.Namespace) -> int:
         render.problem(f"`bundle {given.action}` takes one file", hint="name one", code="usage")
         return 2
     given.file = given.output if given.action == "export" else given.names[0]
-    await ACTIONS[given.action](given)
+    try:
+        await ACTIONS[given.action](given)
+    except OSError as error:
+        error.filename = error.filename or given.file
+        raise
     return 0
 
 

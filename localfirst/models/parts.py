@@ -7,6 +7,7 @@ that can be sought in.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -107,7 +108,8 @@ class PartWriter(io.RawIOBase):
     def discard(self) -> None:
         """Remove what was written."""
         if self._stream is not None:
-            self._stream.close()
+            with contextlib.suppress(OSError):  # a full disk refuses what is still to be written
+                self._stream.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
 

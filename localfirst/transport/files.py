@@ -126,6 +126,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
                 os.fchmod(stream.fileno(), mode)  # whatever the umask took away
             os.fsync(stream.fileno())
         replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -52,6 +52,19 @@ def test_closed_streams_are_no_errors(tmp_path: Path, closed: str) -> None:
     assert (ran.code, "Traceback" in ran.err) == (0, False)
 
 
+@pytest.mark.parametrize("words", ["lock tiny -o full", "bundle export tiny -o full"])
+def test_a_disk_that_fills_up_leaves_nothing_and_names_the_file(tmp_path: Path, words: str) -> None:
+    toy.publish(tmp_path / "models", params={"stop": ["x" * 900]})
+    (tmp_path / "state").mkdir()
+    # Counted in blocks of 512 bytes; Python's own caches would be cut by it as well.
+    line = f"trap '' XFSZ; ulimit -f 1; PYTHONDONTWRITEBYTECODE=1 localfirst {words}"
+    code, out, err = shell(tmp_path, line)
+    if words.startswith("lock") and code == 0:
+        pytest.skip("the lock fits")
+    said_once(Ran(code, out, err), "full`: File too large")
+    assert not list(tmp_path.glob("*full*"))
+
+
 def test_a_lock_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
     toy.publish(tmp_path / "models")
     ran = run(tmp_path, "lock", "tiny", "-o", str(tmp_path / "nowhere" / "models.lock"))
