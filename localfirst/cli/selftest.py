@@ -171,6 +171,7 @@ def configuration(place: Path, gateway: int, *, cloud: int, registry: int) -> st
             "[pull]",
             "reserve_disk = 0",
             f'mirrors = {{ "registry.ollama.ai" = "http://127.0.0.1:{registry}" }}',
+            "registries = []",  # where that fails, nobody outside is asked instead
             "[gateway]",
             f"port = {gateway}",
             "[providers.scripted]",

@@ -83,6 +83,8 @@ def house(folder: Path, *, config: str = "", **environ: str) -> Iterator[House]:
             "LOCALFIRST_STATE_DIR": str(folder / "state"),
             "OLLAMA_MODELS": str(folder / "models"),
             "LOCALFIRST_PULL_RESERVE_DISK": "0",
+            # No registry outside stands in for a mirror of the tests.
+            "LOCALFIRST_PULL_REGISTRIES": "127.0.0.1",
             **environ,
         },
     )

@@ -39,6 +39,8 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
         "LOCALFIRST_LOCAL_ENGINE": "llamacpp",
         "LOCALFIRST_LOCAL_AUTO_PULL": "false",
         "LOCALFIRST_PULL_RESERVE_DISK": "0",
+        # No registry outside stands in for a mirror of the tests.
+        "LOCALFIRST_PULL_REGISTRIES": "127.0.0.1",
         "OLLAMA_MODELS": str(folder / "models"),
         **more,
     }

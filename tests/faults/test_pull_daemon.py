@@ -179,7 +179,7 @@ def through_puller(tmp_path: Path, daemon: PullDaemon) -> Puller:
 
     return Puller(
         store=Store(tmp_path / "models"),
-        settings=PullSettings(mirrors={"registry.ollama.ai": "http://127.0.0.1:1"}),
+        settings=PullSettings(mirrors={"registry.ollama.ai": "http://127.0.0.1:1"}, registries=()),
         clock=SystemClock(),
         environ={},
         daemon=to,

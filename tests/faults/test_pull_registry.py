@@ -260,15 +260,16 @@ def test_the_authorization_stays_with_the_registrys_origin(
 def test_a_mirror_with_a_password_is_asked_instead(scene: Scene, fake: FakeRegistry) -> None:
     fake.knobs(auth="basic")
     mirrors = {"registry.ollama.ai": f"http://me:secret@{fake.host}"}
-    scene.pull("tiny", mirrors=mirrors)
+    scene.pull("tiny", mirrors=mirrors, registries=())
     assert scene.is_whole("tiny")
     assert {entry["authorization"] for entry in fake.requests("cdn")} == {""}
 
 
 def test_a_mirrors_password_is_in_no_error(scene: Scene, fake: FakeRegistry) -> None:
     fake.knobs(auth="basic")
+    mirrors = {"registry.ollama.ai": f"http://me:hunter2@{fake.host}"}
     with pytest.raises(PullError) as caught:
-        scene.pull("tiny", mirrors={"registry.ollama.ai": f"http://me:hunter2@{fake.host}"})
+        scene.pull("tiny", mirrors=mirrors, registries=())
     assert "hunter2" not in f"{caught.value!r} {caught.value.message} {caught.value.hint}"
 
 

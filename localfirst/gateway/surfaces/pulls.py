@@ -67,7 +67,7 @@ async def change(gateway: Gateway, request: Request) -> None:
 
 def pullable(fields: Fields, settings: PullSettings) -> str:
     """
-    The model's name, at a registry that may be asked.
+    The model's name, at a registry that may be asked, or whose mirror is.
 
     Raises:
         ModelNameInvalid: no name.
@@ -77,7 +77,7 @@ def pullable(fields: Fields, settings: PullSettings) -> str:
     if name == "auto":
         raise wrong("model", "the name of a model to download")
     ref = names.parse(name)
-    if ref.host not in settings.registries:
+    if ref.host not in settings.registries and ref.host not in settings.mirrors:
         raise AccessDenied(
             f"the registry `{ref.host[:80]}` may not be asked",
             code="registry-not-allowed",
