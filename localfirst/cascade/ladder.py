@@ -151,7 +151,7 @@ class Ladder:
             if candidate.fresh:
                 target = self._ready(candidate, found)
                 if target is not None:
-                    return Take(candidate, target, self._turns_left(found.now_unix))
+                    return Take(candidate, target, self._share(candidate, found.now_unix))
             else:
                 earlier.append(candidate)
         return (
@@ -233,9 +233,9 @@ class Ladder:
         for candidate in candidates:
             target = self._ready(candidate, found)
             if target is not None:
-                return Take(candidate, target, self._turns_left(found.now_unix))
+                return Take(candidate, target, self._share(candidate, found.now_unix))
         if found.tried is not None:
-            return Take(*found.tried, self._turns_left(found.now_unix))
+            return Take(*found.tried, self._share(found.tried[0], found.now_unix))
         return Wait(min(found.waits)) if found.waits else None
 
     def _ready(self, candidate: Candidate, found: _Search) -> Target | None:
@@ -288,18 +288,16 @@ class Ladder:
         if seconds + self._waited_s <= self._settings.wait_for_cooldown_s:
             found.waits.append(seconds)
 
-    def _turns_left(self, now_unix: float) -> int:
-        """Candidates that may still want a turn: the deadline is shared among them."""
-        if len(self.candidates) == 1:
-            return 1
-        left = [
-            candidate
-            for candidate in self.candidates
-            if not candidate.over and not candidate.asked and not candidate.step.alternate
+    def _share(self, candidate: Candidate, now_unix: float) -> int:
+        """Who may still want a turn, *candidate* included: the deadline is shared among them."""
+        others = [
+            one
+            for one in self.candidates
+            if one is not candidate and not (one.over or one.asked or one.step.alternate)
         ]
         if not self._health.idle:
-            left = [candidate for candidate in left if self._is_open(candidate, now_unix)]
-        return max(1, len(left))
+            others = [one for one in others if self._is_open(one, now_unix)]
+        return 1 + len(others)
 
     def _is_open(self, candidate: Candidate, now_unix: float) -> bool:
         """Whether any of its keys may be asked now, or is about to be."""

@@ -131,3 +131,15 @@ def test_who_is_cooling_down_has_no_share_of_the_deadline() -> None:
         assert (await house.ask()).text == "at last"
 
     run(main())
+
+
+def test_who_is_tried_again_while_cooling_leaves_a_share_to_those_behind() -> None:
+    async def main() -> None:
+        backends = {"groq": ScriptedBackend(HUNG), "gemini": ScriptedBackend()}
+        house = House(backends, settings=within(120.0))
+        assert (await house.ask(stream=False)).text == "hello"
+        house.clock.advance(20.0)  # more than half of what was only guessed is over
+        assert (await house.ask(stream=False)).text == "hello"
+        assert len(backends["groq"].asked) == 2
+
+    run(main())
