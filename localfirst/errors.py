@@ -349,7 +349,7 @@ class UpstreamRefused(UpstreamError):
     Raised for an error status or an error inside a 200.
 
     `headers` are lower-cased pairs, `body` the bytes of the error (bounded, unredacted:
-    only the classifier reads it).
+    only the classifier reads it); `unsent`: our own refusal, before anything was sent.
     """
 
     def __init__(
@@ -359,12 +359,13 @@ class UpstreamRefused(UpstreamError):
         headers: Sequence[tuple[str, str]] = (),
         *,
         in_band: bool = False,
+        unsent: bool = False,
     ) -> None:
         super().__init__(f"upstream answered {status}")
         self.status = status
         self.body = body
         self.headers = tuple(headers)
-        self.in_band = in_band
+        self.in_band, self.unsent = in_band, unsent
 
 
 class UpstreamBroken(UpstreamError):

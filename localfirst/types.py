@@ -201,6 +201,8 @@ class Call(msgspec.Struct, kw_only=True):
     then forwards without decoding. `decode` turns `body` into a `ChatRequest` the first
     time `chat` is asked for; exactly one of `body`+`decode` or a given request is needed.
 
+    `fields` are those of `body`, their values unread, where somebody has them already.
+
     `deadline_s` bounds the whole ladder; None leaves it to the settings. `betas` are the names
     of Anthropic's unfinished features that the body makes use of.
     """
@@ -211,6 +213,7 @@ class Call(msgspec.Struct, kw_only=True):
     request_id: str
     needs: Needs = Needs()
     body: bytes = b""
+    fields: dict[str, msgspec.Raw] | None = None
     relay: bool = False
     decode: Callable[[bytes], ChatRequest] | None = None
     request: ChatRequest | None = None

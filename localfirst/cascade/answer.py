@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Never, cast
 
+from localfirst.cascade import report
+from localfirst.cascade.report import Facts
 from localfirst.errors import StreamInterrupted
 from localfirst.events import (
     Event,
@@ -62,9 +64,13 @@ class Replay:
         self._at += 1
         return _Ready(self.events[self._at - 1])
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Nothing is left to be read."""
         self._at = len(self.events)
+
+    async def aclose(self) -> None:
+        """The same, for whoever closes streams."""
+        self.close()
 
 
 Events = AsyncGenerator[Event, None] | Replay
@@ -98,7 +104,11 @@ class Answer:
 
     def headers(self) -> list[tuple[str, str]]:
         """The `x-localfirst-*` facts known so far."""
-        return self._climb.headers()
+        return [*self.facts(), report.id_fact(self._climb.call.request_id)]
+
+    def facts(self) -> Facts:
+        """The same without the request's id: what repeats from one request to the next."""
+        return self._climb.facts()
 
     def __aiter__(self) -> Answer:
         return self
@@ -131,7 +141,11 @@ class Answer:
     async def aclose(self) -> None:
         """Stop, and close the upstream connection; idempotent."""
         self._first = None
-        await self._climb.aclose(self._events)
+        events = self._events
+        if type(events) is Replay:
+            events.close()
+        else:
+            await cast("Climb", self._climb).aclose(events)
 
     async def read(self) -> list[Event]:
         """Every event that was not taken yet; raises as iterating does."""

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from localfirst.cascade import classify, escalate, exits, report, verdict
 from localfirst.cascade.answer import Answer, Events, Replay
-from localfirst.cascade.ladder import GiveUp, Ladder, Take, Wait
+from localfirst.cascade.direct import Asked, ShortWay
+from localfirst.cascade.ladder import Candidate, GiveUp, Ladder, Take
 from localfirst.cascade.ongoing import Ongoing
+from localfirst.cascade.report import Facts
 from localfirst.cascade.shares import limits_of
-from localfirst.engines.base import Limits, Replying
 from localfirst.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -29,13 +30,13 @@ from localfirst.errors import (
     StreamInterrupted,
     Unavailable,
     UpstreamError,
+    UpstreamRefused,
     let_go,
 )
 from localfirst.events import Event
 from localfirst.types import Attempt, Call, Rung, Target
 
 if TYPE_CHECKING:
-    from localfirst.cascade.direct import Asked, ShortWay
     from localfirst.cascade.run import Cascade
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Climb:
         ladder: Ladder,
         *,
         local_only: bool,
+        way: ShortWay | None = None,
         asked: Asked | None = None,
     ) -> None:
         self.cascade = cascade
@@ -67,6 +69,8 @@ class Climb:
         self.target = NOBODY
         self.from_cache = False
         self._local_only = local_only
+        self._way = way if asked is None else asked.way
+        self._first: ShortWay | None = None
         self._asked = asked
         self._began = asked.began if asked is not None else cascade.clock.monotonic()
         self._strict = call.deadline_s is not None
@@ -105,7 +109,7 @@ class Climb:
         """Who is being asked right now."""
         return self._ongoing.target if self._ongoing is not None else None
 
-    def headers(self) -> list[tuple[str, str]]:
+    def facts(self) -> Facts:
         """
         The `x-localfirst-*` facts known so far.
 
@@ -115,12 +119,12 @@ class Climb:
         target = self.target if self.target.provider else None
         attempts, current = self.attempts, self._ongoing
         if current is not None and current.committed and not current.settled:
+            if self._first is not None and not current.before:
+                return self._first.facts
             taught = verdict.taught(current, self.cascade.now_unix())
             attempts = [*attempts, *taught, current.record("ok")]
-        found = report.headers(
-            attempts, request_id=self.call.request_id, target=target, egress=self.egress
-        )
-        return [("x-localfirst-cache", "hit"), *found] if self.from_cache else found
+        found = report.told(attempts, target, self.egress)
+        return (("x-localfirst-cache", "hit"), *found) if self.from_cache else found
 
     async def _all(self) -> list[Event]:
         """Every event of an answer that is handed over at its end; the next one on any fault."""
@@ -146,8 +150,15 @@ class Climb:
         """Read one candidate's answer to its end; nothing of it is handed over before that."""
         asked, self._asked = self._asked, None
         replying = self.cascade.replying.get(attempt.target.provider)
-        if asked is not None or replying is not None:
-            for event in await self._reply(asked, replying, attempt):
+        events: list[Event] | None = None
+        if asked is not None:
+            if asked.error is not None:
+                raise asked.error
+            events = asked.events
+        elif replying is not None:
+            events = await replying.reply(self.call, attempt.target, attempt.limits)
+        if events is not None:
+            for event in events:
                 self.whole += attempt.take(event)
             attempt.ended()
             await self._won(attempt)
@@ -158,17 +169,6 @@ class Climb:
                 if attempt.finished and not attempt.settled:
                     await self._won(attempt)
         attempt.ended()
-
-    async def _reply(
-        self, asked: Asked | None, replying: Replying | None, attempt: Ongoing
-    ) -> list[Event]:
-        """What came by the short way before, or comes now."""
-        if asked is None:
-            assert replying is not None, "somebody is asked"
-            return await replying.reply(self.call, attempt.target, attempt.limits)
-        if asked.error is not None:
-            raise asked.error
-        return asked.events
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Every event that is handed over; raises when nobody answers, or somebody stops."""
@@ -215,10 +215,14 @@ class Climb:
 
     # --- the next one -----------------------------------------------------------------------
 
-    async def _next(self) -> Take:
+    async def _next(self) -> Take | ShortWay:
         """The next candidate, after any wait that is worth it."""
-        if self._asked is not None:
-            return self._taken_over(self._asked.way)
+        way, self._way = self._way, None
+        self._first = way
+        if way is not None:
+            if way.leaves_machine:
+                self.egress.append(way.target.provider)
+            return way
         while True:
             now = self.cascade.clock.monotonic()
             move = self.ladder.next_move(now, self.cascade.now_unix())
@@ -229,35 +233,41 @@ class Climb:
             if now >= self._deadline:
                 if isinstance(move, Take):
                     self.cascade.health.left(move.target)
-                raise self._too_late()
+                raise exits.too_late(now - self._began, self.attempts, self.ladder)
             if isinstance(move, Take):
                 if self._may_go(move):
                     return move
                 continue
-            await self._wait(move)
+            seconds = min(move.seconds, max(0.0, self._deadline - now))
+            await self.cascade.clock.sleep(seconds)
+            self.ladder.waited(seconds)
 
-    def _taken_over(self, way: ShortWay) -> Take:
-        """The candidate that was asked already, as the ladder would have named it."""
-        if way.step.leaves_machine:
-            self.egress.append(way.target.provider)
-        return Take(self.ladder.candidates[0], way.target, way.share)
-
-    async def _wait(self, move: Wait) -> None:
-        seconds = min(move.seconds, max(0.0, self._deadline - self.cascade.clock.monotonic()))
-        await self.cascade.clock.sleep(seconds)
-        self.ladder.waited(seconds)
-
-    def _too_late(self) -> DeadlineExceeded:
-        seconds = self.cascade.clock.monotonic() - self._began
-        told = report.text(self.attempts, self.ladder.skipped)
-        return DeadlineExceeded(f"no answer within {seconds:.1f} s: {told}")
+    def _candidate(self, move: Take | ShortWay) -> Candidate:
+        """The ladder's own name for who was asked."""
+        if isinstance(move, Take):
+            return move.candidate
+        candidate = self.ladder.candidates[0]
+        candidate.asked = 1
+        return candidate
 
     # --- one attempt ------------------------------------------------------------------------
 
-    def _begin(self, take: Take) -> Ongoing:
+    def _begin(self, take: Take | ShortWay) -> Ongoing:
         target = take.target
-        take.candidate.asked += 1
-        limits = self._limits(take)
+        stream = self.call.stream
+        if isinstance(take, Take):
+            take.candidate.asked += 1
+            left_s = max(0.0, self._deadline - self.cascade.clock.monotonic())
+            limits = limits_of(
+                self.cascade.settings,
+                take.candidate.step,
+                share=take.share,
+                left_s=left_s,
+                stream=stream,
+                strict=self._strict,
+            )
+        else:
+            limits = take.stream_limits if stream else take.limits
         self.cascade.quota.reserve(target, self.call.needs.prompt_tokens)
         self.target = target
         attempt = self._ongoing = Ongoing(
@@ -265,7 +275,7 @@ class Climb:
             limits,
             clock=self.cascade.clock,
             deadline=self._deadline if self._strict else float("inf"),
-            streams=self.call.stream,
+            streams=stream,
             keep=self.seen,
             watches=self.cascade.watches,
             on_content=None if self.cascade.health.idle else self.cascade.began,
@@ -291,16 +301,6 @@ class Climb:
         self.egress.append(provider)
         return True
 
-    def _limits(self, take: Take) -> Limits:
-        return limits_of(
-            self.cascade.settings,
-            take.candidate.step,
-            share=take.share,
-            left_s=max(0.0, self._deadline - self.cascade.clock.monotonic()),
-            stream=self.call.stream,
-            strict=self._strict,
-        )
-
     def _ask(self, attempt: Ongoing) -> AsyncGenerator[Event, None]:
         return self.cascade.backend(attempt.target).answer(
             self.call, attempt.target, attempt.limits
@@ -323,7 +323,7 @@ class Climb:
         if self._writing:
             await self._settle()
 
-    def _stopped(self, take: Take, attempt: Ongoing) -> None:
+    def _stopped(self, take: Take | ShortWay, attempt: Ongoing) -> None:
         """Tell the watchdog's cancellation from the caller's; only called while handling one."""
         broken = attempt.watch.verdict()
         if broken is None:
@@ -332,14 +332,14 @@ class Climb:
             raise StreamInterrupted("the answer was closed while it was being read") from None
         self._failed(take, attempt, broken)
 
-    def _failed(self, take: Take, attempt: Ongoing, error: BaseException) -> None:
+    def _failed(self, take: Take | ShortWay, attempt: Ongoing, error: BaseException) -> None:
         """Judge, and raise where the ladder must not go on; then nothing holds the error."""
         try:
-            self._judge(take, attempt, error)
+            self._judge(self._candidate(take), attempt, error)
         finally:
             let_go(error)
 
-    def _judge(self, take: Take, attempt: Ongoing, error: BaseException) -> None:
+    def _judge(self, candidate: Candidate, attempt: Ongoing, error: BaseException) -> None:
         """Classify, remember, and tell the ladder."""
         if attempt.finished:
             # The answer is whole; what breaks behind its end is not its caller's matter,
@@ -356,9 +356,12 @@ class Climb:
         if not isinstance(error, classify.EXPECTED):
             log.error("`%s` failed unexpectedly", attempt.target.provider, exc_info=error)
         waits = self.cascade.settings.timeouts
-        failure = verdict.fairly(failure, attempt, take.candidate.step, waits)
+        failure = verdict.fairly(failure, attempt, candidate.step, waits)
         attempt.settled = True
-        record = attempt.record(failure.cls, failure)
+        sent = not (isinstance(error, UpstreamRefused) and error.unsent)
+        if not sent and attempt.target.provider in self.egress:
+            self.egress.remove(attempt.target.provider)
+        record = attempt.record(failure.cls, failure, sent=sent)
         self.attempts.append(record)
         writing = self.cascade.lost(self.call, attempt, record, failure)
         if writing is not None:
@@ -370,7 +373,7 @@ class Climb:
         fault = exits.at_fault(failure, attempt.target.provider)
         if fault is not None and not classify.is_capability(failure):
             raise fault
-        self.ladder.failed(take.candidate, attempt.target, failure, self.cascade.clock.monotonic())
+        self.ladder.failed(candidate, attempt.target, failure, self.cascade.clock.monotonic())
 
     def _note_taught(self, attempt: Ongoing) -> None:
         if attempt.before:

@@ -9,14 +9,16 @@ plain answer comes back is the climb's: it goes on from there as if it had asked
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from localfirst.cascade import report
+from localfirst.cascade.answer import Answer, Replay
 from localfirst.cascade.health import Gate, HealthView
 from localfirst.cascade.plan import Plan, Step, StepState
+from localfirst.cascade.report import Facts
 from localfirst.cascade.shares import limits_of
 from localfirst.engines.base import Limits, Replying
 from localfirst.events import Event, Opened, Relayed
@@ -24,19 +26,25 @@ from localfirst.settings import Settings
 from localfirst.types import Attempt, Call, Rung, Target
 
 if TYPE_CHECKING:
-    from localfirst.cascade.answer import Events
+    from localfirst.cascade.climb import Climb
     from localfirst.cascade.run import Cascade
 
 
 class ShortWay(msgspec.Struct, frozen=True):
-    """Whom a plan asks first, how, and what its answer says of it; good as long as the plan."""
+    """
+    Whom a plan asks first, how, and what its answer says of it; good as long as the plan.
+
+    `limits` are a whole answer's, `stream_limits` a stream's.
+    """
 
     step: Step
     target: Target
     share: int
     limits: Limits
+    stream_limits: Limits
     backend: Replying
-    facts: tuple[tuple[str, str], ...]
+    leaves_machine: bool
+    facts: Facts
 
 
 def short_way(
@@ -58,68 +66,96 @@ def short_way(
     if backend is None or not plain or health.gate(target, now_unix)[0] is not Gate.READY:
         return None
     share = max(1, sum(not step.alternate for step in steps))
-    limits = limits_of(
-        settings, first, share=share, left_s=settings.cascade.deadline_s, stream=False
+    limits, stream_limits = (
+        limits_of(settings, first, share=share, left_s=settings.cascade.deadline_s, stream=stream)
+        for stream in (False, True)
     )
     egress = (target.provider,) if first.leaves_machine else ()
     facts = report.facts(target, f"{target.provider}=ok", 1, egress)
-    return ShortWay(first, target, share, limits, backend, facts)
+    return ShortWay(
+        first, target, share, limits, stream_limits, backend, first.leaves_machine, facts
+    )
 
 
-class Asked:
-    """One request that went the short way, and what came of it: events, or an error."""
+class Asked(msgspec.Struct, frozen=True):
+    """A candidate that was asked the short way, and what came of it: events, or an error."""
 
-    __slots__ = ("began", "began_unix", "error", "events", "way")
-
-    def __init__(self, way: ShortWay, began: float, began_unix: float) -> None:
-        self.way = way
-        self.began = began
-        self.began_unix = began_unix
-        self.events: list[Event] = []
-        self.error: Exception | None = None
-
-    @property
-    def plain(self) -> tuple[Opened, Relayed] | None:
-        """The answer, where it is the caller's own dialect and nothing is left to judge."""
-        events = self.events
-        if len(events) != 2:
-            return None
-        opened, last = events
-        if type(last) is not Relayed or type(opened) is not Opened:
-            return None
-        return (opened, last) if last.content and last.final and not opened.before else None
-
-    def record(self, now: float) -> Attempt:
-        """The attempt as it stands in trails and in the ledger."""
-        target = self.way.target
-        return Attempt(
-            provider=target.provider,
-            model=target.model,
-            key_label=target.key_label,
-            outcome="ok",
-            started_unix=self.began_unix,
-            duration_s=now - self.began,
-        )
+    way: ShortWay
+    began: float
+    began_unix: float
+    events: list[Event] = []
+    error: Exception | None = None
 
 
-async def ask(cascade: Cascade, call: Call, way: ShortWay) -> Asked:
-    """Ask once; only the caller's own cancellation is raised."""
-    target, tokens, clock = way.target, call.needs.prompt_tokens, cascade.clock
-    asked = Asked(way, clock.monotonic(), clock.unix())
-    cascade.quota.reserve(target, tokens)
+async def answer(
+    cascade: Cascade, call: Call, way: ShortWay, now_unix: float, climb: Callable[..., Climb]
+) -> Answer:
+    """
+    Ask the first candidate, who may be asked, and hand its answer over where that is a plain one.
+
+    Anything else that came of it is left to *climb*, which makes the way down the ladder. Raises
+    what `Cascade.open` does.
+    """
+    target, tokens, quota = way.target, call.needs.prompt_tokens, cascade.quota
+    events: list[Event] = []
+    error: Exception | None = None
+    began = cascade.clock.monotonic()
+    quota.reserve(target, tokens)
     watch = cascade.watches.begin(way.limits.first_token_s)
     try:
-        asked.events = await way.backend.reply(call, target, way.limits)
+        events = await way.backend.reply(call, target, way.limits)
     except asyncio.CancelledError:
-        asked.error = watch.verdict()
-        if asked.error is None:
+        error = watch.verdict()
+        if error is None:
             raise
-    except Exception as error:  # noqa: BLE001 - the climb classifies it, and logs a fault of ours
-        asked.error = error
+    except Exception as fault:  # noqa: BLE001 - the climb classifies it, and logs a fault of ours
+        error = fault
     finally:
         watch.close()
-        cascade.quota.release(target, tokens)
-    return asked
+        quota.release(target, tokens)
+    if len(events) == 2:
+        opened, last = events
+        # The caller's own dialect, and nothing is left to judge.
+        plain = type(last) is Relayed and last.content and last.final
+        if plain and type(opened) is Opened and not opened.before:
+            return _given(cascade, call, way, began, now_unix, opened, last)  # type: ignore[arg-type]
+    return await climb(asked=Asked(way, began, now_unix, events, error)).open()
+
+
+def may_go(cascade: Cascade, call: Call, way: ShortWay, now_unix: float) -> bool:
+    """The last look before a request goes; one that leaves the machine is counted here."""
+    if cascade.quota.refusal(way.target, call.needs.prompt_tokens, now_unix) is not None:
+        return False
+    return not way.leaves_machine or not cascade.over_budget(way.target)
+
+
+def _given(
+    cascade: Cascade,
+    call: Call,
+    way: ShortWay,
+    began: float,
+    began_unix: float,
+    opened: Opened,
+    last: Relayed,
+) -> Answer:
+    target, duration_s = way.target, cascade.clock.monotonic() - began
+    record = Attempt(
+        provider=target.provider,
+        model=target.model,
+        key_label=target.key_label,
+        outcome="ok",
+        started_unix=began_unix,
+        duration_s=duration_s,
+    )
+    cascade.won(
+        call,
+        target,
+        record,
+        usage=last.usage,
+        headers=opened.headers,
+        first_token_s=duration_s,
+    )
+    return Answer(Given(call, way, record), None, Replay([last]))
 
 
 class Given:
@@ -134,10 +170,6 @@ class Given:
         self.attempts = [record]
         self.seen: list[Event] = []
 
-    def headers(self) -> list[tuple[str, str]]:
-        """The `x-localfirst-*` facts."""
-        return [*self.way.facts, report.id_fact(self.call.request_id)]
-
-    async def aclose(self, events: Events) -> None:
-        """Nothing is open any more."""
-        await events.aclose()
+    def facts(self) -> Facts:
+        """The `x-localfirst-*` facts, but for the request's id."""
+        return self.way.facts

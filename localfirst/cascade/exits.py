@@ -9,6 +9,7 @@ from localfirst.cascade.ladder import Ladder
 from localfirst.errors import (
     ContentFiltered,
     ContextTooLong,
+    DeadlineExceeded,
     InvalidRequest,
     LocalFirstError,
 )
@@ -32,6 +33,12 @@ def nobody(
         cooling=[cls for _, _, cls in cooling],
         retry_after_s=retry_after_s,
     )
+
+
+def too_late(seconds: float, attempts: Sequence[Attempt], ladder: Ladder) -> DeadlineExceeded:
+    """The error when the time is over, *seconds* after the request came."""
+    told = report.text(attempts, ladder.skipped)
+    return DeadlineExceeded(f"no answer within {seconds:.1f} s: {told}")
 
 
 def _too_long(attempts: Sequence[Attempt], skipped: Sequence[tuple[str, str]]) -> ContextTooLong:

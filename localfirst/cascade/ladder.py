@@ -7,6 +7,7 @@ give up; `run` does it. Lives as long as its request.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
@@ -117,16 +118,31 @@ class Ladder:
         self._settings = settings
         self._tokens = tokens
         self._turn = turn
-        self._spread = random.random() if spread is None else spread
+        self._spread = spread
         self._waited_s = 0.0
         self._too_small = 0
-        self.candidates: list[Candidate] = []
-        self.skipped: list[tuple[str, str]] = []
-        for place, step in enumerate(plan.steps):
-            if step.state is StepState.SKIPPED:
-                self.skipped.append((step.target.provider, step.reason))
-            elif not avoid or not _avoided(step.target, avoid):
-                self.candidates.append(Candidate(place, step))
+        self._plan = plan
+        self._avoid = avoid
+
+    # Most answers are the first candidate's, whom the plan names too.
+
+    @functools.cached_property
+    def candidates(self) -> list[Candidate]:
+        """Whom this request may ask, in the plan's order."""
+        return [
+            Candidate(place, step)
+            for place, step in enumerate(self._plan.steps)
+            if step.state is not StepState.SKIPPED and not _avoided(step.target, self._avoid)
+        ]
+
+    @functools.cached_property
+    def skipped(self) -> list[tuple[str, str]]:
+        """`(provider, reason)` of what the plan leaves out."""
+        return [
+            (step.target.provider, step.reason)
+            for step in self._plan.steps
+            if step.state is StepState.SKIPPED
+        ]
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -350,7 +366,8 @@ class Ladder:
         """Half to the whole of the configured wait, so that a crowd does not return at once."""
         steps = self._settings.backoff_s or (0.0,)
         whole = steps[min(failures - 1, len(steps) - 1)]
-        return max(whole * (0.5 + 0.5 * self._spread), self._stated_s(failure))
+        spread = random.random() if self._spread is None else self._spread
+        return max(whole * (0.5 + 0.5 * spread), self._stated_s(failure))
 
     def _same_provider(self, candidate: Candidate, target: Target) -> None:
         """What failed for a provider as a whole fails for its other models too, for now."""

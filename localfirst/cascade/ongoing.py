@@ -74,7 +74,7 @@ class Ongoing:
         """Seconds since the attempt began."""
         return self._clock.monotonic() - self._began
 
-    def record(self, outcome: str, failure: Failure | None = None) -> Attempt:
+    def record(self, outcome: str, failure: Failure | None = None, *, sent: bool = True) -> Attempt:
         """The attempt as it stands in trails, reports and the ledger."""
         return Attempt(
             provider=self.target.provider,
@@ -86,6 +86,7 @@ class Ongoing:
             retry_after_s=failure.retry_after_s if failure else None,
             started_unix=self._began_unix,
             duration_s=self.duration_s,
+            sent=sent,
         )
 
     def take(self, event: Event) -> Sequence[Event]:

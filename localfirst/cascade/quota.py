@@ -75,9 +75,10 @@ class Quota:
 
     def refusal(self, target: Target, tokens: int, now_unix: float) -> Refusal | None:
         """Why a request of about *tokens* would be refused now; None when it may go."""
-        full = self._concurrency.get(target.provider)
-        if full is not None and self._in_flight.get(target.provider, 0) >= full:
-            return Refusal(reason=f"{full} requests are already in flight there")
+        if self._concurrency:
+            full = self._concurrency.get(target.provider)
+            if full is not None and self._in_flight.get(target.provider, 0) >= full:
+                return Refusal(reason=f"{full} requests are already in flight there")
         if not self._windows:
             return None
         account = (target.provider, target.key_label, target.model)
@@ -90,6 +91,8 @@ class Quota:
         """Take a place; `release` gives it back."""
         provider = target.provider
         self._in_flight[provider] = self._in_flight.get(provider, 0) + 1
+        if not self._windows:
+            return
         account = (provider, target.key_label, target.model)
         if account in self._windows:
             count, held = self._reserved.get(account, (0, 0.0))
@@ -181,7 +184,7 @@ def windows_in(headers: Sequence[tuple[str, str]], now_unix: float) -> dict[str,
     Reads `x-ratelimit-{remaining,reset}-NAME` (OpenAI, Groq, Cerebras, Mistral) and
     `anthropic-ratelimit-NAME-{remaining,reset}`.
     """
-    limits = [(name, value) for name, value in headers if "ratelimit-" in name]
+    limits = [pair for pair in headers if "ratelimit-" in pair[0]]
     if not limits:
         return {}
     fields: dict[str, dict[str, str]] = {}

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from localfirst.errors import CascadeExhausted
 from localfirst.types import Attempt, FailureClass, Target
 
+Facts = tuple[tuple[str, str], ...]
+"""Header names and values."""
+
 ADVICE: dict[str, str] = {
     FailureClass.RATE_LIMIT: "wait, or add another key or provider",
     FailureClass.QUOTA: "add credit, wait for the reset, or add another provider",
@@ -132,15 +135,20 @@ def headers(
     egress: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """
-    The `x-localfirst-*` facts about an answer, or about an error when *target* is None.
+    The `x-localfirst-*` headers of an answer, or of an error when *target* is None.
 
-    `attempts` counts what was really sent; `egress` names who saw the request. The request's
-    id comes last; all before it is the same for many requests.
+    `attempts` counts what was really sent; `egress` names who saw the request.
     """
+    return [*told(attempts, target, egress), id_fact(request_id)]
+
+
+def told(
+    attempts: Sequence[Attempt], target: Target | None = None, egress: Sequence[str] = ()
+) -> Facts:
+    """All headers but the request's id, which are the same for many requests."""
     trail = ",".join([f"{one.provider}={one.outcome}" for one in attempts])
     sent = len([one for one in attempts if one.sent])
-    found = facts(target, trail, sent, tuple(egress))
-    return [*found, id_fact(request_id)]
+    return facts(target, trail, sent, tuple(egress))
 
 
 def id_fact(request_id: str) -> tuple[str, str]:
@@ -149,9 +157,7 @@ def id_fact(request_id: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=256)
-def facts(
-    target: Target | None, trail: str, sent: int, egress: tuple[str, ...]
-) -> tuple[tuple[str, str], ...]:
+def facts(target: Target | None, trail: str, sent: int, egress: tuple[str, ...]) -> Facts:
     """All but the request's id; nearly every answer has the facts of the one before it."""
     found: list[tuple[str, str]] = []
     if target is not None:

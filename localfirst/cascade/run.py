@@ -20,10 +20,10 @@ from typing import Protocol
 import msgspec
 
 from localfirst.cascade import continued, direct, hedge, plan_strategy, quota
-from localfirst.cascade.answer import Answer, Replay
+from localfirst.cascade.answer import Answer
 from localfirst.cascade.cache import Cache
 from localfirst.cascade.climb import Climb
-from localfirst.cascade.direct import Asked, Given, ShortWay, short_way
+from localfirst.cascade.direct import Asked, ShortWay, short_way
 from localfirst.cascade.health import Cooldown, Health, Place
 from localfirst.cascade.ladder import Ladder
 from localfirst.cascade.ongoing import Ongoing
@@ -32,7 +32,7 @@ from localfirst.cascade.quota import Quota, Window
 from localfirst.cascade.watch import Watches
 from localfirst.engines.base import Backend, Replying
 from localfirst.errors import EngineUnavailable
-from localfirst.events import Event, Opened, Relayed, Reply, Usage
+from localfirst.events import Event, Reply, Usage
 from localfirst.settings import Settings
 from localfirst.types import Attempt, Call, Clock, Failure, Rung, Target
 
@@ -158,6 +158,7 @@ class Cascade:
         self._cache = cache
         # Without these, the first candidate's answer is all there is to it.
         self._plain = cache is None and settings.cascade.hedge_after_s <= 0
+        self._plain_streams = self._plain and not settings.cascade.continue_cut_streams
         self._turn = 0
         self._plans: dict[tuple[object, ...], tuple[World, int, Plan, ShortWay | None]] = {}
         self._unix_offset = clock.unix() - clock.monotonic()
@@ -181,8 +182,20 @@ class Cascade:
         found, way = self._planned(call, world, now_unix)
         if found.error is not None:
             raise found.error
-        if way is not None and not (call.stream or avoid or call.deadline_s) and self._plain:
-            return await self._directly(call, found, world, way, now_unix)
+        plain = self._plain_streams if call.stream else self._plain
+        if way is None or not plain or avoid or call.deadline_s:
+            return await self._open(call, found, world, avoid)
+        if not direct.may_go(self, call, way, now_unix):
+            return await self._climb(call, found, world).open()
+        if call.stream:
+            return await self._climb(call, found, world, way=way).open()
+        climb = functools.partial(self._climb, call, found, world)
+        return await direct.answer(self, call, way, now_unix, climb)
+
+    async def _open(
+        self, call: Call, found: Plan, world: World, avoid: frozenset[tuple[str, str]]
+    ) -> Answer:
+        """What the settings ask for beside the first answer: kept ones, races, continuations."""
         limits = self.settings.cascade
         if limits.continue_cut_streams and continued.possible(call):
             call.relay = False
@@ -276,7 +289,8 @@ class Cascade:
         first_token_s: float,
     ) -> None:
         """Learn from an answer that came whole."""
-        now_unix = self.now_unix()
+        # By the steady clock: a jump of the other is looked for once a request.
+        now_unix = record.started_unix + record.duration_s
         healed = self.health.succeeded(target, now_unix)
         self.health.note_first_token(target.route, first_token_s)
         if limits := self.quota.learn(target, headers, now_unix):
@@ -319,37 +333,13 @@ class Cascade:
 
     # --- inside -----------------------------------------------------------------------------
 
-    async def _directly(
-        self, call: Call, found: Plan, world: World, way: ShortWay, now_unix: float
-    ) -> Answer:
-        """The first candidate's plain answer, or whatever the climb makes of what it said."""
-        target, asked = way.target, None
-        if self.quota.refusal(target, call.needs.prompt_tokens, now_unix) is None and (
-            not way.step.leaves_machine or not self.over_budget(target)
-        ):
-            asked = await direct.ask(self, call, way)
-            if (answer := asked.plain) is not None:
-                return self._given(call, asked, *answer)
-        return await self._climb(call, found, world, frozenset(), asked).open()
-
-    def _given(self, call: Call, asked: Asked, opened: Opened, last: Relayed) -> Answer:
-        record = asked.record(self.clock.monotonic())
-        self.won(
-            call,
-            asked.way.target,
-            record,
-            usage=last.usage,
-            headers=opened.headers,
-            first_token_s=record.duration_s,
-        )
-        return Answer(Given(call, asked.way, record), None, Replay([last]))
-
     def _climb(
         self,
         call: Call,
         found: Plan,
         world: World,
-        avoid: frozenset[tuple[str, str]],
+        avoid: frozenset[tuple[str, str]] = frozenset(),
+        way: ShortWay | None = None,
         asked: Asked | None = None,
     ) -> Climb:
         self._turn += 1
@@ -362,7 +352,7 @@ class Cascade:
             turn=self._turn,
             avoid=avoid,
         )
-        return Climb(self, call, ladder, local_only=world.local_only, asked=asked)
+        return Climb(self, call, ladder, local_only=world.local_only, way=way, asked=asked)
 
     def _continued(
         self, climb: Climb, rest: AsyncGenerator[Event, None]

@@ -35,8 +35,12 @@ class Watches:
             loop = self.loop = asyncio.get_running_loop()
             self._running.clear()
             self._handle = None
-        watch = Watch(self, loop, min(limit_s, LONGEST_S))
+        limit_s = min(limit_s, LONGEST_S)
+        now = loop.time()
+        watch = Watch(self, loop, now, limit_s)
         self._running[watch] = None
+        if self._handle is None or now + limit_s < self._at - SOON_S:
+            self.due(now + limit_s)
         return watch
 
     def due(self, at: float) -> None:
@@ -75,18 +79,17 @@ class Watch:
         "abandoned", "expired", "kind", "limit_s", "since",
     )  # fmt: skip
 
-    def __init__(self, watches: Watches, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
+    def __init__(
+        self, watches: Watches, loop: asyncio.AbstractEventLoop, now: float, limit_s: float
+    ) -> None:
         self._watches = watches
         self._loop = loop
         self._task = asyncio.current_task(loop)
         self._cancelling = 0
         self.limit_s = limit_s
         self.kind = Breakage.FIRST_TOKEN_TIMEOUT
-        self.expired = False
-        self.abandoned = False
-        now = loop.time()
+        self.expired = self.abandoned = False
         self.since: float | None = now
-        watches.due(now + limit_s)
 
     def restart(self, limit_s: float, kind: Breakage) -> None:
         """Begin anew with another limit."""

@@ -92,7 +92,7 @@ def unsaid(model: LocalModel, needs: Needs) -> bool:
 def refuse_capability(name: str, word: str) -> UpstreamRefused:
     """The daemon's own refusal, said before anything is sent."""
     body = {"error": f"{name} does not support {word}"}
-    return UpstreamRefused(400, msgspec.json.encode(body))
+    return UpstreamRefused(400, msgspec.json.encode(body), unsent=True)
 
 
 def no_grammar(error: UpstreamRefused) -> bool:

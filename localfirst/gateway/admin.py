@@ -68,11 +68,7 @@ async def state(gateway: Gateway, request: Request) -> None:
     found["pulls"] = [job_object(job) for job in gateway.runtime.puller.jobs()]
     found["gateway"] = {
         # Without those of whoever looks on: a page that asks every few seconds is no load.
-        "requests": sum(
-            count
-            for (surface, _, _), count in gateway.metrics.requests.items()
-            if surface.startswith(SURFACES)
-        ),
+        "requests": gateway.metrics.requests(SURFACES),
         "running": gateway.running - 1,
         "draining": gateway.draining,
     }

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("localfirst.gateway")
 
 
+class Uses:
+    """How many requests one runtime answers; `over` is set when a replaced one has no more."""
+
+    __slots__ = ("count", "over")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.over: asyncio.Event | None = None
+
+
 class Gateway:
     """
     Answers every request from one runtime, which `take_over` may replace while it runs.
@@ -39,76 +49,56 @@ class Gateway:
         self.table = Table()
         self.draining = False
         self._access = access or AccessLog(None)
-        self._uses: dict[Runtime, int] = {}
-        self._unused: dict[Runtime, asyncio.Event] = {}
+        self._uses: dict[Runtime, Uses] = {}
         self.connections: Callable[[], int] = lambda: 0
         self.take_over(runtime)
 
     @property
     def running(self) -> int:
         """Requests being answered."""
-        return sum(self._uses.values())
+        return sum(uses.count for uses in self._uses.values())
 
     def take_over(self, runtime: Runtime) -> None:
         """Answer what comes from now on with another runtime."""
         self.runtime = runtime
         self.guard = Guard(runtime.settings.gateway)
         self.clock = runtime.clock
-        self._uses.setdefault(runtime, 0)
+        self._now = self._uses.setdefault(runtime, Uses())
 
     async def unused(self, runtime: Runtime) -> None:
         """Wait until no request uses a runtime that was replaced."""
-        if self._uses.get(runtime):
-            await self._unused.setdefault(runtime, asyncio.Event()).wait()
+        uses = self._uses.get(runtime)
+        if uses is not None and uses.count:
+            uses.over = asyncio.Event()
+            await uses.over.wait()
         self._uses.pop(runtime, None)
-        self._unused.pop(runtime, None)
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one request."""
-        runtime = self.runtime
         request = Request(exchange, self.clock.monotonic())
-        self._uses[runtime] += 1
+        uses = self._now
+        uses.count += 1
         try:
-            await self._serve(request)
-        finally:
-            self._uses[runtime] -= 1
-            if not self._uses[runtime] and runtime in self._unused:
-                self._unused[runtime].set()
-            self._note(request)
-
-    async def _serve(self, request: Request) -> None:
-        try:
-            await self._route(request)
-        except AccessDenied as error:
-            request.surface = request.surface if request.status else "refused"
-            await request.fail(error, close=True)
-        except LocalFirstError as error:
-            await request.fail(error)
-            let_go(error)
+            repeat = exchange.repeat
+            if repeat.guard is not self.guard:
+                await self._let_in(request)
+            # Without a route it was answered at the door.
+            if (route := repeat.route) is not None:
+                request.surface, request.extra_headers = route.name, repeat.extra_headers
+                await route.handler(self, request)
         except asyncio.CancelledError:
             request.outcome = "cancelled"
             await request.fail(Unavailable("the gateway is stopping", code="stopping"))
             raise
-        except Exception:
-            # The top frame of a request: it must be answered whatever went wrong inside.
-            log.exception("request %s failed", request.id)
-            await request.fail(
-                LocalFirstError(
-                    "something went wrong inside the gateway",
-                    code="internal",
-                    hint="the log has the details; please report them",
-                ),
-                close=True,
-            )
-
-    async def _route(self, request: Request) -> None:
-        repeat = request.repeat
-        if repeat.guard is not self.guard:
-            await self._let_in(request)
-        # Without a route it was answered at the door.
-        if (route := repeat.route) is not None:
-            request.surface, request.extra_headers = route.name, repeat.extra_headers
-            await route.handler(self, request)
+        except Exception as error:  # noqa: BLE001 - the top frame: it is answered, and logged
+            await _failed(request, error)
+        finally:
+            uses.count -= 1
+            if uses.over is not None and not uses.count:
+                uses.over.set()
+            elapsed_s = self.clock.monotonic() - request.began
+            self.metrics.note(request, elapsed_s)
+            self._access.note(request, elapsed_s)
 
     async def _let_in(self, request: Request) -> None:
         """Judge a head that was not seen on this connection, or not by this guard."""
@@ -128,10 +118,25 @@ class Gateway:
         repeat.guard, repeat.route = self.guard, route
         repeat.extra_headers = request.extra_headers
 
-    def _note(self, request: Request) -> None:
-        elapsed_s = self.clock.monotonic() - request.began
-        self.metrics.note(request, elapsed_s)
-        self._access.note(request, elapsed_s)
+
+async def _failed(request: Request, error: Exception) -> None:
+    """Answer with an error, whatever it is."""
+    if isinstance(error, AccessDenied):
+        request.surface = request.surface if request.status else "refused"
+        await request.fail(error, close=True)
+    elif isinstance(error, LocalFirstError):
+        await request.fail(error)
+        let_go(error)
+    else:
+        log.error("request %s failed", request.id, exc_info=error)
+        await request.fail(
+            LocalFirstError(
+                "something went wrong inside the gateway",
+                code="internal",
+                hint="the log has the details; please report them",
+            ),
+            close=True,
+        )
 
 
 def create(runtime: Runtime, *, access: AccessLog | None = None) -> Gateway:

@@ -15,6 +15,26 @@ from localfirst.gateway.head import malformed
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
+class Whole:
+    """A body that came together with its head, as small ones do."""
+
+    __slots__ = ("data",)
+
+    done = True
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def feed(self, data: bytes) -> bytes:
+        """Nothing is missing: all of it comes after the body."""
+        return data
+
+    def take(self) -> bytes:
+        """The whole body, which is let go of here."""
+        data, self.data = self.data, b""
+        return data
+
+
 class Counted:
     """A body of *length* bytes."""
 
@@ -89,9 +109,9 @@ class Chunked:
         return True
 
 
-Body = Counted | Chunked
+Body = Whole | Counted | Chunked
 
-NO_BODY = Counted(0)
+NO_BODY = Whole(b"")
 
 
 def too_large(limit_bytes: int) -> BodyTooLarge:

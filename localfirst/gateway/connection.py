@@ -15,7 +15,7 @@ from typing import cast
 
 from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
 from localfirst.gateway import head as heads
-from localfirst.gateway.body import NO_BODY, Body, Chunked, Counted, too_large
+from localfirst.gateway.body import NO_BODY, Body, Chunked, Counted, Whole, too_large
 from localfirst.gateway.exchange import Exchange
 from localfirst.gateway.hub import Hub
 from localfirst.gateway.refusal import refusal
@@ -29,6 +29,10 @@ READ_AHEAD_BYTES = 64 * 2**10
 
 KEPT_HEAD_BYTES = 4 * 2**10
 """Larger heads are read anew each time: thousands of idle clients must not fill memory."""
+
+
+SMALL_BODY_BYTES = 64 * 2**10
+"""Bodies that come whole and are no larger are bounded by the number of connections."""
 
 
 class Phase(StrEnum):
@@ -45,10 +49,12 @@ class Connection(asyncio.Protocol):
     """One accepted socket; owned by the `Hub` it is listed in."""
 
     __slots__ = (
+        "_answering",
         "_buffer",
         "_deadline",
         "_exchange",
         "_hub",
+        "_next",
         "_paused_reading",
         "_queued_bytes",
         "_repeat",
@@ -67,8 +73,9 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._next: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._paused_reading = False
+        self._paused_reading = self._answering = False
         self._repeat: Repeat | None = None
         self._deadline = 0.0
         self._stalled_at = 0.0
@@ -98,10 +105,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.CLOSED
         self._hub.left(self)
         self.resume_writing()
-        if self._exchange is not None:
-            self._exchange.lost()
-        if self._task is not None:
-            self._task.cancel()
+        self._lose()
 
     def eof_received(self) -> None:
         """Half a connection is none: nobody waits for the answer."""
@@ -158,55 +162,81 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     def _read_head(self) -> None:
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
+        buffer = self._buffer
+        end = buffer.find(b"\r\n\r\n") + 4
+        if end < 4:
             if self.phase is Phase.IDLE:
                 self._wait(Phase.HEAD, self._hub.limits.head_s)
-            heads.check_unfinished(self._buffer)
+            heads.check_unfinished(buffer)
             return
-        head, repeat = self._head(self._buffer[: end + 4])
-        body = self._body(head)
-        rest = self._buffer[end + 4 :]
+        data, repeat = buffer[:end], self._repeat
+        length = -1 if repeat is None else repeat.again(data)
+        if repeat is None or length < 0:
+            repeat = self._new_head(data)
+            length = repeat.head.length or 0
+        body = self._body(repeat.head, length, buffer[end : end + length])
+        rest = buffer[end + len(body.data) :]
         self._buffer = b""
         self.phase = Phase.BUSY
-        self._exchange = exchange = Exchange(self, self._hub, head, body, repeat)
+        self._exchange = exchange = Exchange(self, self._hub, body, repeat)
+        if length > SMALL_BODY_BYTES and body.data:
+            exchange.reserve(length)
         if rest:
             self._more(rest)
-        self._task = self._hub.loop.create_task(self._answer(exchange))
+        if self._task is None:
+            self._task = self._hub.loop.create_task(self._serve())
+        elif self._next is not None and not self._next.done():
+            self._next.set_result(None)
 
-    def _head(self, data: bytes) -> tuple[heads.Head, Repeat]:
-        repeat = self._repeat
-        if repeat is not None and (head := repeat.again(data)) is not None:
-            return head, repeat
-        head = heads.parse(data)
-        repeat = Repeat(data, head)
+    def _new_head(self, data: bytes) -> Repeat:
+        repeat = Repeat(data, heads.parse(data))
         self._repeat = repeat if len(data) <= KEPT_HEAD_BYTES else None
-        return head, repeat
+        return repeat
 
-    def _body(self, head: heads.Head) -> Body:
+    def _body(self, head: heads.Head, length: int, begin: bytes) -> Body:
+        """The body, whole where *begin* is all of it."""
         limit_bytes = self._hub.limits.max_body_bytes
         if head.chunked:
             return Chunked(limit_bytes)
-        if not head.length:
-            return NO_BODY
-        if head.length > limit_bytes:
+        if length > limit_bytes:
             raise too_large(limit_bytes)
-        return Counted(head.length)
+        if len(begin) == length:
+            return Whole(begin) if length else NO_BODY
+        return Counted(length)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _serve(self) -> None:
+        """
+        Answer one request after the other: a task for each would cost as much as its socket.
+
+        Whoever cancels it ends the connection; it goes on for nobody.
+        """
+        hub, create_future = self._hub, self._hub.loop.create_future
+        exchange = self._exchange
         try:
-            await self._hub.app(exchange)
+            while exchange is not None:
+                self._answering = True
+                try:
+                    await hub.app(exchange)
+                except Exception:
+                    # The top frame of a request: the server outlives whatever went wrong inside.
+                    log.exception("a request failed")
+                    exchange.keep_alive = False
+                self._answered(exchange)
+                if self.phase is Phase.IDLE:
+                    self._next = create_future()
+                    await self._next
+                exchange = self._exchange
         except asyncio.CancelledError:
-            exchange.keep_alive = False
-        except Exception:
-            # The top frame of a request: the server outlives whatever went wrong inside.
-            log.exception("a request failed")
-            exchange.keep_alive = False
-        self._answered(exchange)
+            if (exchange := self._exchange) is not None:
+                exchange.keep_alive = False
+                self._answered(exchange)
+        finally:
+            self._task = None
 
     def _answered(self, exchange: Exchange) -> None:
         exchange.release()
-        self._exchange = self._task = None
+        self._exchange = None
+        self._answering = False
         if self.phase is not Phase.BUSY or self._transport is None:
             return
         if not exchange.complete:
@@ -214,13 +244,12 @@ class Connection(asyncio.Protocol):
             self._close()
         elif not exchange.body.done or not exchange.keep_alive:
             self._linger()
-        else:
-            self._next()
-
-    def _next(self) -> None:
-        if self._hub.draining:
+        elif self._hub.draining:
             self._close()
-            return
+        else:
+            self._become_idle()
+
+    def _become_idle(self) -> None:
         self._wait(Phase.IDLE, self._hub.limits.idle_s)
         if self._paused_reading and self._transport is not None:
             self._paused_reading = False
@@ -276,18 +305,22 @@ class Connection(asyncio.Protocol):
         if not tls:
             path = exchange.head.path if exchange else _guess_path(self._buffer)
             self.write(refusal(error, path, date=self._hub.date))
-        if exchange is not None:
-            exchange.lost()
-        if self._task is not None:
-            self._task.cancel()
-        elif exchange is not None:
-            # Refused before anybody could answer it: nobody else gives its memory back.
-            exchange.release()
-            self._exchange = None
+        self._lose()
         if tls:
             self._close()
         else:
             self._linger()
+
+    def _lose(self) -> None:
+        """Nobody waits for an answer any more."""
+        if (exchange := self._exchange) is not None:
+            exchange.lost()
+            if not self._answering:
+                # Lost before anybody could answer it: nobody else gives its memory back.
+                exchange.release()
+                self._exchange = None
+        if self._task is not None:
+            self._task.cancel()
 
     def _linger(self) -> None:
         """

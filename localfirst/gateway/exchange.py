@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from localfirst.errors import StreamInterrupted, Unavailable
 from localfirst.gateway.body import Body
-from localfirst.gateway.head import Head
 from localfirst.gateway.hub import Hub, Limits
 
 if TYPE_CHECKING:
@@ -36,45 +35,27 @@ class Exchange:
     is shared with the connection, which feeds it.
     """
 
-    __slots__ = (
-        "_began",
-        "_chunked",
-        "_connection",
-        "_gone",
-        "_head_bytes",
-        "_hub",
-        "_reserved_bytes",
-        "_waiter",
-        "body",
-        "complete",
-        "head",
-        "keep_alive",
-        "repeat",
-        "started",
-    )
+    started = complete = False
+    _chunked = _gone = False
+    _head_bytes = b""
+    _reserved_bytes = 0
+    _waiter: asyncio.Future[None] | None = None
 
     def __init__(
         self,
         connection: Connection,
         hub: Hub,
-        head: Head,
         body: Body,
         repeat: Repeat,
     ) -> None:
         self._connection = connection
         self._hub = hub
-        self.head = head
+        self.head = head = repeat.head
         self.body = body
         self.repeat = repeat
         self.keep_alive = head.keep_alive
-        self.started = False
-        self.complete = False
-        self._began = 0.0 if body.done else hub.loop.time()
-        self._chunked = False
-        self._gone = False
-        self._head_bytes = b""
-        self._reserved_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
+        if not body.done:
+            self._began = hub.loop.time()
 
     @property
     def server(self) -> tuple[str, int]:
@@ -86,7 +67,7 @@ class Exchange:
     def feed(self, data: bytes) -> bytes:
         """Bytes of the body; returns what comes behind it."""
         rest = self.body.feed(data)
-        self._reserve(len(self.body.data))
+        self.reserve(len(self.body.data))
         if self.body.done:
             self._wake()
         return rest
@@ -98,18 +79,21 @@ class Exchange:
         Raises:
             StreamInterrupted: the client hung up before its end.
         """
-        if self.head.expects and not self.started and not self.body.done:
-            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self.body.done and not self._gone:
-            await self._woken()
+        if not self.body.done:
+            if self.head.expects and not self.started:
+                self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            while not self.body.done and not self._gone:
+                await self._woken()
         if self._gone:
             raise StreamInterrupted("the client hung up before its request was whole")
         return self.body.take()
 
     def body_too_slow(self, now: float, limits: Limits) -> bool:
         """Whether the body comes slower than the limits allow."""
+        if self.body.done or self.started:
+            return False
         elapsed_s = now - self._began
-        if self.body.done or self.started or elapsed_s < limits.body_grace_s:
+        if elapsed_s < limits.body_grace_s:
             return False
         return len(self.body.data) < elapsed_s * limits.body_bytes_s
 
@@ -123,7 +107,8 @@ class Exchange:
         self._hub.bodies_bytes -= self._reserved_bytes
         self._reserved_bytes = 0
 
-    def _reserve(self, size_bytes: int) -> None:
+    def reserve(self, size_bytes: int) -> None:
+        """Count the memory that the body takes; raises `Unavailable` when all do too much."""
         self._hub.bodies_bytes += size_bytes - self._reserved_bytes
         self._reserved_bytes = size_bytes
         if self._hub.bodies_bytes > self._hub.limits.max_bodies_bytes:
@@ -192,20 +177,15 @@ class Exchange:
             await asyncio.shield(writable)
 
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:
-        if self._hub.draining or not self.body.done:
+        hub = self._hub
+        if hub.draining or not self.body.done:
             self.keep_alive = False
-        return b"%b%b%bdate: %b\r\n%b" % (
-            STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
-            lines,
-            framing,
-            self._hub.date,
-            self._connection_line(),
-        )
-
-    def _connection_line(self) -> bytes:
         if not self.keep_alive:
-            return b"connection: close\r\n\r\n"
-        return b"\r\n" if self.head.http_11 else b"connection: keep-alive\r\n\r\n"
+            end = b"connection: close\r\n\r\n"
+        else:
+            end = b"\r\n" if self.head.http_11 else b"connection: keep-alive\r\n\r\n"
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        return b"%b%b%bdate: %b\r\n%b" % (line, lines, framing, hub.date, end)
 
     def _framed(self, data: bytes, last: bool) -> bytes:
         head, self._head_bytes = self._head_bytes, b""

@@ -39,7 +39,8 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     A request's head.
 
     `path` and `query` are raw bytes, nothing decoded; `length` is None without a body of
-    known length; `keep_alive` is what the client offers; `expects` a `100 Continue`.
+    known length, and no part of `headers`; `keep_alive` is what the client offers; `expects` a
+    `100 Continue`.
     """
 
     method: str
@@ -80,8 +81,10 @@ def parse(data: bytes) -> Head:
             keep_alive = _keeps(value, keep_alive)
         elif name == b"expect":
             expects = _expects(value)
-    if chunked and length is not None:
-        raise malformed("both `content-length` and `transfer-encoding`")
+    if length is not None:
+        if chunked:
+            raise malformed("both `content-length` and `transfer-encoding`")
+        headers = [pair for pair in headers if pair[0] != b"content-length"]
     return Head(
         method, path, query, headers, http_11, length, chunked, keep_alive, expects and http_11
     )

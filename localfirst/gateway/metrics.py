@@ -21,41 +21,39 @@ BOUNDS_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0
 """Upper bounds of the duration buckets: from a relayed error to a long answer on a CPU."""
 
 
-class Histogram:
-    """Durations of one route, in `BOUNDS_S` and above."""
+class Cell:
+    """The requests that ended alike: their durations in `BOUNDS_S` and above, their bytes."""
 
-    __slots__ = ("counts", "sum_s")
+    __slots__ = ("counts", "sent_bytes", "sum_s")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
-
-    def note(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.sum_s += seconds
+        self.sent_bytes = 0
 
 
 class Metrics:
     """What was answered since the start of this process."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, int, str]] = Counter()
-        self.answers: Counter[tuple[str, str]] = Counter()
-        self.sent_bytes: Counter[str] = Counter()
-        self.durations: dict[str, Histogram] = {}
+        self._cells: dict[tuple[str, int, str, str, str], Cell] = {}
+
+    def requests(self, surfaces: tuple[str, ...]) -> int:
+        """How many were answered by surfaces whose names begin so."""
+        return sum(
+            sum(cell.counts) for key, cell in self._cells.items() if key[0].startswith(surfaces)
+        )
 
     def note(self, request: Request, elapsed_s: float) -> None:
         """Count one finished request."""
-        surface = request.surface
-        self.requests[surface, request.status, request.outcome] += 1
-        self.sent_bytes[surface] += request.sent_bytes
-        if request.rung:
-            self.answers[request.rung, request.route] += 1
-        durations = self.durations.get(surface)
-        if durations is None:
-            durations = self.durations[surface] = Histogram()
-        durations.note(elapsed_s)
+        # One look for everything that is counted; the page adds up what it shows.
+        key = (request.surface, request.status, request.outcome, request.rung, request.route)
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = Cell()
+        cell.counts[bisect_left(BOUNDS_S, elapsed_s)] += 1
+        cell.sum_s += elapsed_s
+        cell.sent_bytes += request.sent_bytes
 
     def page(self, gauges: Iterable[tuple[str, str, float]]) -> bytes:
         """
@@ -64,6 +62,15 @@ class Metrics:
         Args:
             gauges: `(name, help, value)` of what is measured at this moment.
         """
+        requests: Counter[tuple[str, int, str]] = Counter()
+        answers: Counter[tuple[str, str]] = Counter()
+        sent_bytes: Counter[str] = Counter()
+        for (surface, status, outcome, rung, route), cell in self._cells.items():
+            count = sum(cell.counts)
+            requests[surface, status, outcome] += count
+            sent_bytes[surface] += cell.sent_bytes
+            if rung:
+                answers[rung, route] += count
         lines: list[str] = []
         for name, text, value in gauges:
             lines += _head(name, "gauge", text)
@@ -71,17 +78,17 @@ class Metrics:
         lines += _head("localfirst_requests_total", "counter", "requests by route and outcome")
         lines += [
             f"localfirst_requests_total{_labels(route=r, status=str(s), outcome=o)} {count}"
-            for (r, s, o), count in sorted(self.requests.items())
+            for (r, s, o), count in sorted(requests.items())
         ]
         lines += _head("localfirst_answers_total", "counter", "answers by who gave them")
         lines += [
             f"localfirst_answers_total{_labels(rung=rung, provider=provider)} {count}"
-            for (rung, provider), count in sorted(self.answers.items())
+            for (rung, provider), count in sorted(answers.items())
         ]
         lines += _head("localfirst_sent_bytes_total", "counter", "bytes of answers' bodies")
         lines += [
             f"localfirst_sent_bytes_total{_labels(route=route)} {count}"
-            for route, count in sorted(self.sent_bytes.items())
+            for route, count in sorted(sent_bytes.items())
         ]
         lines += self._durations()
         return ("\n".join(lines) + "\n").encode()
@@ -89,13 +96,17 @@ class Metrics:
     def _durations(self) -> list[str]:
         name = "localfirst_request_duration_seconds"
         lines = _head(name, "histogram", "from a request's head to the end of its answer")
-        for route, found in sorted(self.durations.items()):
+        found: dict[str, list[Cell]] = {}
+        for key, cell in self._cells.items():
+            found.setdefault(key[0], []).append(cell)
+        for route, cells in sorted(found.items()):
             total = 0
-            for bound, count in zip((*BOUNDS_S, float("inf")), found.counts, strict=True):
+            counts = map(sum, zip(*(cell.counts for cell in cells), strict=True))
+            for bound, count in zip((*BOUNDS_S, float("inf")), counts, strict=True):
                 total += count
                 le = "+Inf" if bound == float("inf") else f"{bound:g}"
                 lines.append(f"{name}_bucket{_labels(route=route, le=le)} {total}")
-            lines.append(f"{name}_sum{_labels(route=route)} {found.sum_s:.6f}")
+            lines.append(f"{name}_sum{_labels(route=route)} {sum(c.sum_s for c in cells):.6f}")
             lines.append(f"{name}_count{_labels(route=route)} {total}")
         return lines
 

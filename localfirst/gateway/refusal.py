@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from localfirst.errors import AccessDenied, CascadeExhausted, LocalFirstError
 from localfirst.gateway.exchange import STATUS_LINES
@@ -45,11 +45,13 @@ JSON_LINES = rendered([JSON_TYPE, *SAFE])
 """What stands on every JSON answer."""
 
 
-def error_body_for(path: bytes) -> ErrorBody:
-    """The error writer of the surface that *path* belongs to."""
+def error_body_for(path: bytes, headers: Container[bytes] = ()) -> ErrorBody:
+    """The error writer of the surface that *path*, asked with *headers*, belongs to."""
     if path.startswith(b"/api/"):
         return ollama.error_body
-    if path.startswith(b"/v1/messages"):
+    # Two APIs have `/v1/models`, and clients of one of them always name its version.
+    shared = path.startswith(b"/v1/models")
+    if path.startswith(b"/v1/messages") or (shared and b"anthropic-version" in headers):
         return anthropic.error_body
     return openai.error_body
 

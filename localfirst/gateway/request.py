@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import secrets
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from localfirst.runtime import Answer
 
 Headers = list[tuple[bytes, bytes]]
+Facts = tuple[tuple[str, str], ...]
 
 ID = "x-localfirst-request-id"
 
@@ -47,52 +49,52 @@ class Request:
     """
     A request and its answer.
 
-    `path` and `query` are raw bytes. `surface` names the route for logs and metrics;
+    `fields` has the last value of each header. `surface` names the route for logs and metrics;
     `model`, `rung`, `route` and `outcome` are filled in as they become known. `body` may be
     asked for once. After `answer` or `end` nothing more may be written.
     """
 
-    __slots__ = (
-        "_exchange",
-        "began",
-        "extra_headers",
-        "fields",
-        "headers",
-        "id",
-        "method",
-        "model",
-        "outcome",
-        "path",
-        "query",
-        "repeat",
-        "route",
-        "rung",
-        "sent_bytes",
-        "server",
-        "status",
-        "surface",
-    )
+    surface = "none"
+    model = rung = route = ""
+    outcome = "ok"
+    status = sent_bytes = 0
 
     def __init__(self, exchange: Exchange, began: float) -> None:
-        head = exchange.head
+        repeat = exchange.repeat
         self._exchange = exchange
         self.began = began
-        self.method = head.method
-        self.path = head.path
-        self.query = head.query
-        self.headers = head.headers
-        self.fields = dict(head.headers)
-        self.repeat = exchange.repeat
-        self.server = exchange.server
+        self.head = repeat.head
+        self.fields = repeat.fields
+        self.repeat = repeat
         self.id = f"{_STEM}{next(_NUMBERS):08x}"
         self.extra_headers: Headers = []
-        self.surface = "none"
-        self.model = self.rung = self.route = ""
-        self.outcome = "ok"
-        self.status = 0
-        self.sent_bytes = 0
 
     # --- the question ----------------------------------------------------------------------
+
+    @property
+    def method(self) -> str:
+        """As it came."""
+        return self.head.method
+
+    @property
+    def path(self) -> bytes:
+        """Raw, without its query."""
+        return self.head.path
+
+    @property
+    def query(self) -> bytes:
+        """What followed the question mark, raw."""
+        return self.head.query
+
+    @property
+    def headers(self) -> Headers:
+        """Every header in its order, names in lower case."""
+        return self.head.headers
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Address and port at which the client found us."""
+        return self._exchange.server
 
     def all(self, name: bytes) -> list[bytes]:
         """Every value of a header; `fields` has the last one."""
@@ -111,19 +113,17 @@ class Request:
         """Remember who answers; returns the `x-localfirst-*` lines that say so."""
         target = answer.target
         self.model, self.rung, self.route = target.model, target.rung.value, target.provider
-        return self._said(answer.headers())
+        return self._said(answer.facts())
 
-    def learn_reply(self, reply: Reply, headers: list[tuple[str, str]]) -> bytes:
+    def learn_reply(self, reply: Reply, facts: Facts) -> bytes:
         """The same for an answer that is whole already."""
         self.model, self.rung = reply.model, reply.rung.value
         self.route = reply.route.partition("/")[0]
-        return self._said(headers)
+        return self._said(facts)
 
-    def _said(self, headers: list[tuple[str, str]]) -> bytes:
-        """Header lines; all but the last one, the request's id, repeat and are rendered once."""
-        *facts, last = headers
-        assert last[0] == ID, "the request's id comes last"
-        return b"%bx-localfirst-request-id: %b\r\n" % (_facts(tuple(facts)), self.id.encode())
+    def _said(self, facts: Facts) -> bytes:
+        """Header lines: facts that repeat, rendered once, and the request's own id."""
+        return b"%bx-localfirst-request-id: %b\r\n" % (_lines(facts), self.id.encode())
 
     # --- the answer ------------------------------------------------------------------------
 
@@ -132,20 +132,20 @@ class Request:
         self.status = status
         self._exchange.start(status, self._with_extra(lines))
 
-    async def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> Awaitable[None]:
         """Write a piece, and wait while the client is behind."""
         self.sent_bytes += len(data)
-        await self._exchange.write(data)
+        return self._exchange.write(data)
 
-    async def end(self) -> None:
+    def end(self) -> Awaitable[None]:
         """The answer is complete."""
-        await self._exchange.write(b"", last=True)
+        return self._exchange.write(b"", last=True)
 
-    async def answer(self, data: bytes, lines: bytes, status: int = 200) -> None:
+    def answer(self, data: bytes, lines: bytes, status: int = 200) -> Awaitable[None]:
         """Write a whole answer with these rendered headers."""
         self.status = status
         self.sent_bytes += len(data)
-        await self._exchange.answer(status, self._with_extra(lines), data)
+        return self._exchange.answer(status, self._with_extra(lines), data)
 
     async def json(self, data: bytes, *more: tuple[bytes, bytes]) -> None:
         """Write a whole JSON answer."""
@@ -161,7 +161,7 @@ class Request:
         if self.status:
             return
         self.outcome = error.code
-        body = error_body_for(self.path)(error, request_id=self.id)
+        body = error_body_for(self.path, self.fields)(error, request_id=self.id)
         headers = [*error_headers(error), *attempt_headers(error, self.id)]
         if close:
             self._exchange.keep_alive = False
@@ -172,5 +172,5 @@ class Request:
 
 
 @functools.lru_cache(maxsize=256)
-def _facts(pairs: tuple[tuple[str, str], ...]) -> bytes:
-    return rendered([(name.encode(), value.encode("latin-1")) for name, value in pairs])
+def _lines(facts: Facts) -> bytes:
+    return rendered([(name.encode(), value.encode("latin-1")) for name, value in facts])

@@ -7,8 +7,8 @@ retry without a refused field, and the rule that no key leaves in an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -158,7 +158,7 @@ class CloudBackend:
             refused.body = keys.redacted(refused.body, self.provider.keys)
             raise
         finally:
-            await response.aclose()
+            response.close()
 
     async def reply(self, call: Call, target: Target, limits: Waits) -> list[Event]:
         """The events of an answer that is no stream; raises what `answer` does."""
@@ -171,7 +171,7 @@ class CloudBackend:
             refused.body = keys.redacted(refused.body, self.provider.keys)
             raise
         finally:
-            await response.aclose()
+            response.close()
 
     async def _ask(
         self, call: Call, target: Target, limits: Waits
@@ -217,12 +217,16 @@ class CloudBackend:
             self._quirks[key] = quirks
         return quirks
 
-    async def _send(
+    def _send(
         self, call: Call, target: Target, limits: Waits, body: bytes
-    ) -> UpstreamResponse:
-        return await self._upstream.send(
+    ) -> Coroutine[Any, Any, UpstreamResponse]:
+        # The same tuple each time where a call adds nothing: the client knows its head by it.
+        headers = self._headers_for(target.key_label)
+        if more := self.call_headers(call):
+            headers = (*headers, *more)
+        return self._upstream.send(
             self.provider.base_url + self.path_of(call, target.model),
-            headers=(*self._headers_for(target.key_label), *self.call_headers(call)),
+            headers=headers,
             body=body,
             connect_s=limits.connect_s,
             first_byte_s=limits.first_token_s,
@@ -241,7 +245,7 @@ class CloudBackend:
         except UpstreamBroken:
             pass
         finally:
-            await response.aclose()
+            response.close()
         text = keys.redacted(bytes(body[:ERROR_BYTES]), self.provider.keys)
         return UpstreamRefused(response.status, text, response.headers)
 

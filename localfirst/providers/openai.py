@@ -30,7 +30,8 @@ class OpenAIBackend(CloudBackend):
     def encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
         """The caller's own bytes with what must change, or the decoded request anew."""
         if call.relay and call.dialect is Dialect.OPENAI and call.body:
-            return Encoded(requests.splice(call.body, model=model, quirks=quirks), True)
+            body = requests.splice(call.body, model=model, quirks=quirks, fields=call.fields)
+            return Encoded(body, True)
         chat = call.chat
         if chat.stream != call.stream:
             chat = msgspec.structs.replace(chat, stream=call.stream)

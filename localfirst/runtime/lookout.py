@@ -74,7 +74,12 @@ class Lookout:
     async def look(self, call: Call) -> World:
         """The world now; the very object of the last look when nothing changed."""
         del call
-        status = await self._engine_status()
+        if self._gap.passed():  # nothing that was seen before a suspend is known now
+            self.forget()
+        status = self._status
+        age = self._clock.monotonic() - self._looked
+        if status is None or age > FRESH_S:
+            status = await self._renewed(age)
         online = self._connectivity.online()
         over = self._over_budget()
         providers = self._providers()
@@ -105,13 +110,11 @@ class Lookout:
         self._looked = float("-inf")
         self._changes += 1
 
-    async def _engine_status(self) -> EngineStatus:
-        if self._gap.passed():  # nothing that was seen before a suspend is known now
-            self.forget()
-        age = self._clock.monotonic() - self._looked
+    async def _renewed(self, age: float) -> EngineStatus:
+        """The status now, or a stale one while a new one is fetched."""
         if self._status is None or age > STALE_S:
             await self._refresh()
-        elif age > FRESH_S and (self._refreshing is None or self._refreshing.done()):
+        elif self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.get_running_loop().create_task(self._refresh())
         assert self._status is not None, "a refresh leaves a status"
         return self._status

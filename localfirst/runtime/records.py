@@ -51,12 +51,13 @@ class Records:
         first_token_s: float = 0.0,
     ) -> None:
         """Remember an attempt, and what it shows of the network."""
-        host = self._clouds.hosts.get(attempt.provider)
-        if host and attempt.outcome == FailureClass.NETWORK:
-            self._connectivity.note_failure(host)
-        elif host and attempt.outcome in REACHED:
-            self._connectivity.note_success(host)
-        if attempt.outcome == FailureClass.MODEL_NOT_FOUND:
+        outcome = attempt.outcome
+        if host := self._clouds.hosts.get(attempt.provider):
+            if outcome in REACHED:
+                self._connectivity.note_success(host)
+            elif outcome == FailureClass.NETWORK:
+                self._connectivity.note_failure(host)
+        if outcome == FailureClass.MODEL_NOT_FOUND:
             self._clouds.gone(attempt.provider, attempt.model)
         usd = self._cost(attempt, usage)
         if usd:

@@ -7,7 +7,7 @@ Opening reaches no network and starts no engine; that waits for the first reques
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from localfirst.cascade.cache import Cache
 from localfirst.cascade.health import Cooldown, Health
 from localfirst.cascade.plan import Plan
 from localfirst.cascade.quota import Quota
+from localfirst.cascade.report import Facts
 from localfirst.cascade.run import Answer, Cascade
 from localfirst.engines.local import LocalEngine
 from localfirst.events import Progress, Reply
@@ -261,9 +262,9 @@ class Runtime:
         """Every configured or known provider by id."""
         return self.clouds.providers
 
-    async def open(self, call: Call) -> Answer:
+    def open(self, call: Call) -> Coroutine[Any, Any, Answer]:
         """Climb the ladder until somebody answers; see `Cascade.open`."""
-        return await self.cascade.open(self._settled(call))
+        return self.cascade.open(self._settled(call))
 
     async def reply(self, call: Call, schema: Any = None) -> Reply:
         """The whole answer to *call*, validated against *schema* when one is given."""
@@ -287,8 +288,8 @@ class Runtime:
         """Whether *call* wants a schema met, and what checks it is installed."""
         return call.needs.schema and not call.stream and contract.can_validate()
 
-    def headers(self, reply: Reply) -> list[tuple[str, str]]:
-        """The `x-localfirst-*` headers of a whole reply."""
+    def facts(self, reply: Reply) -> Facts:
+        """The `x-localfirst-*` headers of a whole reply, but for the request's id."""
         provider, _, model = reply.route.partition("/")
         target = Target(
             rung=reply.rung, provider=provider, model=model, requested=reply.substituted
@@ -297,9 +298,7 @@ class Runtime:
         egress = [
             name for name in asked if name in self.clouds.views and name not in self.clouds.own
         ]
-        return report.headers(
-            reply.attempts, request_id=reply.request_id, target=target, egress=egress
-        )
+        return report.told(reply.attempts, target, egress)
 
     def _settled(self, call: Call) -> Call:
         """*call* with what the settings say about every request."""

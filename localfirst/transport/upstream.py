@@ -55,37 +55,33 @@ class UpstreamResponse:
         return self
 
     async def __anext__(self) -> bytes:
-        data = await self._chunk()
-        if not data:
-            raise StopAsyncIteration
-        return data
-
-    async def _chunk(self) -> bytes:
         connection = self._connection
         if connection is None:
-            return b""
+            raise StopAsyncIteration
         try:
-            data = await connection.chunk()
+            data = connection.ready() or await connection.chunk()
         except BaseException:
-            self._close()
+            self.close()
             raise
         if not data:
-            self._close()
+            self.close()
+            raise StopAsyncIteration
         return data
 
     async def read(self, limit_bytes: int = BODY_BYTES) -> bytes:
         """The whole body; raises `UpstreamBroken(TOO_LARGE)` past *limit_bytes*."""
         connection = self._connection
         if connection is not None and (data := connection.whole(limit_bytes)):
-            self._close()
+            self._connection = None
+            self._pool.release(self._origin, connection)
             return data
         pieces: list[bytes] = []
         size_bytes = 0
-        while data := await self._chunk():
+        async for data in self:
             pieces.append(data)
             size_bytes += len(data)
             if size_bytes > limit_bytes:
-                self._close()
+                self.close()
                 raise UpstreamBroken(Breakage.TOO_LARGE, f"a body over {limit_bytes} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -101,10 +97,11 @@ class UpstreamResponse:
             self._pool.release(self._origin, connection, drain=True)
 
     async def aclose(self) -> None:
-        """Close the socket, or keep it when the body is whole; idempotent, never waits."""
-        self._close()
+        """`close`, for whoever awaits that."""
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the socket, or keep it when the body is whole; idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool.release(self._origin, connection)
@@ -175,29 +172,24 @@ class UpstreamClient:
         """
         local_only = local_only or self._local_only
         origin, target, host = self._routes.get(url) or self._route(url)
-        _check_allowed(origin, local_only)
+        if local_only:
+            _check_allowed(origin)
         head = self._head(url, method, target, host, headers, len(body))
-        connection = self._kept(origin)
-        if connection is not None:
-            began = self._clock.monotonic()
+        began = self._clock.monotonic()
+        kept = self._kept(origin, began)
+        while True:
+            connection = kept or await self._open(origin, connect_s, local_only)
+            self._busy.add(connection)
             try:
-                await self._exchange(connection, method, head, body, first_byte_s, stall_s)
-            except UpstreamBroken as error:
-                connection = None
-                self._forgive(error, began)
-        if connection is None:
-            connection = await self._open(origin, connect_s, local_only)
-            await self._exchange(connection, method, head, body, first_byte_s, stall_s)
-        response = UpstreamResponse(connection, self, origin)
-        if 300 <= response.status < 400:
-            raise self._redirected(response, connection)
-        return response
-
-    def _forgive(self, error: UpstreamBroken, began: float) -> None:
-        """Go on after an error that only says that a kept socket was stale; else raise it."""
-        if not _stale(error, self._clock.monotonic() - began):
-            raise error
-        let_go(error)
+                await connection.exchange(head, body, first_byte_s, stall_s, method == "HEAD")
+                return self._response(connection, origin)
+            except BaseException as error:
+                # A socket whose exchange failed, or was cancelled, is gone.
+                self._drop(connection)
+                if kept is None or not _stale(error, self._clock.monotonic() - began):
+                    raise
+                let_go(error)
+            kept = None
 
     def _head(
         self, url: str, method: str, target: str, host: str, headers: Headers, length_bytes: int
@@ -216,37 +208,16 @@ class UpstreamClient:
             known = self._heads[key] = (headers, start)
         return b"%b%d\r\n\r\n" % (known[1], length_bytes)
 
-    async def _exchange(
-        self,
-        connection: Connection,
-        method: str,
-        head: bytes,
-        body: bytes,
-        first_byte_s: float,
-        stall_s: float,
-    ) -> None:
-        """One exchange on one socket, which is gone when it fails or is cancelled."""
-        self._busy.add(connection)
-        try:
-            await connection.exchange(
-                head,
-                body,
-                first_byte_s=first_byte_s,
-                stall_s=stall_s,
-                head_only=method == "HEAD",
-            )
-        except BaseException:
-            self._drop(connection)
-            raise
-
-    def _redirected(self, response: UpstreamResponse, connection: Connection) -> UpstreamBroken:
-        self._drop(connection)
+    def _response(self, connection: Connection, origin: Origin) -> UpstreamResponse:
+        response = UpstreamResponse(connection, self, origin)
+        if not 300 <= connection.status < 400:
+            return response
         try:
             where = urlsplit(response.header("location")[:2048]).hostname or "itself"
         except ValueError:
             where = "nowhere"
         said = f"answered {response.status} towards `{where[:80]}`, which is not followed"
-        return UpstreamBroken(Breakage.REDIRECT, said)
+        raise UpstreamBroken(Breakage.REDIRECT, said)
 
     def _route(self, url: str) -> tuple[Origin, str, str]:
         """Origin, request target and Host header of *url*; remembered."""
@@ -263,11 +234,8 @@ class UpstreamClient:
             self._routes[url] = route
         return route
 
-    def _kept(self, origin: Origin) -> Connection | None:
+    def _kept(self, origin: Origin, now: float) -> Connection | None:
         idle = self._idle.get(origin)
-        if not idle:
-            return None
-        now = self._clock.monotonic()
         while idle:
             connection = idle.pop()
             if not connection.closed and now - connection.idle_since < IDLE_S:
@@ -295,17 +263,19 @@ class UpstreamClient:
             connection.drain(lambda: self.release(origin, connection))
             return
         self._busy.discard(connection)
-        idle = self._idle.setdefault(origin, [])
+        idle = self._idle.get(origin)
+        if idle is None:
+            idle = self._idle[origin] = []
         if connection.reusable and len(idle) < self._keep:
             connection.settle(self._clock.monotonic())
             idle.append(connection)
-            self._plan_sweep()
+            if self._sweeper is None:
+                self._plan_sweep()
         else:
             connection.abort()
 
     def _plan_sweep(self) -> None:
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(IDLE_S, self._sweep)
+        self._sweeper = asyncio.get_running_loop().call_later(IDLE_S, self._sweep)
 
     def _sweep(self) -> None:
         """Close sockets that nobody has used for a while; runs while there are idle ones."""
@@ -349,9 +319,10 @@ class UpstreamClient:
         await asyncio.sleep(0)
 
 
-def _stale(error: UpstreamBroken, seconds: float) -> bool:
+def _stale(error: BaseException, seconds: float) -> bool:
     """Whether a kept socket had been closed by its server before it saw the request."""
-    return error.breakage is Breakage.RESET and seconds < STALE_S
+    reset = isinstance(error, UpstreamBroken) and error.breakage is Breakage.RESET
+    return reset and seconds < STALE_S
 
 
 def request_head(method: str, target: str, host: str, headers: Headers, length_bytes: int) -> bytes:
@@ -370,7 +341,7 @@ def request_head(method: str, target: str, host: str, headers: Headers, length_b
     return text.encode("latin-1")
 
 
-def _check_allowed(origin: Origin, local_only: bool) -> None:
+def _check_allowed(origin: Origin) -> None:
     """Refuse here what is refused again where the socket opens: a kept one opens nothing."""
-    if local_only and (origin.proxy or not is_loopback(origin.host)):
+    if origin.proxy or not is_loopback(origin.host):
         raise PrivacyRefused(f"`{origin.host}` is not this machine")

@@ -30,11 +30,9 @@ _NAMES_MOST = 1024
 
 def _lower(name: bytes) -> str:
     """Header names repeat in every answer; their lower-case text is made once."""
-    text = _NAMES.get(name)
-    if text is None:
-        text = name.decode("latin-1").lower()
-        if len(_NAMES) < _NAMES_MOST:
-            _NAMES[name] = text
+    text = name.decode("latin-1").lower()
+    if len(_NAMES) < _NAMES_MOST:
+        _NAMES[name] = text
     return text
 
 
@@ -46,10 +44,10 @@ class Connection(asyncio.Protocol):
     """One socket and the answer that is being read from it; the loop's thread only."""
 
     __slots__ = (
-        "_chunks", "_dry_bytes", "_last", "_limit_kind", "_limit_s", "_loop", "_parser", "_paused",
-        "_queued_bytes", "_then", "_timer", "_timer_at", "_unsent_bytes", "_waiter", "_writing",
-        "active", "body_done", "closed", "failure", "head_done", "head_only", "headers",
-        "idle_since", "keep_alive", "status", "transport",
+        "_chunks", "_dry_bytes", "_encoding", "_last", "_limit_kind", "_limit_s", "_loop",
+        "_parser", "_paused", "_queued_bytes", "_then", "_timer", "_timer_at", "_unsent_bytes",
+        "_waiter", "_writing", "active", "body_done", "closed", "failure", "head_done",
+        "head_only", "headers", "idle_since", "keep_alive", "status", "transport",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -63,18 +61,20 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.closed = self.active = False
         self.idle_since = 0.0
+        self.failure: UpstreamBroken | None = None
+        self._then: Callable[[], None] | None = None
+        self._unsent_bytes = 0
+        self._limit_s = self._last = 0.0
+        self._limit_kind = Breakage.FIRST_BYTE_TIMEOUT
         self._begin(False)
 
     def _begin(self, head_only: bool) -> None:
-        self.status = 0
+        """Forget the last answer; only a socket whose answer was whole comes here again."""
+        self.status = self._dry_bytes = self._queued_bytes = 0
         self.headers: list[tuple[str, str]] = []
+        self._encoding = ""
         self.head_only = head_only
         self.head_done = self.body_done = self.keep_alive = False
-        self.failure: UpstreamBroken | None = None
-        self._then: Callable[[], None] | None = None
-        self._dry_bytes = self._queued_bytes = self._unsent_bytes = 0
-        self._limit_s = self._last = 0.0
-        self._limit_kind = Breakage.FIRST_BYTE_TIMEOUT
 
     # --- asyncio.Protocol ------------------------------------------------------------------
 
@@ -141,7 +141,9 @@ class Connection(asyncio.Protocol):
         """Forget the headers of an interim (1xx) answer; refuse a second answer."""
         if self.body_done:
             raise ValueError("an answer that nobody asked for")
-        self.headers = []
+        if self.headers:
+            self.headers = []
+            self._encoding = ""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect; trailers are left out."""
@@ -150,7 +152,11 @@ class Connection(asyncio.Protocol):
         if len(self.headers) >= HEADER_COUNT:
             self.fail(Breakage.TOO_LARGE, "more than 200 headers")
             return
-        self.headers.append((_lower(name), value.decode("latin-1")))
+        text = value.decode("latin-1")
+        known = _NAMES.get(name) or _lower(name)
+        if known == "content-encoding" and text.strip().lower() not in {"", "identity"}:
+            self._encoding = text
+        self.headers.append((known, text))
 
     def on_headers_complete(self) -> None:
         """The answer has a status now, unless it is an interim one."""
@@ -166,18 +172,17 @@ class Connection(asyncio.Protocol):
             self.fail(Breakage.TOO_LARGE, "headers over 64 KiB")
         if self.head_only:
             self.body_done = True
-        else:
-            self._check_encoding()
+        elif self._encoding:
+            self._encoded()
 
-    def _check_encoding(self) -> None:
-        for name, value in self.headers:
-            if name != "content-encoding" or value.strip().lower() in {"", "identity"}:
-                continue
-            if self.status >= 400:
-                # The status says enough; what the body says stays unread.
-                self.head_only, self.body_done, self.keep_alive = True, True, False
-            else:
-                self.fail(Breakage.ENCODING, f"`{value[:20]}` came although identity was asked for")
+    def _encoded(self) -> None:
+        """The body is of no use: identity was asked for."""
+        if self.status >= 400:
+            # The status says enough; what the body says stays unread.
+            self.head_only, self.body_done, self.keep_alive = True, True, False
+        else:
+            said = f"`{self._encoding[:20]}` came although identity was asked for"
+            self.fail(Breakage.ENCODING, said)
 
     def on_body(self, body: bytes) -> None:
         """Queue a piece, and stop reading when too much waits."""
@@ -214,23 +219,25 @@ class Connection(asyncio.Protocol):
     # --- one exchange ----------------------------------------------------------------------
 
     async def exchange(
-        self, head: bytes, body: bytes, *, first_byte_s: float, stall_s: float, head_only: bool
+        self, head: bytes, body: bytes, first_byte_s: float, stall_s: float, head_only: bool
     ) -> None:
         """Send a request and wait for the answer's headers; raises `UpstreamBroken`."""
-        if self.closed or self.transport is None:
+        transport = self.transport
+        if self.closed or transport is None:
             raise UpstreamBroken(Breakage.RESET, "the connection closed before the request")
         self._begin(head_only)
         self.active = True
         if len(body) <= WRITE_TOGETHER_BYTES:
-            self.transport.write(head + body)
+            transport.write(head + body)
         else:
-            self.transport.write(head)
-            self.transport.write(body)
+            transport.write(head)
+            transport.write(body)
         if self._writing:
             await self._written()
         self._watch(first_byte_s, Breakage.FIRST_BYTE_TIMEOUT)
         while not self.head_done and self.failure is None:
-            await self._wait()
+            self._waiter = waiter = self._loop.create_future()
+            await waiter
         if self.failure is not None:
             raise self.failure
         if not self.body_done:
@@ -241,6 +248,10 @@ class Connection(asyncio.Protocol):
         self._watch(WRITE_STALL_S, Breakage.WRITE_TIMEOUT)
         while self._writing and not self.head_done and self.failure is None:
             await self._wait()
+
+    def ready(self) -> bytes:
+        """Everything of the body that has come; empty where the next piece must be waited for."""
+        return self._take() if self._chunks else b""
 
     async def chunk(self) -> bytes:
         """Everything of the body that has come; empty at its end. Raises `UpstreamBroken`."""
@@ -309,15 +320,14 @@ class Connection(asyncio.Protocol):
     # --- waiting ---------------------------------------------------------------------------
 
     async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._waiter = waiter = self._loop.create_future()
+        await waiter
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        # Done already where its reader was cancelled.
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
         if self._then is not None and (self.body_done or self.failure is not None):
             self._drained()
 

@@ -28,22 +28,33 @@ TOKENS_PER_IMAGE = 1100
 _LONG_BASE64 = re.compile(rb"[A-Za-z0-9+/=_-]{1024,}")
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
+SMALL_BYTES = 64 * 2**10
+"""Below, writing a body once more is cheaper than looking at each of its fields."""
+
+_ENCODER = msgspec.json.Encoder()
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 Head = TypeVar("Head")
 
 
 class Peek(msgspec.Struct, frozen=True):
-    """What routing needs of one request; `model` is "auto" when the body names none."""
+    """
+    What routing needs of one request; `model` is "auto" when the body names none.
+
+    `fields` are those of the body, their values unread, where they may be passed on.
+    """
 
     model: str
     stream: bool
     needs: Needs
+    fields: dict[str, msgspec.Raw] | None = None
 
 
-def head(body: bytes, decoder: msgspec.json.Decoder[Head], routed: tuple[bytes, ...]) -> Head:
+def head(
+    body: bytes, decoder: msgspec.json.Decoder[Head], routed: tuple[bytes, ...]
+) -> tuple[Head, dict[str, msgspec.Raw]]:
     """
-    The struct that *decoder* reads from *body*.
+    The struct that *decoder* reads from *body*, and all fields of *body*, unread.
 
     Args:
         body: the request, as it came.
@@ -63,8 +74,7 @@ def head(body: bytes, decoder: msgspec.json.Decoder[Head], routed: tuple[bytes, 
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         strict_json.load_object(body)
         raise InvalidRequest(f"the body is not valid JSON: {exc}", code="invalid-json") from exc
-    _check(body, routed)
-    return found
+    return found, _checked(body, routed)
 
 
 def raw_object(body: bytes) -> dict[str, msgspec.Raw]:
@@ -73,13 +83,6 @@ def raw_object(body: bytes) -> dict[str, msgspec.Raw]:
         return _RAW_OBJECT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not valid JSON: {exc}", code="invalid-json") from exc
-
-
-def is_empty(raw: msgspec.Raw) -> bool:
-    """Whether a raw value is absent, null or an empty list, object or string."""
-    if memoryview(raw).nbytes > 8:  # long values are not copied to find out
-        return False
-    return bytes(raw) in {b"", b"null", b"[]", b"{}", b'""', b"[ ]", b"{ }"}
 
 
 def has_images(body: bytes, marker: bytes, contents: Iterable[object]) -> bool:
@@ -119,7 +122,7 @@ def _mismatch(text: str) -> InvalidRequest:
     return InvalidRequest(f"`{path or 'body'}`: {sentence}", field=path or "body")
 
 
-def _check(body: bytes, routed: tuple[bytes, ...]) -> None:
+def _checked(body: bytes, routed: tuple[bytes, ...]) -> dict[str, msgspec.Raw]:
     if not body.isascii():
         strict_json.text_of(body)
     fields = raw_object(body)
@@ -130,6 +133,7 @@ def _check(body: bytes, routed: tuple[bytes, ...]) -> None:
         strict_json.loads(body)
     else:
         strict_json.check_depth(body)
+    return fields
 
 
 def _is_minimal(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
@@ -138,5 +142,4 @@ def _is_minimal(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
 
     Then no key can be there twice, and nothing has to be searched; SDKs write such bodies.
     """
-    members = sum([len(name) + memoryview(raw).nbytes for name, raw in fields.items()])
-    return len(body) == members + 4 * len(fields) + 1
+    return len(body) <= SMALL_BYTES and len(_ENCODER.encode(fields)) == len(body)

@@ -44,7 +44,7 @@ def unsupported(what: str) -> UpstreamRefused:
     It speaks of the candidate, not of the request: the next one may be able to.
     """
     error = {"error": f"this backend does not support {what}"}
-    return UpstreamRefused(400, msgspec.json.encode(error))
+    return UpstreamRefused(400, msgspec.json.encode(error), unsent=True)
 
 
 def untranslated(error: NotTranslatable) -> UpstreamRefused:

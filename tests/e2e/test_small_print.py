@@ -65,6 +65,10 @@ def test_one_model_is_found_by_the_short_name_that_requests_use(behind: OllamaBa
                 client.models.retrieve(unknown)
     with anthropic.Anthropic(base_url=behind.house.url, api_key="x", max_retries=0) as other:
         assert other.models.retrieve("tiny").id == "tiny"
+        with pytest.raises(anthropic.NotFoundError) as refused:
+            other.models.retrieve("unknown")
+    said: Any = refused.value.body
+    assert said["type"] == "error" and said["error"]["type"] == "not_found_error"
 
 
 def test_an_image_may_be_broken_into_lines(behind: OllamaBackend) -> None:

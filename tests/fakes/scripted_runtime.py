@@ -74,15 +74,14 @@ class ScriptedAnswer:
         self.closed = asyncio.Event()
         self._events = self._run(steps)
 
-    def headers(self) -> list[tuple[str, str]]:
-        return [
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        return (
             ("x-localfirst-rung", self.target.rung.value),
             ("x-localfirst-route", self.target.route),
             ("x-localfirst-attempts", "1"),
             ("x-localfirst-trail", f"{self.target.provider}=ok"),
             ("x-localfirst-egress", "none"),
-            ("x-localfirst-request-id", self.call.request_id),
-        ]
+        )
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._events

@@ -1,4 +1,4 @@
-"""The short way to a whole answer: the same outcome as the climb's, whatever comes back."""
+"""The short way to an answer: the same outcome as the climb's, whatever comes back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
+from localfirst.cascade.climb import Climb
 from localfirst.engines.base import Limits
-from localfirst.errors import Breakage, InvalidRequest, LocalFirstError, UpstreamBroken
+from localfirst.errors import (
+    Breakage,
+    InvalidRequest,
+    LocalFirstError,
+    UpstreamBroken,
+    UpstreamRefused,
+)
 from localfirst.events import Event, FinishReason, Opened, Relayed
 from localfirst.settings import CascadeSettings, Settings, TimeoutSettings
 from localfirst.types import Call, FailureClass, Rung, Target
@@ -50,6 +57,14 @@ SCRIPTS: Mapping[str, Sequence[Move]] = {
     "wrong": [InvalidRequest("wrong in itself", field="n")],
     "a fault of ours": [RuntimeError("bug")],
 }
+PIECE = Relayed(b'data: {"said":1}\n\n', True)
+STREAMS: Mapping[str, Sequence[Move]] = SCRIPTS | {
+    "relayed": [Opened(200), PIECE, Relayed(b"data: [DONE]\n\n", False, True)],
+    "in pieces": [Opened(200), Relayed(b": hi\n\n"), 1.0, PIECE, 4.0, PIECE, RELAYED[1]],
+    "breaks off": [Opened(200), PIECE, UpstreamBroken(Breakage.CUT, "cut")],
+    "stalls": [Opened(200), PIECE, HANG],
+    "taught": [Opened(200, (), (UpstreamRefused(400, b"seed"),)), PIECE, RELAYED[1]],
+}
 
 
 class Replying(ScriptedBackend):
@@ -74,23 +89,30 @@ def outcome(house: House, asked: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-async def ask(house: House) -> Any:
+async def ask(house: House, *, stream: bool = False) -> Any:
+    told: list[Any] = []
     try:
-        answer = await house.cascade.open(make_call(stream=False))
-        events = await answer.read()
+        answer = await house.cascade.open(make_call(stream=stream))
+        told.append(answer.headers())
+        async for event in answer:
+            told.append((event, house.loop.time()))
         await answer.aclose()
     except LocalFirstError as error:
-        return type(error), error.code, [one.outcome for one in error.attempts], error.message
-    return events, answer.headers(), answer.target
+        outcomes = [one.outcome for one in error.attempts]
+        return told, type(error), error.code, outcomes, error.message
+    return told, answer.headers(), answer.target
 
 
-def played(kind: type[ScriptedBackend], scripts: Sequence[Sequence[str]]) -> dict[str, Any]:
+def played(
+    kind: type[ScriptedBackend], scripts: Sequence[Sequence[str]], *, stream: bool = False
+) -> dict[str, Any]:
     """Three requests in a row to a house of such backends."""
 
     async def main() -> dict[str, Any]:
         names = ["groq", "gemini", "mistral"]
+        known = STREAMS if stream else SCRIPTS
         backends = {
-            name: kind(*[SCRIPTS[one] for one in script])
+            name: kind(*[known[one] for one in script])
             for name, script in zip(names, scripts, strict=True)
         }
         spent: list[str] = []
@@ -107,7 +129,7 @@ def played(kind: type[ScriptedBackend], scripts: Sequence[Sequence[str]]) -> dic
             timeouts=TimeoutSettings(first_token_s=5.0, stall_s=5.0),
         )
         house = House(backends, settings=settings, budget=budget)
-        found = outcome(house, [await ask(house) for _ in range(3)])
+        found = outcome(house, [await ask(house, stream=stream) for _ in range(3)])
         return found | {"spent": spent, "now": house.loop.time()}
 
     return run(main())
@@ -125,6 +147,34 @@ def test_they_come_to_the_same_in_sequences_at_random(seed: int) -> None:
     choose = random.Random(seed)
     scripts = [choose.choices(list(SCRIPTS), k=3) for _ in range(3)]
     assert played(Replying, scripts) == played(ScriptedBackend, scripts)
+
+
+@pytest.mark.parametrize("first", STREAMS)
+def test_streams_come_to_the_same_either_way(first: str) -> None:
+    for second in ("relayed", "429", "hangs", "breaks off"):
+        scripts = [[first], [second, "relayed"], ["decoded"]]
+        found = played(Replying, scripts, stream=True)
+        assert found == played(ScriptedBackend, scripts, stream=True)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_streams_come_to_the_same_in_sequences_at_random(seed: int) -> None:
+    choose = random.Random(seed)
+    scripts = [choose.choices(list(STREAMS), k=3) for _ in range(3)]
+    found = played(Replying, scripts, stream=True)
+    assert found == played(ScriptedBackend, scripts, stream=True)
+
+
+def test_a_plain_stream_needs_no_ladder() -> None:
+    async def main() -> None:
+        house = House({"groq": Replying(STREAMS["relayed"]), "gemini": Replying()})
+        answer = await house.cascade.open(make_call(stream=True))
+        assert [event async for event in answer] == STREAMS["relayed"][1:]
+        climb = answer._climb
+        assert isinstance(climb, Climb)
+        assert not {"candidates", "skipped"} & vars(climb.ladder).keys()
+
+    run(main())
 
 
 def test_a_plain_answer_needs_no_climb_and_says_who_gave_it() -> None:

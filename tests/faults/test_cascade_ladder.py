@@ -821,3 +821,17 @@ def test_a_spent_limit_of_the_only_candidate_is_told_as_one() -> None:
             assert "its limit of requests is used up" in caught.value.message
 
     virtual(main())
+
+
+def test_who_refuses_before_anything_is_sent_counts_as_nobody_asked() -> None:
+    async def main() -> None:
+        unsent = UpstreamRefused(400, b'{"error":"this backend does not support n"}', unsent=True)
+        house = House({"groq": ScriptedBackend([unsent]), "gemini": ScriptedBackend()})
+        answer = await house.cascade.open(make_call())
+        await answer.reply()
+        told = dict(answer.headers())
+        assert told["x-localfirst-attempts"] == "1"
+        assert told["x-localfirst-egress"] == "gemini"
+        assert told["x-localfirst-trail"].startswith("groq=")
+
+    run(main())

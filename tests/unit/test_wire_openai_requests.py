@@ -458,3 +458,8 @@ def test_broken_arguments_of_an_earlier_call_do_not_end_the_conversation(broken:
     assert native["function"]["arguments"] == {"arguments": broken}
     block = json.loads(anthropic.encode(request, "m"))["messages"][1]["content"][0]
     assert block["input"] == {"arguments": broken}
+
+
+def test_a_space_to_stop_at_says_something() -> None:
+    assert splice(body(stop=" "))["stop"] == " "
+    assert "stop" not in splice(body(stop=""))

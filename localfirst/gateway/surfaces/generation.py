@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from localfirst.events import Reply
@@ -106,21 +107,21 @@ MESSAGES = Surface(
 )
 
 
-async def chat(gateway: Gateway, request: Request) -> None:
+def chat(gateway: Gateway, request: Request) -> Awaitable[None]:
     """`POST /v1/chat/completions`."""
-    await generate(gateway, request, CHAT)
+    return generate(gateway, request, CHAT)
 
 
-async def completions(gateway: Gateway, request: Request) -> None:
+def completions(gateway: Gateway, request: Request) -> Awaitable[None]:
     """`POST /v1/completions`."""
-    await generate(gateway, request, COMPLETIONS)
+    return generate(gateway, request, COMPLETIONS)
 
 
-async def responses(gateway: Gateway, request: Request) -> None:
+def responses(gateway: Gateway, request: Request) -> Awaitable[None]:
     """`POST /v1/responses`."""
-    await generate(gateway, request, RESPONSES)
+    return generate(gateway, request, RESPONSES)
 
 
-async def messages(gateway: Gateway, request: Request) -> None:
+def messages(gateway: Gateway, request: Request) -> Awaitable[None]:
     """`POST /v1/messages`."""
-    await generate(gateway, request, MESSAGES)
+    return generate(gateway, request, MESSAGES)

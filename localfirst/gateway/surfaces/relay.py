@@ -23,7 +23,7 @@ from localfirst.wire.refusal import NotTranslatable
 
 if TYPE_CHECKING:
     from localfirst.gateway.app import Gateway
-    from localfirst.runtime import Answer
+    from localfirst.runtime import Answer, Runtime
 
 HELD_S = 10.0
 """A client is told nothing for so long; proxies and impatient readers cut at 30 s and more."""
@@ -45,20 +45,33 @@ async def generate(gateway: Gateway, request: Request, surface: Surface) -> None
 async def run(gateway: Gateway, request: Request, surface: Surface, call: Call) -> None:
     """Open the answer of *call* and write it."""
     runtime = gateway.runtime
-    unix = runtime.clock.unix
-    asked = Asked(request=request, call=call, model=call.model, created=unix(), unix=unix)
+    began_unix = runtime.clock.unix()
     if runtime.validates(call) and _translatable(call):
-        await _valid(await runtime.valid_reply(call), gateway, asked, surface)
+        reply = await runtime.valid_reply(call)
+        asked = _asked(request, call, reply.model, began_unix, runtime)
+        await _valid(reply, gateway, asked, surface)
         return
     answer = await runtime.open(call)
     try:
         if call.stream:
+            asked = _asked(request, call, call.model, began_unix, runtime)
             await _stream(answer, asked, surface)
+            return
+        events = await answer.read()
+        first = events[0]
+        if type(first) is Relayed:
+            # A body that is no stream comes in one piece.
+            data = first.data
         else:
-            asked.model = answer.target.model
-            await _whole(answer, asked, surface)
+            asked = _asked(request, call, answer.target.model, began_unix, runtime)
+            data = surface.reply(await answer.reply(), asked)
+        await request.answer(data, JSON_LINES + request.learn(answer))
     finally:
         await answer.aclose()
+
+
+def _asked(request: Request, call: Call, model: str, created: float, runtime: Runtime) -> Asked:
+    return Asked(request=request, call=call, model=model, created=created, unix=runtime.clock.unix)
 
 
 def _translatable(call: Call) -> bool:
@@ -81,6 +94,7 @@ def look(body: bytes, request: Request, surface: Surface) -> Call:
         request_id=request.id,
         needs=seen.needs,
         body=body,
+        fields=seen.fields if surface.relay else None,
         relay=surface.relay,
         decode=surface.decode,
     )
@@ -117,24 +131,34 @@ async def _stream(answer: Answer, asked: Asked, surface: Surface) -> None:
     """
     request = asked.request
     writer: Writer | None = None
+    began = False
     try:
         async for event in answer:
-            if writer is None:
+            if not began:
                 if type(event) is Progress and _may_hold(event, asked):
                     continue
-                writer = _begin(answer, asked, surface)
-            data = event.data if type(event) is Relayed else writer.write(event)
+                # The head is true from here on.
+                asked.model = answer.target.model
+                request.start(200, surface.stream_lines + request.learn(answer))
+                began = True
+            if type(event) is Relayed:
+                data = event.data
+            else:
+                writer = writer or surface.writer(asked)
+                data = writer.write(event)
             if data:
                 await request.write(data)
     except LocalFirstError as error:
-        if writer is None:
+        if not began:
             raise
         request.outcome = error.code
+        writer = writer or surface.writer(asked)
         await request.write(writer.error(error))
     except asyncio.CancelledError:
         # The client is gone and nothing is written; or the gateway stops, and says so.
         request.outcome = "cancelled"
-        if writer is not None:
+        if began:
+            writer = writer or surface.writer(asked)
             await request.write(writer.error(StreamInterrupted("the gateway is stopping")))
         raise
     else:
@@ -145,23 +169,14 @@ def _may_hold(progress: Progress, asked: Asked) -> bool:
     return progress.stage in QUIET and asked.unix() - asked.created < HELD_S
 
 
-def _begin(answer: Answer, asked: Asked, surface: Surface) -> Writer:
-    """Send the head, which is true from here on, and give the writer of the rest."""
-    request = asked.request
-    asked.model = answer.target.model
-    request.start(200, surface.stream_lines + request.learn(answer))
-    return surface.writer(asked)
-
-
 async def _valid(reply: Reply, gateway: Gateway, asked: Asked, surface: Surface) -> None:
     """Write an answer that was checked against the request's schema."""
     request = asked.request
-    asked.model = reply.model
     if reply.parsed is not None and not _says(reply.text, reply.parsed):
         # What had to be repaired is written repaired.
         reply = msgspec.structs.replace(reply, text=msgspec.json.encode(reply.parsed).decode())
     data = surface.reply(reply, asked)
-    facts = request.learn_reply(reply, gateway.runtime.headers(reply))
+    facts = request.learn_reply(reply, gateway.runtime.facts(reply))
     await request.answer(data, JSON_LINES + facts)
 
 
@@ -170,15 +185,3 @@ def _says(text: str, value: Json) -> bool:
         return bool(msgspec.json.decode(text) == value)
     except msgspec.DecodeError:
         return False
-
-
-async def _whole(answer: Answer, asked: Asked, surface: Surface) -> None:
-    request = asked.request
-    events = await answer.read()
-    first = events[0]
-    if type(first) is Relayed:
-        # A body that is no stream comes in one piece.
-        data = first.data
-    else:
-        data = surface.reply(await answer.reply(), asked)
-    await request.answer(data, JSON_LINES + request.learn(answer))

@@ -59,7 +59,7 @@ def peek(body: bytes) -> Peek:
     Raises:
         InvalidRequest: not JSON, or a field that is missing, of a wrong type or out of range.
     """
-    head = peeking.head(body, _HEAD, _ROUTED)
+    head, _ = peeking.head(body, _HEAD, _ROUTED)
     if head.max_tokens is None:
         raise InvalidRequest("`max_tokens` is required", field="max_tokens")
     contents = (message.content for message in head.messages)

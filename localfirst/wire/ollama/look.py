@@ -48,7 +48,7 @@ def peek(body: bytes) -> Peek:
     Raises:
         InvalidRequest: not JSON, or a field of a wrong type.
     """
-    head = peeking.head(body, _HEAD, _CHAT)
+    head, _ = peeking.head(body, _HEAD, _CHAT)
     vision = b'"images"' in body and _IMAGES.search(body) is not None
     wanted = head.options.num_predict if head.options else None
     return Peek(

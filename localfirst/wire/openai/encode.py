@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from localfirst.types import ChatRequest, Dialect, Json, Message, Part, TextPart, Tool
 from localfirst.wire import peek, quirks
 from localfirst.wire.openai.content import parts_of
-from localfirst.wire.openai.shaping import shape
+from localfirst.wire.openai.shaping import NOTHING, SHORT_BYTES, shape
 from localfirst.wire.quirks import Quirks
 from localfirst.wire.refusal import unsupported
 
@@ -43,12 +45,18 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     fields["reasoning_effort"] = _effort(request.think)
     if request.dialect in {None, Dialect.OPENAI}:
         fields.update({name: request.extra[name] for name in _PASSED & request.extra.keys()})
+    fields = {name: value for name, value in fields.items() if value is not None and value != []}
     shape(fields, quirks)
     return _ENCODER.encode(fields)
 
 
 def splice(
-    body: bytes, *, model: str, quirks: Quirks = quirks.NONE, include_usage: bool = True
+    body: bytes,
+    *,
+    model: str,
+    quirks: Quirks = quirks.NONE,
+    include_usage: bool = True,
+    fields: Mapping[str, msgspec.Raw] | None = None,
 ) -> bytes:
     """
     A client's own body for a backend of this dialect: only what must change is touched.
@@ -58,15 +66,21 @@ def splice(
         model: the name at this provider.
         quirks: what the provider wants otherwise.
         include_usage: ask a stream for its usage even if the client did not.
+        fields: those of *body*, where `peek` has them already; they stay as they are.
     """
-    fields: dict[str, Json] = dict(peek.raw_object(body))
-    fields["model"] = model
+    passed: dict[str, Json] = {
+        name: value
+        for name, value in (fields or peek.raw_object(body)).items()
+        # Long values are not copied to find out.
+        if memoryview(value).nbytes > SHORT_BYTES or bytes(value) not in NOTHING
+    }
+    passed["model"] = model
     if not quirks.stream_usage:
-        fields.pop("stream_options", None)
-    elif include_usage and fields.get("stream") == _TRUE:
-        fields["stream_options"] = _USAGE_ON
-    shape(fields, quirks)
-    return _ENCODER.encode(fields)
+        passed.pop("stream_options", None)
+    elif include_usage and passed.get("stream") == _TRUE:
+        passed["stream_options"] = _USAGE_ON
+    shape(passed, quirks)
+    return _ENCODER.encode(passed)
 
 
 def _messages(request: ChatRequest, quirks: Quirks) -> list[Json]:

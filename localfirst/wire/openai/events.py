@@ -27,6 +27,7 @@ from localfirst.wire.forgiving import ABSENT
 from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.openai.chunks import (
     CHUNK,
+    REASONS,
     Choice,
     Chunk,
     Delta,
@@ -244,10 +245,11 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     """
     if body[:1] != b"{" and begins_event(body):
         return _streamed(body)
-    chunk = _sound(body)
-    told = in_texts(body, chunk) if relay else body
+    chunk = _read(body)
     if relay and (reason := _plain_reason(chunk)) is not None:
-        return [Relayed(told, True, True, chunk.counted, reason)]
+        return [Relayed(body, True, True, chunk.counted, reason)]
+    _judge(chunk, body)
+    told = in_texts(body, chunk) if relay else body
     if not chunk.choices:
         raise UpstreamNonsense("an answer without choices")
     so_far = Conclusion()
@@ -271,30 +273,39 @@ def _streamed(body: bytes) -> list[Event]:
 
 def _plain_reason(chunk: Chunk) -> FinishReason | None:
     """Why one choice of text alone ended; None for an answer that is anything more."""
-    if not chunk.choices:
+    choices = chunk.choices
+    if not choices or len(choices) > 1 or chunk.error is not ABSENT or type(chunk) is not Chunk:
         return None
-    choice = chunk.choices[0]
+    choice = choices[0]
     said = choice.message
-    if said is None or choice.delta is not None or not said.content or said.tool_calls:
+    if said is None or choice.delta is not None or choice.error is not ABSENT:
         return None
-    if len(chunk.choices) > 1 or said.function_call is not None:
+    if not said.content or said.tool_calls or said.function_call is not None:
         return None
-    return reason_of(choice.finish_reason) if choice.finish_reason else FinishReason.STOP
+    return REASONS.get(choice.finish_reason or "stop")
 
 
 def _sound(data: bytes) -> Chunk:
     """The payload in *data*, which says of itself neither that it failed nor that it gave up."""
+    chunk = _read(data)
+    _judge(chunk, data)
+    return chunk
+
+
+def _read(data: bytes) -> Chunk:
     try:
-        chunk = read(data)
+        return read(data)
     except (msgspec.DecodeError, RecursionError) as exc:
         if is_error_object(data):
             raise in_band(data) from exc
         raise UpstreamNonsense(f"a malformed answer: {exc}") from exc
+
+
+def _judge(chunk: Chunk, data: bytes) -> None:
     if chunk.failed or (not chunk.choices and chunk.usage is None and is_error_object(data)):
         raise in_band(data)
     if chunk.gave_up:
         raise in_band(data, status=503)
-    return chunk
 
 
 def _is_done(pending: bytes) -> bool:

@@ -61,7 +61,7 @@ def peek(body: bytes) -> Peek:
     Raises:
         InvalidRequest: not JSON, or a field that is missing, of a wrong type or out of range.
     """
-    head = peeking.head(body, _HEAD, _ROUTED)
+    head, fields = peeking.head(body, _HEAD, _ROUTED)
     contents = (message.content for message in head.messages)
     vision = peeking.has_images(body, b'"image_url"', contents)
     return Peek(
@@ -75,6 +75,7 @@ def peek(body: bytes) -> Peek:
             prompt_tokens=peeking.prompt_tokens(body, images=vision),
             max_tokens=int(head.max_completion_tokens or head.max_tokens or 0),
         ),
+        fields,
     )
 
 

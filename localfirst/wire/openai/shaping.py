@@ -14,14 +14,20 @@ import zlib
 import msgspec
 
 from localfirst.types import Json
-from localfirst.wire.peek import is_empty
 from localfirst.wire.quirks import Quirks
 
 LIMITS = ("max_tokens", "max_completion_tokens")
 OURS = frozenset({"options", "keep_alive", "think", "num_ctx"})
 """Fields that this gateway understands beyond OpenAI's; no cloud does."""
 
-_TEXT_FORMAT = b'{"type":"text"}'
+SHORT_BYTES = 20
+NOTHING = frozenset(
+    {
+        b"", b"null", b"[]", b"[ ]", b"{}", b"{ }", b'""', b'{"type":"text"}',
+        b'{"type": "text"}', b'{ "type": "text" }', b'{"type" : "text"}',
+    }
+)  # fmt: skip
+"""Values that say nothing, as clients write them; all are at most `SHORT_BYTES` long."""
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -32,8 +38,6 @@ def opened(value: Json) -> Json:
 
 def shape(fields: dict[str, Json], quirks: Quirks) -> None:
     """Change *fields* in place, in the order that `Quirks` documents."""
-    for name in [name for name, value in fields.items() if _says_nothing(value)]:
-        del fields[name]
     # Asked this way round a set looks at the few fields there are, not at all it knows.
     for name in OURS.intersection(fields):
         del fields[name]
@@ -52,14 +56,6 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
         _shorten(fields, quirks.tool_id_most)
     if not quirks.json_schema:
         _schema_in_words(fields)
-
-
-def _says_nothing(value: Json) -> bool:
-    if isinstance(value, msgspec.Raw):
-        if memoryview(value).nbytes >= 20:  # long values are not copied to find out
-            return False
-        return is_empty(value) or bytes(value).replace(b" ", b"") == _TEXT_FORMAT
-    return value is None or value in ([], {"type": "text"})
 
 
 def _limit(fields: dict[str, Json], quirks: Quirks) -> None:
