@@ -53,9 +53,9 @@ FORMS: dict[str, tuple[Said, tuple[float, float]]] = {
     "both": (limits(retry_after_ms="8500", retry_after="60"), (8, 9)),
     "unit": (header("retry-after", "20s"), (19, 20)),
     "minutes": (header("retry-after", "2m0s"), (118, 120)),
-    "http-date": (header("retry-after", in_s(300)), (200, 300)),
-    "iso-date": (header("retry-after", iso(300)), (200, 300)),
-    "epoch": (header("retry-after", epoch(300)), (200, 300)),
+    "http-date": (header("retry-after", in_s(3600)), (2400, 3600)),
+    "iso-date": (header("retry-after", iso(3600)), (2400, 3600)),
+    "epoch": (header("retry-after", epoch(3600)), (2400, 3600)),
     "past": (header("retry-after", in_s(-300)), (0, 0)),
     "zero": (header("retry-after", "0"), (0, 0)),
     "negative": (header("retry-after", "-5"), (0, 0)),
@@ -87,18 +87,18 @@ FORMS: dict[str, tuple[Said, tuple[float, float]]] = {
         (19, 20),
     ),
     "reset-alone": (limits(x_ratelimit_reset_requests="45s"), (44, 45)),
-    "reset-epoch": (limits(x_ratelimit_remaining="0", x_ratelimit_reset=epoch(300)), (200, 300)),
+    "reset-epoch": (limits(x_ratelimit_remaining="0", x_ratelimit_reset=epoch(3600)), (2400, 3600)),
     "reset-epoch-ms": (
-        limits(x_ratelimit_remaining="0", x_ratelimit_reset=epoch(300, 1000)),
-        (200, 300),
+        limits(x_ratelimit_remaining="0", x_ratelimit_reset=epoch(3600, 1000)),
+        (2400, 3600),
     ),
     "ietf-reset": (limits(ratelimit_remaining="0", ratelimit_reset="30"), (29, 30)),
     "anthropic-reset": (
         limits(
             anthropic_ratelimit_requests_remaining="0",
-            anthropic_ratelimit_requests_reset=iso(300),
+            anthropic_ratelimit_requests_reset=iso(3600),
         ),
-        (200, 300),
+        (2400, 3600),
     ),
     "cerebras-reset": (
         limits(
@@ -112,9 +112,9 @@ FORMS: dict[str, tuple[Said, tuple[float, float]]] = {
         (55, 56),
     ),
     "openrouter-body": (
-        body({"metadata": {"headers": {"X-RateLimit-Reset": epoch(300, 1000),
+        body({"metadata": {"headers": {"X-RateLimit-Reset": epoch(3600, 1000),
                                        "X-RateLimit-Remaining": "0"}}}),
-        (200, 300),
+        (2400, 3600),
     ),
     "openrouter-availability": (body({"availability": {"retry_after": 41}}), (40, 41)),
     "text-seconds": (body({"message": "Please try again in 20s. Visit x."}), (19, 20)),

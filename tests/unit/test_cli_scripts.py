@@ -72,6 +72,25 @@ def test_a_half_made_environment_is_made_anew(checkout: Path, bare: dict[str, st
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_an_optimised_python_goes_first_unless_another_is_named(
+    checkout: Path, bare: dict[str, str], tmp_path: Path, named: bool
+) -> None:
+    folders = [tmp_path / "slow", tmp_path / "fast"]
+    for folder in folders:
+        folder.mkdir()
+        unlike = "exit 1" if folder.name == "slow" else "exit 0"
+        (folder / "python3").write_text(
+            f'#!/bin/sh\ncase "$*" in *CONFIG_ARGS*) {unlike};; "-m venv"*) exit 1;; esac\n'
+        )
+        (folder / "python3").chmod(0o755)
+    path = ":".join([*map(str, folders), bare["PATH"]])
+    chosen = {"PYTHON": str(folders[0] / "python3")} if named else {}
+    code, told = script(checkout, "run", environ={**bare, "PATH": path, **chosen})
+    assert code == 1
+    assert f"({folders[0 if named else 1]}/python3)" in told
+
+
 def test_bench_names_what_can_be_measured(checkout: Path, bare: dict[str, str]) -> None:
     code, told = script(checkout, "bench", environ=bare)
     assert code == 2
