@@ -72,8 +72,7 @@ class ConfigError(LocalFirstError):
         self, message: str, *, setting: str = "", source: str = "", hint: str = "", code: str = ""
     ) -> None:
         super().__init__(message, hint=hint, code=code)
-        self.setting = setting
-        self.source = source
+        self.setting, self.source = setting, source
 
 
 class InvalidRequest(LocalFirstError):
@@ -129,6 +128,8 @@ class UnknownModel(InvalidRequest):
     def __init__(
         self, message: str, *, nearest: Sequence[str] = (), field: str = "model", hint: str = ""
     ) -> None:
+        meant = " or ".join(f"`{one}`" for one in nearest)
+        hint = f"did you mean {meant}? {hint or self.hint}" if meant else hint
         super().__init__(message, field=field, hint=hint)
         self.nearest = tuple(nearest)
 
@@ -171,8 +172,7 @@ class InsufficientResources(LocalFirstError):
     ) -> None:
         super().__init__(message, hint=hint, code=f"insufficient-{kind}")
         self.kind = kind
-        self.needed_bytes = needed_bytes
-        self.available_bytes = available_bytes
+        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
 
 
 class PrivacyRefused(LocalFirstError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,7 @@ class Alarm:
         folder: where escalation files go, `<state>/escalations`.
         send: how a webhook is called; None sends nothing.
         context: facts for the file (version, engine, order), without secrets.
+        models: those that the settings name; see `Thresholds`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Alarm:
         ledger: Ledger | None = None,
         send: Send | None = None,
         context: Callable[[], Mapping[str, Json]] = dict,
+        models: Container[str] | None = None,
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -61,7 +63,7 @@ class Alarm:
         self._ledger = ledger
         self._send = send
         self._context = context
-        self._thresholds = Thresholds(settings)
+        self._thresholds = Thresholds(settings, models)
         self._open: dict[int, Decision] = {}
         self._resumed = ledger is None
         self._named: list[Path] = []

@@ -8,7 +8,7 @@ the history and the messages is `alarm`'s.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -52,10 +52,19 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Thresholds:
-    """Counts failures in a sliding window; one per process."""
+    """
+    Counts failures in a sliding window; one per process.
 
-    def __init__(self, settings: EscalationSettings) -> None:
+    Args:
+        models: what the settings name. Any other model that nobody has is the mistake of
+            whoever asked for it, and wakes nobody; None: every one was meant.
+    """
+
+    def __init__(
+        self, settings: EscalationSettings, models: Container[str] | None = None
+    ) -> None:
         self._settings = settings
+        self._models = models
         self._failures: deque[Attempt] = deque(maxlen=KEPT)
         self._told: dict[tuple[str, str], float] = {}
         self._recovered: dict[str, float] = {}
@@ -67,7 +76,7 @@ class Thresholds:
 
     def failed(self, attempt: Attempt, now_unix: float) -> Decision | None:
         """Count a failure; a decision when it was one too many."""
-        if attempt.outcome in OWN_FAULT:
+        if self._own_fault(attempt):
             return None
         self._forget_before(now_unix - self._settings.window_s)
         self._failures.append(attempt)
@@ -75,6 +84,7 @@ class Thresholds:
 
     def exhausted(self, attempts: Sequence[Attempt], now_unix: float) -> Decision | None:
         """Nobody answered a request."""
+        attempts = [one for one in attempts if not self._own_fault(one)]
         if not attempts:
             return None
         providers = tuple(dict.fromkeys(one.provider for one in attempts))
@@ -91,6 +101,11 @@ class Thresholds:
         back = [self._recovered.get(name, 0.0) > decision.at_unix for name in decision.providers]
         # One that answers is enough where the trouble was that nobody did.
         return any(back) if decision.rule == "exhausted" else bool(back) and all(back)
+
+    def _own_fault(self, attempt: Attempt) -> bool:
+        if attempt.outcome != FailureClass.MODEL_NOT_FOUND:
+            return attempt.outcome in OWN_FAULT
+        return self._models is not None and attempt.model not in self._models
 
     def _same(self, attempt: Attempt, now_unix: float) -> Decision | None:
         like = [one for one in self._failures if _alike(one, attempt)]

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from localfirst.cascade import report
 from localfirst.cascade.ladder import Ladder
+from localfirst.cascade.plan import Plan, Skip, StepState
+from localfirst.cascade.plan_names import Named
 from localfirst.errors import (
+    CascadeExhausted,
     ContentFiltered,
     ContextTooLong,
     DeadlineExceeded,
@@ -27,12 +30,29 @@ def nobody(
     skipped = [*ladder.skipped, *((provider, words) for provider, words, _ in cooling)]
     if attempts and all(one.outcome == FailureClass.CONTEXT_LENGTH for one in attempts):
         return _too_long(attempts, skipped)
+    named = ladder.plan.named
+    if named is not None and _unheard_of(attempts, [cls for _, _, cls in cooling], ladder.plan):
+        return named.unknown(report.who(attempts, skipped))
     return report.exhausted(
         attempts,
         skipped,
         cooling=[cls for _, _, cls in cooling],
         retry_after_s=retry_after_s,
+        hint=_instead(named),
     )
+
+
+def _unheard_of(attempts: Sequence[Attempt], cooling: Sequence[str], plan: Plan) -> bool:
+    """Whether everybody who could have the model said that they do not, and nobody is away."""
+    said = {*(one.outcome for one in attempts), *cooling}
+    away = any(s.state is StepState.SKIPPED and s.skip is Skip.LATER for s in plan.steps)
+    return said == {FailureClass.MODEL_NOT_FOUND} and not away
+
+
+def _instead(named: Named | None) -> str:
+    """The hint that what is here looks like the model that nobody could be asked for."""
+    near = ", ".join(f"`{one}`" for one in named.installed) if named is not None else ""
+    return f"installed here is {near}; {CascadeExhausted.hint}" if near else ""
 
 
 def too_late(seconds: float, attempts: Sequence[Attempt], ladder: Ladder) -> DeadlineExceeded:

@@ -121,7 +121,7 @@ class Ladder:
         self._spread = spread
         self._waited_s = 0.0
         self._too_small = 0
-        self._plan = plan
+        self.plan = plan
         self._avoid = avoid
 
     # Most answers are the first candidate's, whom the plan names too.
@@ -131,7 +131,7 @@ class Ladder:
         """Whom this request may ask, in the plan's order."""
         return [
             Candidate(place, step)
-            for place, step in enumerate(self._plan.steps)
+            for place, step in enumerate(self.plan.steps)
             if step.state is not StepState.SKIPPED and not _avoided(step.target, self._avoid)
         ]
 
@@ -140,7 +140,7 @@ class Ladder:
         """`(provider, reason)` of what the plan leaves out."""
         return [
             (step.target.provider, step.reason)
-            for step in self._plan.steps
+            for step in self.plan.steps
             if step.state is StepState.SKIPPED
         ]
 

@@ -63,6 +63,7 @@ def plan(call: Call, world: World) -> Plan:
             [world.health.next_change_unix(world.now_unix), *(step.again_unix for step in steps)]
         ),
         fits_tokens=min(windows, default=NEVER),
+        named=plan_names.named(wanted, world),
     )
 
 

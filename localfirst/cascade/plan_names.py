@@ -82,6 +82,23 @@ class Known(Protocol):
         ...
 
 
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """The one model that a request named, and what it is looked up in should nobody have it."""
+
+    name: str
+    known: Known
+
+    @property
+    def installed(self) -> tuple[str, ...]:
+        """Up to three installed models that may have been meant instead."""
+        return close_to(self.name, self.known.installed)
+
+    def unknown(self, told: str) -> UnknownModel:
+        """The error when nobody has it; *told* says who was asked."""
+        error = unknown(self.name, self.known)
+        return UnknownModel(f"{error.message}\n{told}", nearest=error.nearest)
+
+
 def read(name: str, known: Known) -> Wanted:
     """
     Say what *name* asks for.
@@ -100,6 +117,15 @@ def read(name: str, known: Known) -> Wanted:
     if found is None:
         raise unknown(name, known)
     return found
+
+
+def named(wanted: Wanted, known: Known) -> Named | None:
+    """The model that a request named, unless it left the choice to us."""
+    if wanted.kind in {Asked.LADDER, Asked.LOCAL, Asked.ROUTE} or wanted.model == "auto":
+        return None
+    at_cloud = wanted.kind is Asked.PROVIDER and wanted.provider in known.cloud_models
+    name = f"{wanted.provider}/{wanted.model}" if at_cloud else wanted.model
+    return Named(name=name, known=known)
 
 
 def _at_provider(name: str, known: Known) -> Wanted | None:
@@ -153,17 +179,21 @@ def canonical(name: str) -> str:
 def unknown(name: str, known: Known) -> UnknownModel:
     """The error for a name that nothing has, with what it may have meant."""
     shown = name if len(name) <= 80 else name[:79] + "…"
-    nearest = nearest_to(name, known)
-    near = f"; near it: {', '.join(f'`{one}`' for one in nearest)}" if nearest else ""
-    return UnknownModel(f"model `{shown}` not found{near}", nearest=nearest)
+    return UnknownModel(f"model `{shown}` not found", nearest=nearest_to(name, known))
 
 
 def nearest_to(name: str, known: Known) -> tuple[str, ...]:
-    """Up to three names that *name* may have meant."""
-    names = {"auto", "local", *known.route_names, *known.installed, *FAMILIES}
+    """Up to three names that *name* may have meant; those that answer at once come first."""
+    names = {"auto", "local", *known.route_names, *known.installed}
     for provider, models in known.cloud_models.items():
         for model in models:
             names.update((model, f"{provider}/{model}"))
-    short = {one.removesuffix(":latest"): one for one in sorted(names)}
-    close = difflib.get_close_matches(name[:100], list(short), n=3, cutoff=0.6)
+    return tuple(dict.fromkeys((*close_to(name, names), *close_to(name, FAMILIES))))[:3]
+
+
+def close_to(name: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Up to three of *names* that look like *name*, the likest first; it is none of them."""
+    short = {one.lower().removesuffix(":latest"): one for one in sorted(names)}
+    short.pop(name.lower().removesuffix(":latest"), None)
+    close = difflib.get_close_matches(name[:100].lower(), list(short), n=3, cutoff=0.6)
     return tuple(short[one] for one in close)

@@ -7,6 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from localfirst.cascade.health import NEVER, Gate
+from localfirst.cascade.plan_names import Named
 from localfirst.cascade.plan_world import World
 from localfirst.errors import LocalFirstError
 from localfirst.types import Target
@@ -70,13 +71,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """
     Steps in the order in which they are tried; `error` when there is nothing to try.
 
-    Good until `until_unix`, and for requests of at most `fits_tokens`.
+    Good until `until_unix`, and for requests of at most `fits_tokens`. `named` is the model
+    that the request named, if it named one.
     """
 
     steps: tuple[Step, ...] = ()
     error: LocalFirstError | None = None
     until_unix: float = NEVER
     fits_tokens: float = NEVER
+    named: Named | None = None
 
     @property
     def ready(self) -> tuple[Step, ...]:

@@ -68,6 +68,7 @@ def exhausted(
     *,
     cooling: Sequence[str] = (),
     retry_after_s: float | None = None,
+    hint: str = "",
 ) -> CascadeExhausted:
     """
     The error for a ladder that ended without an answer.
@@ -77,6 +78,7 @@ def exhausted(
         skipped: `(provider, reason)` of what was not tried.
         cooling: the classes for which candidates are left alone.
         retry_after_s: seconds until the soonest of them is tried again.
+        hint: what to do, where more is known than what each attempt says.
     """
     cls = dominating([*(one.outcome for one in attempts), *cooling])
     return CascadeExhausted(
@@ -86,6 +88,7 @@ def exhausted(
         dominating=cls,
         http_status=STATUS[cls],
         retry_after_s=retry_after_s,
+        hint=hint,
     )
 
 
@@ -97,11 +100,16 @@ def text(
 ) -> str:
     """The report: a line for each attempt with what to do, and one for each skipped rung."""
     lines = ["nobody could answer" if attempts else "nobody could be asked"]
-    lines += [_attempt_line(attempt) for attempt in attempts]
-    lines += [f"  - {provider}: {reason}" for provider, reason in skipped]
+    lines += [who(attempts, skipped)] if attempts or skipped else []
     if retry_after_s is not None:
         lines.append(f"soonest recovery in {_span(retry_after_s)}")
     return "\n".join(lines)
+
+
+def who(attempts: Sequence[Attempt], skipped: Sequence[tuple[str, str]] = ()) -> str:
+    """The lines alone."""
+    lines = [_attempt_line(attempt) for attempt in attempts]
+    return "\n".join([*lines, *(f"  - {provider}: {reason}" for provider, reason in skipped)])
 
 
 def _attempt_line(attempt: Attempt) -> str:

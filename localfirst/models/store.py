@@ -119,7 +119,7 @@ class Store:
             return stored
         known = [model.name for model in self.models()]
         near = get_close_matches(str(name), known, n=3, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else "run `localfirst list`"
+        hint = "run `localfirst list`"
         raise UnknownModel(f"model `{name}` is not in the store", nearest=near, hint=hint)
 
     def manifest(self, name: str | ModelName) -> Manifest:

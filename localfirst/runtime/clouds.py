@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from localfirst.cascade.plan import ProviderView
+from localfirst.machine.recommend import catalogue
 from localfirst.providers import catalog
 from localfirst.providers.anthropic import AnthropicBackend
 from localfirst.providers.catalog import Provider
@@ -107,6 +108,18 @@ class Clouds:
             known_models=frozenset((*alive.models, *provider.windows, *listed)),
             reason=alive.note or view.reason,
         )
+
+    def configured_models(self, settings: Settings) -> frozenset[str]:
+        """The models that a request gets without naming one: ours to keep right, not its own."""
+        routed = [target for route in settings.routes.values() for target in route.targets]
+        return frozenset((
+            settings.local.model,
+            settings.local.last_resort,
+            *(entry.name for entry in catalogue().models),
+            *(model for provider in self.providers.values() for model in provider.default_models),
+            *routed,
+            *(target.partition("/")[2] for target in routed),
+        ))  # fmt: skip
 
     async def aclose(self) -> None:
         """Close every backend."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from localfirst.cascade import classify, exits, report
 from localfirst.cascade.health import NEVER, Cooldown
 from localfirst.cascade.ladder import TRANSIENT
+from localfirst.cascade.plan_names import close_to
 from localfirst.engines.base import EngineStatus, LocalModel
 from localfirst.errors import (
     CascadeExhausted,
@@ -238,4 +239,5 @@ def choose(status: EngineStatus, wanted: str) -> LocalModel:
     for model in status.models:
         if names.parse(model.name).key == key:
             return model
-    raise UnknownModel(f"`{wanted}` is not installed", nearest=[m.name for m in status.models][:5])
+    nearest = close_to(wanted, [model.name for model in status.models])
+    raise UnknownModel(f"`{wanted}` is not installed", nearest=nearest)

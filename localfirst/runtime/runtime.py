@@ -144,6 +144,7 @@ class Runtime:
             ledger=self.ledger,
             send=Webhook(settings.privacy),
             context=self._context,
+            models=self.clouds.configured_models(settings),
         )
         self.cascade = Cascade(
             backends={

@@ -60,6 +60,17 @@ def test_an_exhausted_ladder_is_over_when_anybody_answers_again() -> None:
     assert rules.exhausted([failure("groq"), failure("gemini")], 1100.0) is None
 
 
+def test_a_model_that_no_setting_names_is_its_callers_slip() -> None:
+    rules = Thresholds(SETTINGS, frozenset({"m"}))
+    gone = failure(outcome="model_not_found")
+    slip = msgspec.structs.replace(gone, model="llama3.2:1q")
+    assert [rules.failed(slip, 1000.0) for _ in range(9)] == [None] * 9
+    assert rules.exhausted([slip, slip], 1000.0) is None
+    told = rules.exhausted([gone, slip], 1000.0)
+    assert told is not None and told.providers == ("groq",)
+    assert [bool(rules.failed(gone, 1000.0)) for _ in range(3)] == [False, False, True]
+
+
 class Post:
     def __init__(self, fails: bool = False) -> None:
         self.sent: list[tuple[str, Mapping[str, Any]]] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
+from localfirst.cascade.plan_names import close_to
 from localfirst.errors import UnknownModel
 from localfirst.gateway.request import Request
 from localfirst.models import names
@@ -42,7 +43,8 @@ def _named(name: str, entries: Sequence[ModelEntry]) -> ModelEntry:
     for entry in entries:
         if entry.id == name or (entry.local is not None and names.parse(entry.id).key == key):
             return entry
-    raise UnknownModel(f"model `{name[:80]}` is not known here")
+    nearest = close_to(name, [entry.id for entry in entries])
+    raise UnknownModel(f"model `{name[:80]}` is not known here", nearest=nearest)
 
 
 def _openai(entry: ModelEntry) -> dict[str, Json]:

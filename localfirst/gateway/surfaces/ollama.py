@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localfirst import __version__
+from localfirst.cascade.plan_names import close_to
 from localfirst.errors import EngineUnavailable, UnknownModel, UpstreamError
 from localfirst.events import Reply
 from localfirst.gateway.request import Request
@@ -109,10 +110,12 @@ async def _load(runtime: Runtime, request: Request, wanted: ChatRequest, *, gene
 async def installed(runtime: Runtime, name: str) -> Installed:
     """The installed model of that name; raises `UnknownModel`, as Ollama says it."""
     key = names.parse(name).key
-    for model in (await runtime.engine.status()).models:
+    models = (await runtime.engine.status()).models
+    for model in models:
         if names.is_valid(model.name) and names.parse(model.name).key == key:
             return model
-    raise UnknownModel(f"model '{name}' not found")
+    nearest = close_to(name, [model.name for model in models])
+    raise UnknownModel(f"model '{name}' not found", nearest=nearest)
 
 
 # --- what is installed ---------------------------------------------------------------------
