@@ -88,7 +88,11 @@ class Gateway:
                 await route.handler(self, request)
         except asyncio.CancelledError:
             request.outcome = "cancelled"
-            await request.fail(Unavailable("the gateway is stopping", code="stopping"))
+            if exchange.over is None:
+                await request.fail(Unavailable("the gateway is stopping", code="stopping"))
+            else:
+                status, request.outcome = exchange.over
+                request.status = request.status or status
             raise
         except Exception as error:  # noqa: BLE001 - the top frame: it is answered, and logged
             await _failed(request, error)

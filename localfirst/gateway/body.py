@@ -25,6 +25,11 @@ class Whole:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
+    @property
+    def held_bytes(self) -> int:
+        """All of it."""
+        return len(self.data)
+
     def feed(self, data: bytes) -> bytes:
         """Nothing is missing: all of it comes after the body."""
         return data
@@ -44,6 +49,11 @@ class Counted:
         self._length = length
         self.data = bytearray()
         self.done = length == 0
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of it has come."""
+        return len(self.data)
 
     def feed(self, data: bytes) -> bytes:
         """Take what belongs to the body; returns what comes after it."""
@@ -68,6 +78,11 @@ class Chunked:
         self._pending = bytearray()
         self.data = bytearray()
         self.done = False
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of it has come; a chunk may be as large as the whole, and counts as it comes."""
+        return len(self.data) + len(self._pending)
 
     def feed(self, data: bytes) -> bytes:
         """Take what belongs to the body; returns what comes after it."""

@@ -16,7 +16,7 @@ from typing import cast
 from localfirst.errors import AccessDenied, LocalFirstError, Unavailable
 from localfirst.gateway import head as heads
 from localfirst.gateway.body import NO_BODY, Body, Chunked, Counted, Whole, too_large
-from localfirst.gateway.exchange import Exchange
+from localfirst.gateway.exchange import HUNG_UP, Exchange
 from localfirst.gateway.hub import Hub
 from localfirst.gateway.refusal import refusal
 from localfirst.gateway.repeat import Repeat
@@ -130,6 +130,9 @@ class Connection(asyncio.Protocol):
         """End the running request; its answer ends with an error as far as it can."""
         if self._task is not None:
             self._task.cancel()
+        if self.phase is Phase.BUSY and not self._answering:
+            # Cancelled before its first step, a task never comes to closing anything.
+            self._close()
 
     def abort(self) -> None:
         """Drop the connection and what was not sent."""
@@ -305,16 +308,16 @@ class Connection(asyncio.Protocol):
         if not tls:
             path = exchange.head.path if exchange else _guess_path(self._buffer)
             self.write(refusal(error, path, date=self._hub.date))
-        self._lose()
+        self._lose(error.http_status, error.code)
         if tls:
             self._close()
         else:
             self._linger()
 
-    def _lose(self) -> None:
+    def _lose(self, status: int = HUNG_UP, outcome: str = "cancelled") -> None:
         """Nobody waits for an answer any more."""
         if (exchange := self._exchange) is not None:
-            exchange.lost()
+            exchange.lost(status, outcome)
             if not self._answering:
                 # Lost before anybody could answer it: nobody else gives its memory back.
                 exchange.release()

@@ -23,6 +23,9 @@ STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 
+HUNG_UP = 499
+"""What logs and counts say of an answer that its client did not wait for, as nginx does."""
+
 WRITE_TOGETHER_BYTES = 64 * 2**10
 """Below, one copy is cheaper than a second system call."""
 
@@ -32,11 +35,12 @@ class Exchange:
     What a handler's `Request` needs of the wire.
 
     `started` once the answer's head was written, `complete` once its last byte was; `body`
-    is shared with the connection, which feeds it.
+    is shared with the connection, which feeds it. `over` is the status and the outcome of a
+    request that nobody waits for any more; nothing is written to it.
     """
 
-    started = complete = False
-    _chunked = _gone = False
+    started = complete = _chunked = False
+    over: tuple[int, str] | None = None
     _head_bytes = b""
     _reserved_bytes = 0
     _waiter: asyncio.Future[None] | None = None
@@ -67,7 +71,7 @@ class Exchange:
     def feed(self, data: bytes) -> bytes:
         """Bytes of the body; returns what comes behind it."""
         rest = self.body.feed(data)
-        self.reserve(len(self.body.data))
+        self.reserve(self.body.held_bytes)
         if self.body.done:
             self._wake()
         return rest
@@ -82,9 +86,9 @@ class Exchange:
         if not self.body.done:
             if self.head.expects and not self.started:
                 self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            while not self.body.done and not self._gone:
+            while not self.body.done and self.over is None:
                 await self._woken()
-        if self._gone:
+        if self.over is not None:
             raise StreamInterrupted("the client hung up before its request was whole")
         return self.body.take()
 
@@ -95,11 +99,11 @@ class Exchange:
         elapsed_s = now - self._began
         if elapsed_s < limits.body_grace_s:
             return False
-        return len(self.body.data) < elapsed_s * limits.body_bytes_s
+        return self.body.held_bytes < elapsed_s * limits.body_bytes_s
 
-    def lost(self) -> None:
-        """The client hung up, or was refused."""
-        self._gone = True
+    def lost(self, status: int = HUNG_UP, outcome: str = "cancelled") -> None:
+        """The client hung up, or was refused and told so."""
+        self.over = status, outcome
         self._wake()
 
     def release(self) -> None:
@@ -136,7 +140,7 @@ class Exchange:
             lines: rendered headers; length, date and connection are added here.
             data: the body.
         """
-        if self.started:
+        if self.started or self.over is not None:
             return
         sized = b"" if status == 204 else b"content-length: %d\r\n" % len(data)
         head = self._head(status, lines, sized)
@@ -163,6 +167,8 @@ class Exchange:
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Write a piece of the answer that was started; waits while the client is behind."""
+        if self.over is not None:
+            return
         if self.head.method == "HEAD":
             data = b""
         self._connection.write(self._framed(data, last))
@@ -173,7 +179,7 @@ class Exchange:
 
     async def _caught_up(self) -> None:
         writable = self._connection.writable
-        if writable is not None and not self._gone:
+        if writable is not None and self.over is None:
             await asyncio.shield(writable)
 
     def _head(self, status: int, lines: bytes, framing: bytes) -> bytes:
