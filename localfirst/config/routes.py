@@ -8,6 +8,7 @@ from typing import Any
 from localfirst.config import values
 from localfirst.config.faults import nearest, unknown, wrong
 from localfirst.config.table import ROUTE_FIELDS
+from localfirst.models import names
 from localfirst.settings import RouteSettings
 
 FIELDS = {setting.path: setting for setting in ROUTE_FIELDS}
@@ -53,7 +54,7 @@ def parsed(route: str, field: str, value: Any, source: str) -> Any:
 
 def check_targets(path: str, targets: tuple[str, ...], source: str, rungs: Collection[str]) -> None:
     """
-    Refuse a target that names no provider.
+    Refuse a target that names no provider, or nothing that could be installed here.
 
     Taken for a model's name it would open the whole ladder, which a route is there to close.
     """
@@ -65,3 +66,7 @@ def check_targets(path: str, targets: tuple[str, ...], source: str, rungs: Colle
             near = "" if provider in rungs else nearest(provider, rungs)
             form = f"`provider/model` in place of `{target}`"
             raise wrong(path, source, form + (f"; did you mean `{near}/{model}`?" if near else ""))
+        # What a cloud calls its models is its own matter.
+        if provider == "local" and not names.is_valid(model):
+            form = "a model's name such as `local/llama3.2:3b`"
+            raise wrong(path, source, f"{form} in place of `{target}`")

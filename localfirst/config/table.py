@@ -68,8 +68,8 @@ SETTINGS: tuple[Setting, ...] = (
     S("serverless", "choice", "override the detection", "auto", (), ("auto", "1", "0")),
     S("offline", "bool", "treat the network as absent", False),
     S("local.engine", "choice", "which local engine answers", "auto", (), ENGINES),
-    S("local.model", "text", "the local default model", "auto", ("OLLAMA_MODEL",)),
-    S("local.last_resort", "text", "pulled when nothing else answers", "llama2:7b"),
+    S("local.model", "model", "the local default model", "auto", ("OLLAMA_MODEL",)),
+    S("local.last_resort", "model", "pulled when nothing else answers", "llama2:7b"),
     S("local.auto_pull", "bool", "whether the ladder may download", True),
     S(
         "local.host",

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from localfirst.config.table import Setting
+from localfirst.models import names
 from localfirst.settings import Secret
 
 TRUE = {"1", "true", "yes", "on"}
@@ -46,6 +47,14 @@ def text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("text")
     return value.strip()
+
+
+def model(value: Any) -> str:
+    """A model that can be installed here, or `auto`."""
+    written = text(value)
+    if written and not names.is_valid(written):
+        raise ValueError("a model's name such as `llama3.2:3b`, or `auto`")
+    return written
 
 
 def choice(value: Any) -> str:
@@ -221,6 +230,7 @@ def shown(value: Any) -> str:
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "text": text,
+    "model": model,
     "choice": choice,
     "bool": flag,
     "float": number,

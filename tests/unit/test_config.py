@@ -115,6 +115,10 @@ def test_an_explicit_config_file_shuts_the_users_file_and_dotenv_out(tmp_path: P
         ({}, "[routes.fast]\ntargets = ['gorq/m']", "`groq/m`"),
         ({}, "[routes.fast]\ntargets = ['llama3.2:1b']", "in place of `llama3.2:1b`"),
         ({}, "[routes.fast]\ntargets = ['groq/']", "`provider/model`"),
+        ({}, "[routes.fast]\ntargets = ['local/a b']", "routes.fast.targets"),
+        ({}, "[local]\nlast_resort = 'bad name!!'", "`local.last_resort`"),
+        ({"LOCALFIRST_LOCAL_LAST_RESORT": "../x"}, "", "a model's name such as `llama3.2:3b`"),
+        ({"OLLAMA_MODEL": "llama3.2:3b,tiny"}, "", "`local.model` from env OLLAMA_MODEL"),
         ({}, "[routes.auto]\ntargets = ['groq/m']", "routes.auto"),
         ({}, "order = []", "at least one rung"),
         ({}, "[cascade]\nbackoff_s = [-1]", "at least 0"),
@@ -140,6 +144,16 @@ def test_a_bad_setting_is_refused_by_name_with_the_accepted_form(
     assert named in caught.value.message
     assert caught.value.hint
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["auto", "tiny", "llama3.2:3b", "hf.co/org/Repo-GGUF:Q4_K_M", "127.0.0.1:5000/a/b:c"]
+)
+def test_every_name_of_a_model_can_be_configured(name: str, tmp_path: Path) -> None:
+    text = f"[local]\nmodel = '{name}'\nlast_resort = '{name}'\n"
+    settings = loaded(toml=text + f"[routes.fast]\ntargets = ['local/{name}']", tmp=tmp_path)
+    assert settings.settings.local.model == settings.settings.local.last_resort == name
+    assert settings.settings.routes["fast"].targets == (f"local/{name}",)
 
 
 def test_a_missing_explicit_file_is_an_error(tmp_path: Path) -> None:
