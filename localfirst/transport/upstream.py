@@ -133,6 +133,7 @@ class UpstreamClient:
         self._proxies = dict(proxies)
         self._local_only = local_only
         self._keep = connections_per_origin
+        self._closed = False
         self._names = Names()
         self._idle: dict[Origin, list[Connection]] = {}
         self._busy: set[Connection] = set()
@@ -186,7 +187,7 @@ class UpstreamClient:
             except BaseException as error:
                 # A socket whose exchange failed, or was cancelled, is gone.
                 self._drop(connection)
-                if kept is None or not _stale(error, self._clock.monotonic() - began):
+                if kept is None or not self._stale(error, began):
                     raise
                 let_go(error)
             kept = None
@@ -249,13 +250,17 @@ class UpstreamClient:
             context = self._ssl = self._ssl or tls_context({})
         try:
             async with asyncio.timeout(connect_s):
-                return await open_connection(origin, context, self._names, local_only=local_only)
+                found = await open_connection(origin, context, self._names, local_only=local_only)
         except TimeoutError:
             through = f" through {urlsplit(origin.proxy).hostname}" if origin.proxy else ""
             raise UpstreamBroken(
                 Breakage.CONNECT_TIMEOUT,
                 f"no connection to `{origin.host}`{through} in {connect_s:g} s",
             ) from None
+        if self._closed:
+            found.abort()
+            raise UpstreamBroken(Breakage.RESET, "this client was closed")
+        return found
 
     def release(self, origin: Origin, connection: Connection, *, drain: bool = False) -> None:
         """Take a socket back: kept when its answer is whole (with *drain* soon), else closed."""
@@ -266,7 +271,7 @@ class UpstreamClient:
         idle = self._idle.get(origin)
         if idle is None:
             idle = self._idle[origin] = []
-        if connection.reusable and len(idle) < self._keep:
+        if connection.reusable and len(idle) < self._keep and not self._closed:
             connection.settle(self._clock.monotonic())
             idle.append(connection)
             if self._sweeper is None:
@@ -295,6 +300,11 @@ class UpstreamClient:
         if self._idle:
             self._plan_sweep()
 
+    def _stale(self, error: BaseException, began: float) -> bool:
+        """Whether a kept socket had been closed by its server before it saw the request."""
+        reset = isinstance(error, UpstreamBroken) and error.breakage is Breakage.RESET
+        return reset and not self._closed and self._clock.monotonic() - began < STALE_S
+
     def _drop(self, connection: Connection) -> None:
         self._busy.discard(connection)
         connection.abort()
@@ -305,7 +315,8 @@ class UpstreamClient:
         return len(self._busy), sum(len(idle) for idle in self._idle.values())
 
     async def aclose(self) -> None:
-        """Close every socket, answers in progress included; idempotent."""
+        """Close every socket, answers in progress included, for good; idempotent."""
+        self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -317,12 +328,6 @@ class UpstreamClient:
         self._heads.clear()
         # The transports close their sockets on the loop's next round.
         await asyncio.sleep(0)
-
-
-def _stale(error: BaseException, seconds: float) -> bool:
-    """Whether a kept socket had been closed by its server before it saw the request."""
-    reset = isinstance(error, UpstreamBroken) and error.breakage is Breakage.RESET
-    return reset and seconds < STALE_S
 
 
 def request_head(method: str, target: str, host: str, headers: Headers, length_bytes: int) -> bytes:

@@ -21,6 +21,7 @@ from localfirst.transport.upstream_names import Names, alternating
 from localfirst.transport.upstream_open import broken
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
 from tests.fakes.event_loops import RUNNERS, run
+from tests.fakes.gateway_host import until
 
 LOOP = "asyncio"
 
@@ -76,6 +77,24 @@ def url_of(cloud: FakeCloud) -> str:
 
 
 # --- kept sockets --------------------------------------------------------------------------
+
+
+def test_a_request_on_a_kept_socket_is_not_sent_again_by_a_client_that_was_closed(
+    cloud: FakeCloud,
+) -> None:
+    cloud.script({"do": "ok"}, {"do": "hang"}, {"do": "ok"})
+
+    async def work(upstream: UpstreamClient) -> tuple[int, int]:
+        await (await upstream.send(url_of(cloud), body=b"{}")).read()
+        asking = asyncio.ensure_future(upstream.send(url_of(cloud), body=b"{}"))
+        await until(lambda: len(cloud.requests()) == 2, "the second request")
+        await upstream.aclose()
+        with pytest.raises(UpstreamBroken):
+            await asking
+        return upstream.open_sockets
+
+    assert with_client(work) == (0, 0)
+    assert len(cloud.requests()) == 2
 
 
 def test_requests_one_after_another_share_a_socket(cloud: FakeCloud) -> None:
