@@ -112,7 +112,8 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     `keys` are revealed only in `providers/`. A provider that the catalogue does not know
     needs a `base_url`; `rung` "local" makes it count as this machine's own; `account` fills
-    Cloudflare's base URL. `why_off` says why `enabled` is false where the user did not.
+    Cloudflare's base URL. `why_off` says why `enabled` is false where the user did not, and
+    `unset` are the variables that `keys` names and that hold nothing.
     """
 
     model: str = ""
@@ -125,6 +126,7 @@ class ProviderSettings(msgspec.Struct, frozen=True, kw_only=True):
     rung: str = ""
     account: str = ""
     why_off: str = ""
+    unset: tuple[str, ...] = ()
 
 
 class RouteSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,7 +55,7 @@ def describe(runtime: Runtime) -> list[dict[str, Json]]:
             "title": one.title,
             "state": str(one.state),
             "ready": one.ready,
-            "reason": one.reason or cooling(runtime, one.id),
+            "reason": one.reason or cooling(runtime, one.id) or one.wanting,
             "keys": list(one.key_labels),
             "model": one.default_models[0] if one.default_models else "",
             "models": list(one.default_models),

@@ -313,8 +313,8 @@ def joined(order: tuple[str, ...], providers: Mapping[str, ProviderSettings]) ->
 
 
 def usable(provider: ProviderSettings) -> bool:
-    """Whether there is anything to ask it with."""
-    return bool(provider.keys or provider.base_url)
+    """Whether there is anything to ask it with, or would be if its variable were set."""
+    return bool(provider.keys or provider.base_url or provider.unset)
 
 
 def without_loops(settings: Settings) -> dict[str, ProviderSettings]:

@@ -47,8 +47,12 @@ def load_providers(
                 **{name: value for name, (value, _) in given.items()}
             )
         for name, (value, where) in given.items():
-            text = labels(value) if name == "keys" else values.shown(value)
-            shown[f"providers.{provider}.{name}"] = (text, where)
+            if name != "unset":
+                text = labels(value) if name == "keys" else values.shown(value)
+                shown[f"providers.{provider}.{name}"] = (text, where)
+            elif "keys" not in given:
+                told = ", ".join(value)
+                shown[f"providers.{provider}.keys"] = (f"not set ({told})", where)
     return found, shown
 
 
@@ -67,9 +71,11 @@ def collect(
             given[name] = (values.parse(setting, raw), where)
         except ValueError as error:
             raise wrong(f"providers.{provider}.{name}", where, str(error)) from None
-    keys, where = keys_of(provider, table, source, environment)
+    keys, unset, where = keys_of(provider, table, source, environment)
     if keys:
         given["keys"] = (keys, where)
+    if unset:
+        given["unset"] = (unset, where)
     return given
 
 
@@ -95,29 +101,42 @@ def names_of(provider: str, field: str) -> list[str]:
 
 def keys_of(
     provider: str, table: Mapping[str, Any], source: str, environment: Environment
-) -> tuple[tuple[Secret, ...], str]:
-    """The keys of one provider, labelled by where they stand; variables win over the file."""
+) -> tuple[tuple[Secret, ...], tuple[str, ...], str]:
+    """
+    The keys of one provider, labelled by where they stand; variables win over the file.
+
+    With them the variables that should hold further ones and hold nothing, and the source.
+    """
     stem = provider.upper().replace("-", "_")
-    names = (
-        f"LOCALFIRST_PROVIDERS_{stem}_KEYS",
-        *PROVIDER_VARIABLES.get(provider, (f"{stem}_API_KEY",)),
-    )
-    for name in names:
+    own = f"LOCALFIRST_PROVIDERS_{stem}_KEYS"
+    written, where = environment.get(own, ("", ""))
+    if "env:" in written:
+        return *followed(provider, written, where, environment), where
+    for name in (own, *PROVIDER_VARIABLES.get(provider, (f"{stem}_API_KEY",))):
         found = keys_in(name, environment)
         if found:
-            return unique(found), environment[found[0].label.split("#")[0]][1]
-    written = table.get("keys", ())
+            return unique(found), (), environment[found[0].label.split("#")[0]][1]
+    return *followed(provider, table.get("keys", ()), source, environment), source
+
+
+def followed(
+    provider: str, written: Any, source: str, environment: Environment
+) -> tuple[tuple[Secret, ...], tuple[str, ...]]:
+    """The keys that are *written*, out or as `env:NAME`, and the names that hold none."""
     try:
         listed = values.words(written)
     except ValueError as error:
         raise wrong(f"providers.{provider}.keys", source, str(error)) from None
-    found = []
+    found: list[Secret] = []
+    unset: list[str] = []
     for number, word in enumerate(listed, 1):
-        if word.startswith("env:"):
-            found += keys_in(word.removeprefix("env:"), environment)
-        else:
+        if not word.startswith("env:"):
             found.append(Secret(word, f"{provider}#{number}"))
-    return unique(found), source
+        elif held := keys_in(word.removeprefix("env:"), environment):
+            found += held
+        else:
+            unset.append(word.removeprefix("env:"))
+    return unique(found), tuple(unset)
 
 
 def keys_in(name: str, environment: Environment) -> list[Secret]:

@@ -18,6 +18,7 @@ from localfirst.providers.spec import ModelTiers as ModelTiers
 from localfirst.providers.spec import Provider as Provider
 from localfirst.providers.spec import ProviderSpec as ProviderSpec
 from localfirst.providers.spec import State as State
+from localfirst.providers.spec import wanting
 from localfirst.settings import ProviderSettings, Settings
 from localfirst.transport.http import is_loopback
 from localfirst.types import Dialect, Rung
@@ -67,6 +68,7 @@ def _provider(name: str, given: ProviderSettings) -> Provider:
         state=state,
         reason=reason,
         keys=usable,
+        unset=given.unset,
         default_models=tuple(dict.fromkeys(models)),
         context_tokens=spec.windows.get(given.model, 0) if given.model else spec.context_tokens,
         windows=spec.windows,
@@ -112,6 +114,8 @@ def _state(
     variable = spec.key_vars[0]
     if not given.enabled:
         return State.DISABLED, given.why_off or f"`providers.{spec.id}.enabled` is false"
+    if given.unset and not has_key:
+        return State.UNSET, wanting(spec.id, given.unset)
     if given.keys and not has_key:
         labels = ", ".join(secret.label for secret in given.keys)
         return State.PLACEHOLDER, f"{labels} holds a placeholder, not a key"

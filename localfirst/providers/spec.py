@@ -74,6 +74,7 @@ class State(StrEnum):
 
     READY = "ready"
     NO_KEY = "no key"
+    UNSET = "key not set"
     PLACEHOLDER = "placeholder key"
     NO_ACCOUNT = "no account"
     DISABLED = "disabled"
@@ -84,7 +85,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     One provider as it is configured here; `keys` shows labels only.
 
     `default_models` stand in for names it does not know, the first one first. `loopback`
-    says that its address is this machine. `reason` is one line for people.
+    says that its address is this machine. `reason` is one line for people, `unset` are
+    variables that should hold further keys.
     """
 
     id: str
@@ -95,6 +97,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     spec: ProviderSpec
     reason: str = ""
     keys: tuple[Secret, ...] = ()
+    unset: tuple[str, ...] = ()
     default_models: tuple[str, ...] = ()
     context_tokens: int = 0
     windows: dict[str, int] = {}
@@ -116,6 +119,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return self.ready
 
     @property
+    def wanting(self) -> str:
+        """Which keys it should have and has not, in words; or ""."""
+        return wanting(self.id, self.unset)
+
+    @property
     def key_labels(self) -> tuple[str, ...]:
         """The names of its keys, in the order to try."""
         return tuple(secret.label for secret in self.keys)
@@ -127,6 +135,12 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             if re.match(pattern, model):
                 merged = merge(merged, more)
         return merged
+
+
+def wanting(provider: str, unset: tuple[str, ...]) -> str:
+    """The variables that are named for keys of *provider* and hold none, in words; or ""."""
+    told = ", ".join(f"`{name}`" for name in unset)
+    return f"`providers.{provider}.keys` names {told}, not set" if told else ""
 
 
 def merge(base: Quirks, more: Quirks) -> Quirks:

@@ -129,6 +129,8 @@ def _key(provider: Any) -> Key:
         state=str(provider.state),
         reason=provider.reason,
         variables=provider.spec.key_vars,
+        unset=provider.unset,
+        wanting=provider.wanting,
     )
 
 

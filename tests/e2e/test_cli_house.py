@@ -45,6 +45,23 @@ def test_providers_tell_the_state_of_their_keys(tmp_path: Path) -> None:
     assert (rows["gemini"]["state"], rows["gemini"]["reason"]) == ("no key", "set GEMINI_API_KEY")
 
 
+def test_a_key_whose_variable_is_not_set_is_told_and_keeps_nobody_from_answering(
+    tmp_path: Path, cloud: FakeCloud
+) -> None:
+    with_cloud(tmp_path, cloud)
+    with (tmp_path / "config.toml").open("a") as file:
+        file.write('[providers.groq]\nkeys = ["env:NOPE"]\n')
+    told = "`providers.groq.keys` names `NOPE`, not set"
+    order = {"LOCALFIRST_ORDER": "groq,scripted", "LOCALFIRST_OFFLINE": "1"}
+    ran = terminal.run(tmp_path, "providers", "--json", **order)
+    (groq,) = [row for row in map(json.loads, ran.out.splitlines()) if row["id"] == "groq"]
+    assert (groq["state"], groq["reason"]) == ("key not set", told)
+    found = json.loads(terminal.run(tmp_path, "doctor", "--json", **order).out)["findings"]
+    (finding,) = [one for one in found if one["code"] == "key-unset"]
+    assert (finding["severity"], finding["evidence"]) == ("warn", told)
+    assert terminal.run(tmp_path, "chat", "hello", **order).code == 0
+
+
 def test_config_names_each_source(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('privacy = "local-only"\n')
     ran = terminal.run(tmp_path, "config", "--json", GROQ_API_KEY="gsk_" + "a1b2c3d4" * 6)

@@ -174,6 +174,34 @@ def test_several_keys_are_labelled_and_deduplicated(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("environ", "written"),
+    [({}, "keys = ['env:NOPE']"), ({"LOCALFIRST_PROVIDERS_GROQ_KEYS": "env:NOPE"}, "")],
+)
+@pytest.mark.parametrize("other", [{}, {"HELD": "gsk_a1b2c3d4e5"}], ids=["alone", "beside one"])
+def test_a_variable_that_should_hold_a_key_and_does_not_is_told_and_stops_nobody_else(
+    environ: dict[str, str], written: str, other: dict[str, str], tmp_path: Path
+) -> None:
+    if other:
+        environ = {name: f"{value},env:HELD" for name, value in environ.items()} | other
+        written = written.replace("]", ", 'env:HELD']")
+    result = loaded(environ, f"[providers.groq]\n{written}", tmp_path)
+    groq = configured(result.settings)["groq"]
+    assert groq.wanting == "`providers.groq.keys` names `NOPE`, not set"
+    assert groq.key_labels == tuple(other)
+    assert (groq.ready, groq.reason) == ((True, "") if other else (False, groq.wanting))
+    shown = result.sources["providers.groq.keys"].shown
+    assert shown == ("set (HELD)" if other else "not set (NOPE)")
+
+
+@pytest.mark.parametrize("provider", ["cerebras", "mine"])
+def test_a_provider_whose_key_is_not_set_stays_in_sight(provider: str, tmp_path: Path) -> None:
+    text = f"[providers.{provider}]\nkeys = ['env:NOPE']\nbase_url = 'http://127.0.0.1:9/v1'"
+    settings = loaded(toml=text, tmp=tmp_path).settings
+    assert provider in settings.order
+    assert not configured(settings)[provider].ready
+
+
 @pytest.mark.parametrize("provider", PROVIDER_VARIABLES)
 def test_a_new_key_in_the_environment_is_enough_to_join_the_ladder(
     provider: str, tmp_path: Path

@@ -233,6 +233,21 @@ TROUBLES: list[tuple[str, Severity, Facts, str]] = [
         ),
         "OPENAI_API_KEY",
     ),
+    (
+        "key-unset",
+        Severity.WARN,
+        healthy(
+            keys=(
+                Key(
+                    provider="openai",
+                    state="key not set",
+                    unset=("NOPE",),
+                    wanting="`providers.openai.keys` names `NOPE`, not set",
+                ),
+            )
+        ),
+        "names `NOPE`, not set",
+    ),
     ("network-offline", Severity.INFO, healthy(online=False, online_reason="no route"), "no route"),
     ("network-unknown", Severity.INFO, healthy(online=None), "routing table"),
     ("serverless", Severity.INFO, healthy(serverless=LAMBDA), "AWS_LAMBDA_RUNTIME_API"),

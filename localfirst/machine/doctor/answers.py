@@ -166,6 +166,15 @@ def providers(facts: Facts) -> Iterator[Finding]:
                 evidence=key.reason or f"`{name}` holds an example, not a key",
                 fix=f"put the real key into `{name}`, or unset it",
             )
+        if key.unset:
+            yield Finding(
+                code="key-unset",
+                area="providers",
+                severity=Severity.WARN,
+                title=f"a key of {key.provider} is not set",
+                evidence=key.wanting,
+                fix=f"set `{key.unset[0]}`, or take it out of `providers.{key.provider}.keys`",
+            )
 
 
 def network(facts: Facts) -> Iterator[Finding]:

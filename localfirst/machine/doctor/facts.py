@@ -75,12 +75,19 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """One cloud: `state` is "ready" or why not ("no key", "placeholder key", "disabled")."""
+    """
+    One cloud: `state` is "ready" or why not ("no key", "placeholder key", "disabled").
+
+    `unset` are variables that the settings name for its keys and that hold nothing, and
+    `wanting` says so.
+    """
 
     provider: str
     state: str
     reason: str = ""
     variables: tuple[str, ...] = ()
+    unset: tuple[str, ...] = ()
+    wanting: str = ""
 
 
 class Mirror(msgspec.Struct, frozen=True, kw_only=True):
