@@ -19,7 +19,7 @@ from localfirst.cascade.answer import Answer, Replay
 from localfirst.cascade.health import Gate, HealthView
 from localfirst.cascade.plan import Plan, Step, StepState
 from localfirst.cascade.report import Facts
-from localfirst.cascade.shares import limits_of
+from localfirst.cascade.shares import is_open, limits_of
 from localfirst.engines.base import Limits, Replying
 from localfirst.events import Event, Opened, Relayed
 from localfirst.settings import Settings
@@ -39,7 +39,6 @@ class ShortWay(msgspec.Struct, frozen=True):
 
     step: Step
     target: Target
-    share: int
     limits: Limits
     stream_limits: Limits
     backend: Replying
@@ -65,16 +64,17 @@ def short_way(
     # A place that is tried again, early or after its wait, is tried by one request alone.
     if backend is None or not plain or health.gate(target, now_unix)[0] is not Gate.READY:
         return None
-    share = max(1, sum(not step.alternate for step in steps))
+    wait_s = settings.cascade.wait_for_cooldown_s
+    share = 1 + sum(
+        not step.alternate and is_open(step, health, now_unix, wait_s) for step in steps[1:]
+    )
     limits, stream_limits = (
         limits_of(settings, first, share=share, left_s=settings.cascade.deadline_s, stream=stream)
         for stream in (False, True)
     )
     egress = (target.provider,) if first.leaves_machine else ()
     facts = report.facts(target, f"{target.provider}=ok", 1, egress)
-    return ShortWay(
-        first, target, share, limits, stream_limits, backend, first.leaves_machine, facts
-    )
+    return ShortWay(first, target, limits, stream_limits, backend, first.leaves_machine, facts)
 
 
 class Asked(msgspec.Struct, frozen=True):

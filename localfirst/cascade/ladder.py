@@ -16,6 +16,7 @@ import msgspec
 from localfirst.cascade.health import NEVER, Health
 from localfirst.cascade.plan import Plan, Step, StepState
 from localfirst.cascade.quota import Quota
+from localfirst.cascade.shares import is_open
 from localfirst.settings import CascadeSettings
 from localfirst.types import Failure, FailureClass, Rung, Scope, Target
 
@@ -312,16 +313,9 @@ class Ladder:
             if one is not candidate and not (one.over or one.asked or one.step.alternate)
         ]
         if not self._health.idle:
-            others = [one for one in others if self._is_open(one, now_unix)]
+            view, wait_s = self._health.view(), self._settings.wait_for_cooldown_s
+            others = [one for one in others if is_open(one.step, view, now_unix, wait_s)]
         return 1 + len(others)
-
-    def _is_open(self, candidate: Candidate, now_unix: float) -> bool:
-        """Whether any of its keys may be asked now, or is about to be."""
-        view, soon = self._health.view(), now_unix + self._settings.wait_for_cooldown_s
-        return any(
-            (entry := view.blocker(target, now_unix)) is None or entry.until_unix <= soon
-            for target in candidate.step.keys or (candidate.step.target,)
-        )
 
     def _last_one(self, now_unix: float) -> Take | None:
         """The last candidate is never ejected on a guess: better a try than a refusal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from localfirst.cascade.health_view import HealthView
 from localfirst.cascade.plan import Step
 from localfirst.engines.base import Limits
 from localfirst.settings import Settings, TimeoutSettings
@@ -17,6 +18,14 @@ def own_wait_s(waits: TimeoutSettings, step: Step) -> float:
     """The wait for a first token that the settings give a candidate."""
     mine = step.target.rung is not Rung.CLOUD
     return step.timeout_s or (waits.local_first_token_s if mine else waits.first_token_s)
+
+
+def is_open(step: Step, health: HealthView, now_unix: float, wait_s: float) -> bool:
+    """Whether any key of a candidate may be asked now, or within *wait_s*: it wants its share."""
+    return any(
+        (entry := health.blocker(target, now_unix)) is None or entry.until_unix <= now_unix + wait_s
+        for target in step.keys or (step.target,)
+    )
 
 
 def limits_of(

@@ -149,6 +149,13 @@ def test_they_come_to_the_same_in_sequences_at_random(seed: int) -> None:
     assert played(Replying, scripts) == played(ScriptedBackend, scripts)
 
 
+def test_who_is_cooling_down_takes_no_share_of_the_time_of_a_whole_answer() -> None:
+    scripts = [["503 soon", "relayed"], ["401"], ["404"]]
+    found = played(Replying, scripts)
+    assert [limits.first_token_s for limits in found["limits"]["groq"]] == [25.0, 118.0, 120.0]
+    assert found == played(ScriptedBackend, scripts)
+
+
 @pytest.mark.parametrize("first", STREAMS)
 def test_streams_come_to_the_same_either_way(first: str) -> None:
     for second in ("relayed", "429", "hangs", "breaks off"):
