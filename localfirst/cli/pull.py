@@ -78,7 +78,7 @@ def locked(file: str) -> list[Wanted]:
             text = stream.read(LOCK_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"`{file}` cannot be read: {error}",
+            f"`{file}` cannot be read: {getattr(error, 'strerror', '') or error}",
             setting=file,
             hint="`localfirst lock` writes one",
             code="lock-invalid",

@@ -111,7 +111,8 @@ def read_toml(path: Path, *, required: bool) -> dict[str, Any]:
             data = file.read(CONFIG_BYTES + 1)
     except FileNotFoundError:
         if required:
-            raise wrong("LOCALFIRST_CONFIG", str(path), "a readable TOML file") from None
+            form = f"a TOML file that is there, unlike `{path}`"
+            raise wrong("LOCALFIRST_CONFIG", "the environment", form) from None
         return {}
     except OSError as error:
         raise wrong("config.toml", str(path), f"a readable TOML file ({error.strerror})") from error

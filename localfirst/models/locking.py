@@ -47,7 +47,9 @@ def read_file(path: Path) -> Lock:
         text = files.read_bounded(path.resolve(), LOCK_LIMIT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"`{path}` cannot be read: {error}", setting=str(path), code="lock-invalid"
+            f"`{path}` cannot be read: {getattr(error, 'strerror', '') or error}",
+            setting=str(path),
+            code="lock-invalid",
         ) from error
     return locks.read(text, source=str(path))
 

@@ -120,7 +120,7 @@ def part_path(target: Path, number: int) -> Path:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of a bundle, by its own name or its first part's."""
+    """The files of a bundle, by its own name or its first part's; `InvalidRequest` for none."""
     if path.is_file() and path.suffix != ".001":
         return [path]
     base = path.with_suffix("") if path.suffix == ".001" else path
@@ -128,7 +128,9 @@ def parts_of(path: Path) -> list[Path]:
     while (part := part_path(base, len(found))).is_file():
         found.append(part)
     if not found:
-        raise BundleInvalid(f"`{path}` is not there", hint="name the bundle or its `.001` part")
+        why = "is a folder" if path.is_dir() else "is not there"
+        hint = "name the bundle or its `.001` part"
+        raise InvalidRequest(f"`{path}` {why}", hint=hint, code="bundle-missing")
     return found
 
 

@@ -71,6 +71,25 @@ def test_a_lock_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
     said_once(ran, f"`{tmp_path}/nowhere/models.lock`: No such file or directory")
 
 
+@pytest.mark.parametrize("words", ["bundle verify", "bundle import", "bundle info", "pull -f"])
+@pytest.mark.parametrize(("file", "why"), [("absent", "not there"), (".", "folder")])
+def test_a_file_that_is_not_there_is_a_slip_of_the_command_line(
+    tmp_path: Path, words: str, file: str, why: str
+) -> None:
+    """5 says that bytes were looked at and found wrong."""
+    ran = run(tmp_path, *words.split(), str(tmp_path / file))
+    why = why.replace("not there", "No such file") if words == "pull -f" else why
+    assert (ran.code, ran.out) == (2, "")
+    assert str(tmp_path) in ran.err and (why in ran.err or "Is a directory" in ran.err)
+    assert "Errno" not in ran.err and ran.err.count(str(tmp_path)) == 1
+
+
+def test_a_configuration_that_is_not_there_names_its_path(tmp_path: Path) -> None:
+    ran = run(tmp_path, "config", LOCALFIRST_CONFIG=str(tmp_path / "absent.toml"))
+    assert (ran.code, ran.out) == (2, "")
+    assert f"unlike `{tmp_path}/absent.toml`" in ran.err
+
+
 @pytest.mark.parametrize("words", [("lock",), ("bundle", "export")], ids=lambda words: words[-1])
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, words: tuple[str, ...]) -> None:
     """Such as `/dev/stdout`, by an administrator."""

@@ -15,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from localfirst.errors import InsufficientResources, UnknownModel, VerificationFailed
+from localfirst.errors import (
+    InsufficientResources,
+    InvalidRequest,
+    UnknownModel,
+    VerificationFailed,
+)
 from localfirst.models import bundle, bundle_read, manifest, names, parts
 from localfirst.models.bundle import Export
 from localfirst.models.bundle_read import BundleCheck, Import
@@ -296,7 +301,7 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(os.urandom(5000))
     with pytest.raises(BundleInvalid):
         bundle_read.info(tmp_path / "x")
-    with pytest.raises(BundleInvalid):
+    with pytest.raises(InvalidRequest, match="is not there"):
         bundle_read.info(tmp_path / "absent")
 
 
