@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from localfirst.models import toy
 from tests.fakes import registry
@@ -99,3 +104,46 @@ def test_the_page_opens_without_a_key_that_it_asks_for_itself(tmp_path: Path) ->
                 assert (answer.status, b"sesame" in answer.read()) == (status, False), path
         finally:
             connection.close()
+
+
+NODE = """
+const at = () => ({});
+globalThis.fetch = async (path, options) => {
+  const sent = new Headers(options.headers).get("authorization");
+  console.log(JSON.stringify([...sent].map((one) => one.charCodeAt(0))));
+  return { status: 401 };
+};
+key = process.argv[1];
+ask("/").catch((error) => console.log(error.message));
+"""
+
+
+@pytest.mark.parametrize("typed", ["клюкач", "schlüssel", "sesame"])
+def test_a_key_of_any_letters_is_sent_as_the_bytes_that_the_gateway_knows(
+    typed: str, tmp_path: Path
+) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    page = resources.files("localfirst.gateway").joinpath("page.html").read_text()
+    ask_of_the_page = re.search(r"^async function ask.*?^}", page, re.DOTALL | re.MULTILINE)
+    assert ask_of_the_page is not None
+    script = f"let key; {ask_of_the_page[0]}{NODE}"
+    ran = subprocess.run(["node", "-e", script, typed], capture_output=True, text=True, timeout=30)
+    sent, told = ran.stdout.splitlines()
+    assert bytes(json.loads(sent)) == b"Bearer " + typed.encode()
+    assert told == "this key does not open the door"
+
+
+def test_the_page_leaves_no_letter_of_a_key_to_fetch(tmp_path: Path) -> None:
+    """And the gateway takes the bytes that it sends instead."""
+    page = resources.files("localfirst.gateway").joinpath("page.html").read_text()
+    assert "new TextEncoder().encode(key)" in page
+    with house(tmp_path, LOCALFIRST_GATEWAY_KEYS="клюкач") as at:
+        for typed, status in (("клюкач", 200), ("клюка", 401)):
+            connection = http.client.HTTPConnection(at.url.removeprefix("http://"), timeout=20)
+            try:
+                shown = {"authorization": b"Bearer " + typed.encode()}
+                connection.request("GET", "/localfirst/state", headers=shown)
+                assert connection.getresponse().status == status
+            finally:
+                connection.close()
