@@ -119,6 +119,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
+    def result(self) -> str:
+        """A tool's result in words alone, which say that it failed where nothing else can."""
+        text = self.text
+        if not self.is_error or text[:5].lower() == "error":
+            return text
+        return f"Error: {text}" if text else "Error"
+
+    @property
     def images(self) -> tuple[ImagePart, ...]:
         """The message's images in order."""
         if isinstance(self.content, str):

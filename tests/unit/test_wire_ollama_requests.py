@@ -273,6 +273,12 @@ def test_a_text_is_cut_only_for_who_asked_for_that() -> None:
     assert not truncates(openai_embeddings.decode(dumps({"model": "m", "input": "a"})))
 
 
+def test_a_failed_tool_is_told_in_its_result() -> None:
+    result = Message(role="tool", content="no window", tool_call_id="c", is_error=True)
+    (sent,) = json.loads(requests.encode(ChatRequest(messages=(result,)), "m"))["messages"]
+    assert sent["content"] == "Error: no window"
+
+
 @pytest.mark.parametrize("value", [5, {}, [5], [["a"]], [[1, 2]], None, ["x"] * 5000])
 @pytest.mark.parametrize("read", [openai_embeddings.decode, embeddings.decode])
 def test_embedding_input_of_a_wrong_kind_is_refused(read: Any, value: Json) -> None:

@@ -120,6 +120,7 @@ def _message(message: Message, tool_name: str) -> dict[str, Json]:
     if message.tool_calls:
         fields["tool_calls"] = [_call(call, index) for index, call in enumerate(message.tool_calls)]
     if message.role == "tool":
+        fields["content"] = message.result
         if tool_name:
             fields["tool_name"] = tool_name
         fields["tool_call_id"] = message.tool_call_id

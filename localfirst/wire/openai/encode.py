@@ -119,7 +119,7 @@ def _shown(parts: list[Part]) -> dict[str, Json]:
 
 def _message(message: Message, quirks: Quirks) -> dict[str, Json]:
     if message.role == "tool":
-        result: dict[str, Json] = {"role": "tool", "content": message.text}
+        result: dict[str, Json] = {"role": "tool", "content": message.result}
         result["tool_call_id"] = message.tool_call_id
         return result
     fields: dict[str, Json] = {"role": message.role, "content": parts_of(message)}
