@@ -110,8 +110,9 @@ class Relayed(msgspec.Struct, frozen=True):
     Bytes in the caller's own dialect, to be written as they are.
 
     For a stream these are whole events; for JSON the whole body. `content` is true when a
-    content, reasoning or tool delta is inside (it commits the answer), `final` when the
-    terminator is; `usage` and `reason` are filled as far as they were seen in passing.
+    content, reasoning or tool delta is inside, or the name of a stop sequence that ended it (it
+    commits the answer), `final` when the terminator is; `usage` and `reason` are filled as far
+    as they were seen in passing.
     """
 
     data: bytes

@@ -173,7 +173,8 @@ class Ongoing:
         reason = reason_of(event)
         if reason is FinishReason.CONTENT_FILTER:
             raise UpstreamRefused(400, FILTERED, in_band=True)
-        if reason is not FinishReason.LENGTH:
+        met = type(event) is Finished and event.stop_sequence
+        if reason is not FinishReason.LENGTH and not met:
             raise UpstreamNonsense("the answer was empty")
         return self._commit(event)
 

@@ -117,12 +117,14 @@ class Conclusion:
         The `Finished` of an answer whose terminator came.
 
         Raises:
-            UpstreamNonsense: nothing was said, or a tool call's arguments are not whole.
+            UpstreamNonsense: nothing was said, and no stop sequence is named that was met at
+                once; or a tool call's arguments are not whole.
         """
         reason = self.reason or FinishReason.STOP
         if self.calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
-        if not self.said and reason in {FinishReason.STOP, FinishReason.TOOL_CALLS}:
+        met = self.said or stop_sequence
+        if not met and reason in {FinishReason.STOP, FinishReason.TOOL_CALLS}:
             raise UpstreamNonsense("an empty answer: no text, no reasoning, no tool call")
         # A call cut by the token limit is what the model wrote, and `length` says so.
         if reason is not FinishReason.LENGTH:

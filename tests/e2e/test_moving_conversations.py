@@ -304,3 +304,42 @@ def test_ids_that_are_too_long_for_openai_are_shortened_for_it(at: House, cloud:
     blocks = turns([call(made[0])], [result(made[0])])
     told = sent_by_anthropic(at, cloud, blocks, model="openai/m", tools=[SHOT])["messages"]
     assert told[1]["tool_calls"][0]["id"] == told[2]["tool_call_id"] == ids[0]
+
+
+def test_a_failed_tool_is_told_to_models_whose_dialect_has_no_word_for_it(
+    at: House, cloud: FakeCloud
+) -> None:
+    def failed(content: str) -> Any:
+        return [{**result(content=content), "is_error": True}]
+
+    told = ["no such window", "Error: no such window", ""]
+    said = []
+    for content in told:
+        again = turns([call()], failed(content))
+        body = sent_by_anthropic(at, cloud, again, model="box/m", tools=[SHOT])
+        said += [turn["content"] for turn in body["messages"] if turn["role"] == "tool"]
+    assert said == ["Error: no such window", "Error: no such window", "Error"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_sequence_met_at_once_is_an_empty_answer_and_no_failure(
+    at: House, cloud: FakeCloud, stream: bool
+) -> None:
+    met = {"do": "ok", "chunks": [], "finish": "stop_sequence", "stop_sequence": "END"}
+    asked: Any = {"model": "anthropic/m", "messages": [ASKED]}
+    cloud.reset()
+    cloud.script(met, met)
+    with anthropic.Anthropic(base_url=at.url, api_key="x", max_retries=0) as client:
+        own: Any = {**asked, "max_tokens": 9, "stop_sequences": ["END"]}
+        if stream:
+            with client.messages.stream(**own) as events:
+                message: Any = events.get_final_message()
+        else:
+            message = client.messages.create(**own)
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "END")
+    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as other:
+        answer: Any = other.chat.completions.create(**asked, stop=["END"], stream=stream)
+        choices = [one.choices[0] for one in answer if one.choices] if stream else answer.choices
+    assert choices[-1].finish_reason == "stop"
+    assert not any((c.delta if stream else c.message).content for c in choices)
+    assert len(cloud.requests()) == 2

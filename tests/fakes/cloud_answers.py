@@ -45,7 +45,7 @@ def whole(dialect: str, step: Step, model: str) -> dict[str, Any]:
             "model": model,
             "content": blocks,
             "stop_reason": step.get("finish", "tool_use" if tools else "end_turn"),
-            "stop_sequence": None,
+            "stop_sequence": step.get("stop_sequence"),
             "usage": {"input_tokens": prompt, "output_tokens": completion},
         }
     message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -166,7 +166,8 @@ def _anthropic_events(step: Step, model: str) -> list[bytes]:
         ]
         made.append(_named("content_block_stop", {"index": index}))
     stop = "tool_use" if tools_of(step) else "end_turn"
-    ending = {"stop_reason": step.get("finish", stop), "stop_sequence": None}
+    named = step.get("stop_sequence")
+    ending = {"stop_reason": step.get("finish", stop), "stop_sequence": named}
     made.append(_named("message_delta", {"delta": ending, "usage": {"output_tokens": completion}}))
     return [*made, _named("message_stop", {})]
 

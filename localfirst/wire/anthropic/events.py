@@ -106,7 +106,8 @@ class StreamReader:
     def _relayed(self, data: bytes, events: list[Event]) -> Relayed:
         last = events[-1] if events else None
         if isinstance(last, Finished):
-            return Relayed(data, len(events) > 1, True, last.usage, last.reason)
+            content = len(events) > 1 or bool(last.stop_sequence)
+            return Relayed(data, content, True, last.usage, last.reason)
         return Relayed(data, bool(events), False, None, None)
 
     def _frame(self, frame: SseEvent) -> list[Event]:
@@ -229,7 +230,8 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     so_far.usage = (found.usage or Counts()).usage
     finished = so_far.finish(stop_sequence=found.stop_sequence or "")
     if relay:
-        return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
+        content = so_far.said or bool(finished.stop_sequence)
+        return [Relayed(body, content, True, finished.usage, finished.reason)]
     return [*events, finished]
 
 
