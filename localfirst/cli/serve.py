@@ -79,6 +79,11 @@ def install(given: argparse.Namespace) -> int:
             f"the service will not see `{name}`, which this shell has: "
             f"write the key into `{found.config_file}`"
         )
+    for name in taken.passwords:
+        render.warn(
+            f"the service will not see `{name}`: the password in it does not belong into "
+            "a service file; add it to the service by hand"
+        )
     if given.print:
         print(unit.text, end="")
         return 0

@@ -60,6 +60,36 @@ def test_the_service_serves_as_the_command_would_have(tmp_path: Path) -> None:
     assert "70" in done.out, "60 s for running answers, and what closing the engine takes"
 
 
+def test_the_way_through_a_proxy_does_not_end_with_the_shell(tmp_path: Path) -> None:
+    way = {
+        "HTTP_PROXY": "http://proxy.corp:3128",
+        "https_proxy": "http://proxy.corp:3128",
+        "ALL_PROXY": "http://other.corp:3128",
+        "NO_PROXY": "localhost,.corp",
+        "SSL_CERT_FILE": "corp.pem",
+    }
+    done = run(tmp_path, "serve", "--print", **way)
+    for name, value in (way | {"SSL_CERT_FILE": f"{tmp_path}/corp.pem"}).items():
+        words = f"{name}={value}"
+        assert words in done.out or words.replace("=", "</key><string>") in done.out, words
+
+
+def test_a_password_in_an_address_stays_out_of_the_service_file(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        "serve",
+        "--print",
+        HTTPS_PROXY="http://me:opensesame@proxy.corp:3128",
+        ALL_PROXY="me:opensesame@proxy.corp:3128",
+        LOCALFIRST_PULL_MIRRORS="registry.ollama.ai=https://me:opensesame@mirror.corp",
+    )
+    assert done.code == 0
+    assert "opensesame" not in done.out + done.err
+    assert "will not see `HTTPS_PROXY`" in done.err
+    assert "will not see `ALL_PROXY`" in done.err
+    assert "will not see `LOCALFIRST_PULL_MIRRORS`" in done.err
+
+
 def test_a_relative_configuration_file_is_found_from_elsewhere_too(tmp_path: Path) -> None:
     done = run(tmp_path, "serve", "--print", LOCALFIRST_CONFIG="config.toml")
     assert f"{tmp_path}/config.toml" in done.out
