@@ -12,7 +12,6 @@ from localfirst.config.load import Loaded, variable
 from localfirst.config.providers import names_of
 from localfirst.config.table import PROVIDER_FIELDS, SETTINGS
 
-
 WAY_OUT = tuple(
     spelling
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -21,7 +20,7 @@ WAY_OUT = tuple(
 """No settings of ours: every program on a network with a proxy reads them."""
 AUTHORITIES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 # A proxy may be written without its `http://`.
-_PASSWORD = re.compile(r"(?:^|//)[^/@\s]*:[^/@\s]*@")
+_PASSWORD = re.compile(r"//[^/@\s]+@|^[^/@\s]+:[^/@\s]+@")
 
 
 class Carried(msgspec.Struct, frozen=True):

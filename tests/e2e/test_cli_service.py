@@ -67,6 +67,7 @@ def test_the_way_through_a_proxy_does_not_end_with_the_shell(tmp_path: Path) -> 
         "ALL_PROXY": "http://other.corp:3128",
         "NO_PROXY": "localhost,.corp",
         "SSL_CERT_FILE": "corp.pem",
+        "CLOUDFLARE_MODEL": "@cf/meta/llama",
     }
     done = run(tmp_path, "serve", "--print", **way)
     for name, value in (way | {"SSL_CERT_FILE": f"{tmp_path}/corp.pem"}).items():
