@@ -225,10 +225,12 @@ class Connection(asyncio.Protocol):
                     log.exception("a request failed")
                     exchange.keep_alive = False
                 self._answered(exchange)
+                # Nothing of a request stays while the next one is waited for.
+                exchange = self._exchange
                 if self.phase is Phase.IDLE:
                     self._next = create_future()
                     await self._next
-                exchange = self._exchange
+                    exchange = self._exchange
         except asyncio.CancelledError:
             if (exchange := self._exchange) is not None:
                 exchange.keep_alive = False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 import pytest
 
+from localfirst.gateway.exchange import Exchange
 from localfirst.gateway.hub import Limits
 from tests.fakes.gateway_host import PATIENCE_S, Host, hosted, read_answer, run, until
 from tests.fakes.scripted_runtime import HELLO, Gate, ScriptedRuntime
@@ -121,3 +123,18 @@ def test_a_request_that_is_ended_before_anybody_began_to_answer_leaves_nothing_b
             return found
 
     assert run(main()) == b""
+
+
+def test_a_body_that_nobody_read_is_not_kept_while_its_connection_idles() -> None:
+    async def main() -> int:
+        async with hosted(ScriptedRuntime()) as host:
+            reader, writer = await host.connect()
+            writer.write(f"GET /localfirst/health HTTP/1.1\r\nhost: {host.at}\r\n".encode())
+            writer.write(b"content-length: 5000\r\n\r\n" + b"x" * 5000)
+            await asyncio.wait_for(reader.readuntil(b'"ok"'), PATIENCE_S)
+            await until(lambda: not host.server.gateway.running)
+            left = sum(type(one) is Exchange for one in gc.get_objects())
+            writer.close()
+            return left
+
+    assert run(main()) == 0

@@ -247,6 +247,12 @@ def test_calls_go_back_with_their_arguments_as_objects() -> None:
     assert second == {"role": "tool", "content": "1", "tool_name": "f", "tool_call_id": "c"}
 
 
+def test_a_failed_tool_is_told_in_its_result() -> None:
+    result = Message(role="tool", content="no window", tool_call_id="c", is_error=True)
+    (sent,) = json.loads(requests.encode(ChatRequest(messages=(result,)), "m"))["messages"]
+    assert sent["content"] == "Error: no window"
+
+
 # --- embeddings ----------------------------------------------------------------------------
 
 
@@ -271,12 +277,6 @@ def test_a_text_is_cut_only_for_who_asked_for_that() -> None:
     assert truncates(embeddings.decode(dumps({"model": "m", "input": "a"})))
     assert not truncates(embeddings.decode(dumps({"model": "m", "input": "a", "truncate": False})))
     assert not truncates(openai_embeddings.decode(dumps({"model": "m", "input": "a"})))
-
-
-def test_a_failed_tool_is_told_in_its_result() -> None:
-    result = Message(role="tool", content="no window", tool_call_id="c", is_error=True)
-    (sent,) = json.loads(requests.encode(ChatRequest(messages=(result,)), "m"))["messages"]
-    assert sent["content"] == "Error: no window"
 
 
 @pytest.mark.parametrize("value", [5, {}, [5], [["a"]], [[1, 2]], None, ["x"] * 5000])
