@@ -54,17 +54,26 @@ def plan(call: Call, world: World) -> Plan:
         return Plan(error=unknown)
     steps = tuple(_first_only(_steps(call, world, wanted), call.fallback and world.fallback))
     error = _privacy_error(call, world, wanted, steps) or plan_refusal.error(steps)
-    windows = [step.window_tokens for step in steps if step.window_tokens]
-    windows += [model.context_tokens for model in world.local.models if model.context_tokens]
     return Plan(
         steps=steps,
         error=error,
         until_unix=min(
             [world.health.next_change_unix(world.now_unix), *(step.again_unix for step in steps)]
         ),
-        fits_tokens=min(windows, default=NEVER),
+        fits_tokens=min(_windows(world, steps), default=NEVER),
         named=plan_names.named(wanted, world),
     )
+
+
+def _windows(world: World, steps: tuple[Step, ...]) -> Iterator[int]:
+    """Every window that is known, of those too that this prompt is too long for."""
+    for window in (
+        *(step.window_tokens for step in steps),
+        *(model.context_tokens for model in world.local.models),
+        *(world.windows.get(s.target.model, 0) for s in steps if s.target.rung is Rung.PULL),
+    ):
+        if window:
+            yield window
 
 
 def _steps(call: Call, world: World, wanted: Wanted) -> Iterator[Step]:

@@ -121,12 +121,12 @@ def _unfit(model: LocalModelView, needs: Needs) -> No | None:
     if (missing := _missing(model, needs)) and not model.partial:
         return No(f"`{model.name}` does not support {missing}", Skip.LACKS, missing)
     if model.context_tokens and needs.prompt_tokens > model.context_tokens:
-        reason = (
-            f"about {needs.prompt_tokens} tokens do not fit the window of "
-            f"{model.context_tokens} of `{model.name}`"
-        )
-        return No(reason, Skip.SMALL)
+        return No(_beyond(needs.prompt_tokens, model.context_tokens, model.name), Skip.SMALL)
     return None
+
+
+def _beyond(tokens: int, window: int, model: str) -> str:
+    return f"about {tokens} tokens do not fit the window of {window} of `{model}`"
 
 
 def _rank(model: LocalModelView) -> tuple[bool, int, int, str]:
@@ -162,7 +162,9 @@ def pull_step(call: Call, world: World, wanted: Wanted) -> Step:
     no = _pull_refusal(call, world, model)
     if no is not None:
         return skipped(target, no)
-    return with_health(Step(target=target, state=StepState.READY, reason=reason), world)
+    window = world.windows.get(model, 0)
+    step = Step(target=target, state=StepState.READY, reason=reason, window_tokens=window)
+    return with_health(step, world)
 
 
 def _pull_refusal(call: Call, world: World, model: str) -> No | None:
@@ -186,6 +188,9 @@ def _pull_refusal(call: Call, world: World, model: str) -> No | None:
     missing = missing_for(call.needs, world.abilities.get(model, frozenset()))
     if missing:
         return No(f"`{model}` does not support {missing}", Skip.LACKS, missing)
+    window = world.windows.get(model, 0)
+    if window and call.needs.prompt_tokens > window:
+        return No(_beyond(call.needs.prompt_tokens, window, model), Skip.SMALL)
     return No(world.offline_reason) if world.online is False and not near else None
 
 

@@ -110,8 +110,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     itself; the rest comes from `look`. `last_resort_for` is set when `last_resort` stands in
     for the configured one, which does not fit; `last_resort_reason` says so. `online` None
     means "worth a try". `over_budget` is empty or says why nothing more may be spent today.
-    `priced` is USD per million tokens by route, `abilities` what models can do that are not
-    here yet, both as far as known.
+    `priced` is USD per million tokens by route, `abilities` and `windows` what models can do
+    that are not here yet and how long a prompt they take, all as far as known.
     """
 
     order: tuple[str, ...] = ORDER
@@ -123,6 +123,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     last_resort_for: str = ""
     last_resort_reason: str = ""
     abilities: Mapping[str, frozenset[str]] = {}
+    windows: Mapping[str, int] = {}
     auto_pull: bool = True
     skip_pull: bool = False
     skip_pull_reason: str = ""

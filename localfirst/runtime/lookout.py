@@ -63,6 +63,7 @@ class Lookout:
             local_model=settings.local.model,
             last_resort=settings.local.last_resort,
             abilities={one.name: frozenset(one.capabilities) for one in catalogue().models},
+            windows={one.name: one.context_tokens for one in catalogue().models},
             auto_pull=settings.local.auto_pull,
             skip_pull=verdict.skip_pull,
             skip_pull_reason=verdict.reason,

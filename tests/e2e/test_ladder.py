@@ -108,6 +108,21 @@ def test_serverless_targets_never_download(tmp_path: Path, shop: registry.FakeRe
     assert shop.requests() == []
 
 
+def test_a_prompt_that_the_last_resort_cannot_hold_downloads_nothing(
+    tmp_path: Path, shop: registry.FakeRegistry
+) -> None:
+    mirror = {"LOCALFIRST_PULL_MIRRORS": f"registry.ollama.ai=http://{shop.host}"}
+    resort = {"LOCALFIRST_LOCAL_LAST_RESORT": "qwen3:0.6b"}  # fits everywhere
+    long = [{"role": "user", "content": "many words " * 40_000}]
+    environ = EMBEDDED | mirror | resort
+    with house(tmp_path, **environ) as at, pytest.raises(openai.APIStatusError) as caught:
+        ask(at, messages=long)
+    assert caught.value.status_code == 413
+    assert caught.value.code == "context_length_exceeded"
+    assert "the window of 40960 of `qwen3:0.6b`" in caught.value.message
+    assert shop.requests() == []
+
+
 def test_this_machine_is_preferred_to_any_cloud(tmp_path: Path, cloud: FakeCloud) -> None:
     toy.publish(tmp_path / "models")
     with house(tmp_path, **EMBEDDED, **keyed(cloud, "groq", "gemini")) as at:

@@ -353,3 +353,23 @@ def test_nothing_is_downloaded_that_could_only_refuse() -> None:
     # One that can, or of which nothing is known, is still fetched.
     assert ready("qwen3:4b", TOOLS, **alone)[-1] == "pull/qwen3:4b"
     assert ready("mine:1b", TOOLS, **alone)[-1] == "pull/mine:1b"
+
+
+def test_nothing_is_downloaded_for_a_prompt_that_its_window_does_not_hold() -> None:
+    alone: dict[str, Any] = {
+        "order": ("local", "pull"),
+        "local": engine(),
+        "windows": {"llama2:7b": 4096, "qwen3:4b": 262_144},
+    }
+    long = {"needs": Needs(prompt_tokens=5000)}
+    found = error(long, **alone)
+    assert isinstance(found, ContextTooLong) and found.http_status == 413
+    assert found.message == "about 5000 tokens do not fit the window of 4096 of `llama2:7b`"
+    # A shorter one, a larger window, or one that nobody knows.
+    short = plan(make_call(needs=Needs(prompt_tokens=4000)), world(**alone))
+    assert short.ready[-1].target.route == "pull/llama2:7b"
+    assert short.fits_tokens == 4096, "no longer prompt may go by this plan"
+    assert ready("qwen3:4b", long, **alone)[-1] == "pull/qwen3:4b"
+    assert ready("mine:1b", long, **alone)[-1] == "pull/mine:1b"
+    # Whoever was refused must not keep shorter prompts from it.
+    assert plan(make_call(**long), world(**alone)).fits_tokens == 4096

@@ -100,5 +100,6 @@ def test_what_models_can_do_that_are_not_here_yet_is_known_by_the_catalogue() ->
         world = await lookout.look(CALL)
         assert world.abilities["llama2:7b"] == {"completion"}
         assert "tools" in world.abilities["qwen3:4b"]
+        assert world.windows["llama2:7b"] == 4096
 
     run(test)
