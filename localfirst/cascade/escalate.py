@@ -60,9 +60,7 @@ class Thresholds:
             whoever asked for it, and wakes nobody; None: every one was meant.
     """
 
-    def __init__(
-        self, settings: EscalationSettings, models: Container[str] | None = None
-    ) -> None:
+    def __init__(self, settings: EscalationSettings, models: Container[str] | None = None) -> None:
         self._settings = settings
         self._models = models
         self._failures: deque[Attempt] = deque(maxlen=KEPT)
