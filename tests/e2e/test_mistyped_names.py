@@ -33,13 +33,16 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, di
     toy.publish(folder / "models", name="library/llama3.2", tag="1b")
     toy.publish(folder / "shop")
     with registry.running(folder / "shop") as shop:
-        yield folder, {
-            "LOCALFIRST_LOCAL_ENGINE": "llamacpp",
-            "LOCALFIRST_LOCAL_AUTO_PULL": "true",
-            "LOCALFIRST_ORDER": "local,pull",
-            "LOCALFIRST_PULL_MIRRORS": f"registry.ollama.ai=http://{shop.host}",
-            "LOCALFIRST_ESCALATION_SAME_ERROR": "1",
-        }
+        yield (
+            folder,
+            {
+                "LOCALFIRST_LOCAL_ENGINE": "llamacpp",
+                "LOCALFIRST_LOCAL_AUTO_PULL": "true",
+                "LOCALFIRST_ORDER": "local,pull",
+                "LOCALFIRST_PULL_MIRRORS": f"registry.ollama.ai=http://{shop.host}",
+                "LOCALFIRST_ESCALATION_SAME_ERROR": "1",
+            },
+        )
 
 
 @pytest.fixture(scope="module")
