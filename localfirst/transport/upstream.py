@@ -248,6 +248,9 @@ class UpstreamClient:
         context = None
         if origin.scheme == "https":
             context = self._ssl = self._ssl or tls_context({})
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        cancelled = task.cancelling()
         try:
             async with asyncio.timeout(connect_s):
                 found = await open_connection(origin, context, self._names, local_only=local_only)
@@ -257,6 +260,12 @@ class UpstreamClient:
                 Breakage.CONNECT_TIMEOUT,
                 f"no connection to `{origin.host}`{through} in {connect_s:g} s",
             ) from None
+        except UpstreamBroken:
+            # A loop may say that it lost the socket where its connect was cancelled: whoever
+            # cancelled it must not be taken for a provider that is out.
+            if task.cancelling() > cancelled:
+                raise asyncio.CancelledError from None
+            raise
         if self._closed:
             found.abort()
             raise UpstreamBroken(Breakage.RESET, "this client was closed")

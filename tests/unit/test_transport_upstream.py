@@ -97,6 +97,21 @@ def test_a_request_on_a_kept_socket_is_not_sent_again_by_a_client_that_was_close
     assert len(cloud.requests()) == 2
 
 
+def test_a_request_that_is_cancelled_while_it_connects_is_cancelled_and_not_broken(
+    cloud: FakeCloud,
+) -> None:
+    async def work(upstream: UpstreamClient) -> None:
+        for turn in range(400):
+            asking = asyncio.ensure_future(upstream.send(url_of(cloud), body=b"{}"))
+            for _ in range(turn % 8):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    with_client(work)
+
+
 def test_requests_one_after_another_share_a_socket(cloud: FakeCloud) -> None:
     async def work(upstream: UpstreamClient) -> None:
         for _ in range(3):
