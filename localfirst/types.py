@@ -263,7 +263,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that was really sent, or refused before sending; `outcome` is a class or "ok"."""
+    """
+    One request that was really sent, or refused before sending.
+
+    `outcome` is a class, "ok", or "left" where its caller did not wait for the end.
+    """
 
     provider: str
     model: str

@@ -20,7 +20,6 @@ from localfirst.cascade.answer import Answer, Events, Replay
 from localfirst.cascade.direct import Asked, ShortWay
 from localfirst.cascade.ladder import Candidate, GiveUp, Ladder, Take
 from localfirst.cascade.ongoing import Ongoing
-from localfirst.cascade.report import Facts
 from localfirst.cascade.shares import limits_of
 from localfirst.errors import (
     DeadlineExceeded,
@@ -109,7 +108,7 @@ class Climb:
         """Who is being asked right now."""
         return self._ongoing.target if self._ongoing is not None else None
 
-    def facts(self) -> Facts:
+    def facts(self) -> report.Facts:
         """
         The `x-localfirst-*` facts known so far.
 
@@ -121,8 +120,8 @@ class Climb:
         if current is not None and current.committed and not current.settled:
             if self._first is not None and not current.before:
                 return self._first.facts
-            taught = verdict.taught(current, self.cascade.now_unix())
-            attempts = [*attempts, *taught, current.record("ok")]
+            attempts = [*attempts, *verdict.taught(current, self.cascade.now_unix())]
+            attempts.append(current.record("ok"))
         found = report.told(attempts, target, self.egress)
         return (("x-localfirst-cache", "hit"), *found) if self.from_cache else found
 
@@ -342,12 +341,13 @@ class Climb:
     def _judge(self, candidate: Candidate, attempt: Ongoing, error: BaseException) -> None:
         """Classify, remember, and tell the ladder."""
         if attempt.finished:
-            # The answer is whole; what breaks behind its end is not its caller's matter,
-            # but a fault of ours there must not be silent.
+            # What breaks behind a whole answer is not its caller's matter; a fault of ours is.
             if not isinstance(error, classify.EXPECTED):
                 log.error("after an answer of `%s`", attempt.target.provider, exc_info=error)
             return
         if isinstance(error, InvalidRequest):
+            attempt.settled = True  # ours to refuse, and never sent
+            self.cascade.health.left(attempt.target)
             raise error
         if isinstance(error, UpstreamError) and error.before:
             attempt.before = error.before
@@ -355,8 +355,7 @@ class Climb:
         failure = verdict.failure_of(attempt, error, self.cascade.now_unix())
         if not isinstance(error, classify.EXPECTED):
             log.error("`%s` failed unexpectedly", attempt.target.provider, exc_info=error)
-        waits = self.cascade.settings.timeouts
-        failure = verdict.fairly(failure, attempt, candidate.step, waits)
+        failure = verdict.fairly(failure, attempt, candidate.step, self.cascade.settings.timeouts)
         attempt.settled = True
         sent = not (isinstance(error, UpstreamRefused) and error.unsent)
         if not sent and attempt.target.provider in self.egress:
@@ -384,11 +383,12 @@ class Climb:
     def _leave(self, attempt: Ongoing) -> None:
         """Give back what the attempt held; runs however it ended."""
         attempt.watch.close()
-        self._ongoing = None
-        self.cascade.quota.release(attempt.target, self.call.needs.prompt_tokens)
+        target, self._ongoing = attempt.target, None
+        self.cascade.quota.release(target, self.call.needs.prompt_tokens)
         if not attempt.settled:
-            self.cascade.health.left(attempt.target)
-        if attempt.target.rung is not Rung.CLOUD and not self._strict:
+            self.attempts.append(record := attempt.record("left"))
+            self.cascade.left(self.call, target, record, attempt.usage, attempt.first_token_s)
+        if target.rung is not Rung.CLOUD and not self._strict:
             # Time on this machine's own model is not the clouds' to lose.
             self._deadline += attempt.duration_s
 

@@ -107,6 +107,7 @@ async def answer(
     except asyncio.CancelledError:
         error = watch.verdict()
         if error is None:
+            cascade.left(call, target, _record(cascade, way, began, now_unix, "left"), None, 0.0)
             raise
     except Exception as fault:  # noqa: BLE001 - the climb classifies it, and logs a fault of ours
         error = fault
@@ -138,24 +139,30 @@ def _given(
     opened: Opened,
     last: Relayed,
 ) -> Answer:
-    target, duration_s = way.target, cascade.clock.monotonic() - began
-    record = Attempt(
-        provider=target.provider,
-        model=target.model,
-        key_label=target.key_label,
-        outcome="ok",
-        started_unix=began_unix,
-        duration_s=duration_s,
-    )
+    record = _record(cascade, way, began, began_unix, "ok")
     cascade.won(
         call,
-        target,
+        way.target,
         record,
         usage=last.usage,
         headers=opened.headers,
-        first_token_s=duration_s,
+        first_token_s=record.duration_s,
     )
     return Answer(Given(call, way, record), None, Replay([last]))
+
+
+def _record(
+    cascade: Cascade, way: ShortWay, began: float, began_unix: float, outcome: str
+) -> Attempt:
+    target = way.target
+    return Attempt(
+        provider=target.provider,
+        model=target.model,
+        key_label=target.key_label,
+        outcome=outcome,
+        started_unix=began_unix,
+        duration_s=cascade.clock.monotonic() - began,
+    )
 
 
 class Given:

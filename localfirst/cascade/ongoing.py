@@ -98,6 +98,8 @@ class Ongoing:
             if type(event) is Relayed:
                 if event.final:
                     self._finish(event)
+                elif event.usage is not None:  # all that is known, should its caller leave
+                    self.usage = event.usage
             else:
                 self._keep.append(event)
                 if type(event) is Finished:

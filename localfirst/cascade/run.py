@@ -316,6 +316,15 @@ class Cascade:
         self.over_budget(attempt.target)
         self._recorder.record_attempt(record, call=call, target=attempt.target)
 
+    def left(
+        self, call: Call, target: Target, record: Attempt, usage: Usage | None, first_s: float
+    ) -> None:
+        """Remember a request that its caller left: sent, perhaps paid for, nobody's failure."""
+        self.health.left(target)
+        self._recorder.record_attempt(
+            record, call=call, target=target, usage=usage, first_token_s=first_s
+        )
+
     def lost(
         self, call: Call, attempt: Ongoing, record: Attempt, failure: Failure
     ) -> asyncio.Future[None] | None:

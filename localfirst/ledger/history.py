@@ -25,7 +25,8 @@ def errors(db: sqlite3.Connection, *, since_unix: float = 0.0, limit: int = 100)
     """Failed attempts, the latest first."""
     found = db.execute(
         "SELECT provider, model, outcome, key_label, status, message, at, duration_s"
-        " FROM attempts WHERE outcome != 'ok' AND at >= ? ORDER BY at DESC, id DESC LIMIT ?",
+        " FROM attempts WHERE outcome NOT IN ('ok', 'left') AND at >= ?"
+        " ORDER BY at DESC, id DESC LIMIT ?",
         (since_unix, limit),
     )
     return [

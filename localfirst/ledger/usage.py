@@ -23,7 +23,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _SUMS = """
-SELECT provider, model, count(*), sum(outcome != 'ok'), sum(prompt_tokens),
+SELECT provider, model, count(*), sum(outcome NOT IN ('ok', 'left')), sum(prompt_tokens),
   sum(completion_tokens), sum(cached_tokens), sum(usd),
   coalesce(avg(CASE WHEN outcome = 'ok' AND first_token_s > 0 THEN first_token_s END), 0),
   coalesce(avg(CASE WHEN outcome = 'ok' THEN duration_s END), 0)

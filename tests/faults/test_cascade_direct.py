@@ -209,7 +209,7 @@ def test_a_caller_who_leaves_blames_nobody_and_gives_everything_back() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert house.unanswered == 0
-        assert not house.records.attempts
+        assert [(one.provider, one.outcome) for one in house.records.attempts] == [("groq", "left")]
         assert house.cascade.health.idle
         assert not dict(house.cascade.quota.in_flight)["groq"]
 

@@ -30,6 +30,7 @@ from localfirst.events import (
     Relayed,
     TextDelta,
     ToolCallDelta,
+    Usage,
 )
 from localfirst.settings import CascadeSettings, EscalationSettings, Settings, TimeoutSettings
 from localfirst.types import FailureClass, Needs
@@ -650,8 +651,24 @@ def test_a_client_that_hangs_up_blames_nobody_and_closes_upstream() -> None:
             await asking
         assert house.unanswered == 0
         assert house.cascade.health.idle
-        assert house.records.attempts == []
+        assert [(one.provider, one.outcome) for one in house.records.attempts] == [("groq", "left")]
         assert house.cascade.quota.in_flight["groq"] == 0
+
+    virtual(main())
+
+
+def test_a_stream_that_is_left_after_its_first_word_is_in_the_history_and_no_failure() -> None:
+    async def main() -> None:
+        seen = Usage(prompt_tokens=7)
+        piece = Relayed(b"x", content=True, usage=seen)
+        house = House({"groq": ScriptedBackend([OPENED, piece, HANG])})
+        answer = await house.cascade.open(make_call())
+        assert await anext(answer) is piece
+        await answer.aclose()
+        (record,) = house.records.attempts
+        assert (record.provider, record.outcome, record.sent) == ("groq", "left", True)
+        assert house.cascade.health.idle
+        assert [one.outcome for one in answer.attempts] == ["left"]
 
     virtual(main())
 

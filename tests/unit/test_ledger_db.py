@@ -51,14 +51,15 @@ def test_attempts_are_written_behind_and_flushed_when_it_closes(tmp_path: Path) 
             ledger.record_attempt(attempt(), call=make_call(), target=TARGET, usage=Usage(
                 prompt_tokens=3, completion_tokens=2), usd=0.5)  # fmt: skip
         ledger.record_attempt(attempt("timeout", 4e9 + 1, message="too slow", status=504))
+        ledger.record_attempt(attempt("left", 4e9 + 2), target=TARGET)
         await ledger.aclose()
         await ledger.aclose()
 
     asyncio.run(main())
     with sqlite3.connect(tmp_path / "state" / "localfirst.db") as db:
         (row,) = usage.totals(db, 0.0)
-        assert (row.requests, row.failures, row.prompt_tokens, row.usd) == (601, 1, 1800, 300.0)
-        assert usage.spent(db, 0.0) == (600, 300.0)
+        assert (row.requests, row.failures, row.prompt_tokens, row.usd) == (602, 1, 1800, 300.0)
+        assert usage.spent(db, 0.0) == (601, 300.0), "what was left was sent as well"
         assert [one.message for one in history.errors(db)] == ["too slow"]
         assert db.execute("SELECT requested, surface, rung FROM attempts").fetchone() == (
             "gpt-5", "openai", "cloud")  # fmt: skip
