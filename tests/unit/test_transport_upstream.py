@@ -105,7 +105,9 @@ def test_a_request_that_is_cancelled_while_it_connects_is_cancelled_and_not_brok
             asking = asyncio.ensure_future(upstream.send(url_of(cloud), body=b"{}"))
             for _ in range(turn % 8):
                 await asyncio.sleep(0)
-            asking.cancel()
+            if not asking.cancel():  # on a busy machine it may be answered by now
+                asking.result().close()
+                continue
             with pytest.raises(asyncio.CancelledError):
                 await asking
 
