@@ -45,11 +45,12 @@ class Bench:
         for child in psutil.Process().children(recursive=True):
             try:
                 ours = "localfirst.engines.llamacpp_child" in " ".join(child.cmdline())
+                ours = ours or child.status() == psutil.STATUS_ZOMBIE
             except psutil.ZombieProcess:
                 ours = True
             except psutil.NoSuchProcess:
                 continue
-            if ours or child.status() == psutil.STATUS_ZOMBIE:
+            if ours:
                 found.append(child)
         return found
 
