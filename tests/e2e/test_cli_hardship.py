@@ -13,7 +13,7 @@ import pytest
 
 from localfirst.models import toy
 from tests.fakes.cloud_process import fake_cloud, with_cloud
-from tests.fakes.terminal import LONGEST_S, Ran, environ, run
+from tests.fakes.terminal import LONGEST_S, Ran, environ, finished, run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX files and users")
 WITH_A_FULL_DISK = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
@@ -21,15 +21,8 @@ WITH_A_FULL_DISK = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no
 
 def shell(folder: Path, line: str) -> Ran:
     """A command as a shell runs it, with `localfirst` as a word."""
-    done = subprocess.run(
-        ["/bin/sh", "-c", line.replace("localfirst", f"{sys.executable} -m localfirst", 1)],
-        capture_output=True,
-        text=True,
-        env=environ(folder),
-        cwd=folder,
-        timeout=LONGEST_S,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    command = line.replace("localfirst", f"{sys.executable} -m localfirst", 1)
+    return finished(folder, ["/bin/sh", "-c", command])
 
 
 def said_once(ran: Ran, words: str) -> None:
@@ -103,15 +96,7 @@ def restricted(folder: Path, before: list[str], *words: str, **variables: str) -
     """A command run by the words *before* it; a test is skipped where those do not work."""
     if before and subprocess.run([*before, "true"], capture_output=True).returncode:
         pytest.skip(f"`{before[0]}` does not work here")
-    done = subprocess.run(
-        [*before, sys.executable, "-m", "localfirst", *words],
-        capture_output=True,
-        text=True,
-        env=environ(folder, **variables),
-        cwd=folder,
-        timeout=LONGEST_S,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return finished(folder, [*before, sys.executable, "-m", "localfirst", *words], **variables)
 
 
 @pytest.fixture

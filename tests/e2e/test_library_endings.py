@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,21 +16,13 @@ from localfirst.errors import InvalidRequest
 from localfirst.models import toy
 from localfirst.transport.hands import MOST, Hands
 from tests.e2e.test_library import settings_at
-from tests.fakes.terminal import LONGEST_S, Ran, environ, run
+from tests.fakes.terminal import LONGEST_S, Ran, finished, run
 
 
 def program(folder: Path, text: str) -> Ran:
     """A script on a machine with a toy model, warnings and all."""
     toy.publish(folder / "models")
-    done = subprocess.run(
-        [sys.executable, "-W", "default", "-c", f"import localfirst\n{text}"],
-        capture_output=True,
-        text=True,
-        env=environ(folder),
-        cwd=folder,
-        timeout=LONGEST_S,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return finished(folder, [sys.executable, "-W", "default", "-c", f"import localfirst\n{text}"])
 
 
 def requests_in(folder: Path) -> int:

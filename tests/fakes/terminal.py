@@ -48,8 +48,16 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
 
 def run(folder: Path, *words: str, stdin: str | None = None, **variables: str) -> Ran:
     """Run it with pipes to its end."""
+    argv = [sys.executable, "-m", "localfirst", *words]
+    return finished(folder, argv, stdin=stdin, **variables)
+
+
+def finished(
+    folder: Path, argv: Sequence[str], *, stdin: str | None = None, **variables: str
+) -> Ran:
+    """Any program in the environment of a machine of the tests, run to its end."""
     done = subprocess.run(
-        [sys.executable, "-m", "localfirst", *words],
+        list(argv),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
