@@ -15,7 +15,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.cloud_process import FakeCloud
 from tests.fakes.house import House, house
 
 PIXEL = (
@@ -30,21 +30,15 @@ KIMIS_ID = "functions.shot:0"
 
 
 @pytest.fixture(scope="module")
-def cloud() -> Iterator[FakeCloud]:
-    with fake_cloud() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def at(scripted: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     config = (
         'order = ["box", "anthropic", "imitator", "openai"]\n'
-        f'[providers.box]\nbase_url = "{cloud.base_url("box")}"\nmodel = "m"\n'
-        f'[providers.anthropic]\nbase_url = "{cloud.base_url("anthropic")}"\n'
+        f'[providers.box]\nbase_url = "{scripted.base_url("box")}"\nmodel = "m"\n'
+        f'[providers.anthropic]\nbase_url = "{scripted.base_url("anthropic")}"\n'
         'model = "m"\nkeys = ["sk-ant-0a1B2c3D4e5F"]\n'
-        f'[providers.imitator]\nbase_url = "{cloud.base_url("imitator")}"\n'
+        f'[providers.imitator]\nbase_url = "{scripted.base_url("imitator")}"\n'
         'model = "m"\ndialect = "anthropic"\n'
-        f'[providers.openai]\nbase_url = "{cloud.base_url("openai")}"\n'
+        f'[providers.openai]\nbase_url = "{scripted.base_url("openai")}"\n'
         'model = "m"\nkeys = ["sk-0a1B2c3D4e5F6g7H"]\n'
         '[routes.claude]\ntargets = ["anthropic/m", "box/m"]\n'
     )

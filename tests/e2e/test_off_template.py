@@ -16,7 +16,7 @@ import pytest
 
 from localfirst.models.store import Store
 from tests.fakes import stranger
-from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.cloud_process import FakeCloud
 from tests.fakes.embedded_bench import install
 from tests.fakes.house import House, house
 from tests.fakes.stranger import SURFACES, Told
@@ -50,20 +50,14 @@ def tools(surface: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def cloud() -> Iterator[FakeCloud]:
-    with fake_cloud() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def at(scripted: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("house")
     store = Store(folder / "models")
     # One for each test: a model that fails three times in a row is left alone for a while.
     for surface in SURFACES:
         for how in ("whole", "streamed", "alone"):
             install(store, f"{surface}-{how}", PECULIAR)
-    config = CONFIG.format(url=cloud.base_url())
+    config = CONFIG.format(url=scripted.base_url())
     with house(folder, config=config, LOCALFIRST_LOCAL_ENGINE="llamacpp") as running:
         yield running
 

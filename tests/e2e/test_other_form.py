@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.fakes import cloud_answers
-from tests.fakes.cloud_process import FakeCloud, fake_cloud
+from tests.fakes.cloud_process import FakeCloud
 from tests.fakes.house import House, house
 
 HELLO = "Hello from the cloud."
@@ -24,22 +24,16 @@ each_dialect = pytest.mark.parametrize("dialect", ["openai", "anthropic"])
 
 
 @pytest.fixture(scope="module")
-def cloud() -> Iterator[FakeCloud]:
-    with fake_cloud() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def at(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def at(scripted: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     sections = "".join(
-        f'[providers.{kind}box]\nbase_url = "{cloud.base_url(kind)}"\nmodel = "m"\n'
+        f'[providers.{kind}box]\nbase_url = "{scripted.base_url(kind)}"\nmodel = "m"\n'
         f'dialect = "{kind}"\n'
         for kind in ("openai", "anthropic")
     )
-    sections += f'[providers.silent]\nbase_url = "{cloud.base_url("silent")}"\nmodel = "m"\n'
+    sections += f'[providers.silent]\nbase_url = "{scripted.base_url("silent")}"\nmodel = "m"\n'
     config = 'order = ["openaibox", "anthropicbox", "silent", "groq"]\n' + sections
     folder = tmp_path_factory.mktemp("house")
-    groq = {"GROQ_API_KEY": "gsk_0a1B2c3D4e5F6g7H", "GROQ_BASE_URL": cloud.base_url("groq")}
+    groq = {"GROQ_API_KEY": "gsk_0a1B2c3D4e5F6g7H", "GROQ_BASE_URL": scripted.base_url("groq")}
     with house(folder, config=config, LOCALFIRST_LOCAL_ENGINE="none", **groq) as running:
         yield running
 
