@@ -123,13 +123,19 @@ class Relayed(msgspec.Struct, frozen=True):
 
 
 class Vectors(list[list[float]]):
-    """Embeddings in the order of their texts; `prompt_tokens` as whoever made them counted."""
+    """
+    Embeddings in the order of their texts; `prompt_tokens` as whoever made them counted, and
+    `model` as they called it, where they did.
+    """
 
-    __slots__ = ("prompt_tokens",)
+    __slots__ = ("model", "prompt_tokens")
 
-    def __init__(self, rows: Iterable[list[float]] = (), prompt_tokens: int = 0) -> None:
+    def __init__(
+        self, rows: Iterable[list[float]] = (), prompt_tokens: int = 0, model: str = ""
+    ) -> None:
         super().__init__(rows)
         self.prompt_tokens = prompt_tokens
+        self.model = model
 
 
 Event = Opened | TextDelta | ReasoningDelta | ToolCallDelta | Finished | Progress | Relayed

@@ -239,6 +239,10 @@ class Call(msgspec.Struct, kw_only=True):
         return self.request
 
 
+Texts = list[str] | list[list[int]]
+"""What to embed: texts, or each as the ids of a tokenizer, which only its own model can read."""
+
+
 # --- where it goes ---------------------------------------------------------------------
 
 

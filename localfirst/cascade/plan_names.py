@@ -36,6 +36,7 @@ CLOUD_NAMES = (
     (re.compile(r"claude-"), "anthropic"),
     (re.compile(r"gemini-"), "gemini"),
     (re.compile(r"grok-"), "xai"),
+    (re.compile(r"(?:mistral|codestral)-embed"), "mistral"),
     (re.compile(r"deepseek-(?:chat|reasoner)$"), "deepseek"),
 )
 # `[host[:port]/][namespace/]model[:tag]`, as Ollama's types/model/name.go bounds its parts.

@@ -21,7 +21,7 @@ from localfirst.wire.fields import (
     REFUSED,
 )
 from localfirst.wire.openai.decode import EFFORTS
-from localfirst.wire.openai.embeddings import MAX_DIMENSIONS, MAX_TEXTS
+from localfirst.wire.openai.embeddings import MAX_DIMENSIONS, MAX_ID, MAX_TEXTS
 
 _TEXT: Json = {"type": "string"}
 _SAID: Json = {"type": "string", "minLength": 1}
@@ -117,7 +117,9 @@ _MESSAGES: dict[str, Json] = {
     "top_p": _number(0, 1),
 }
 _PICTURES = {"type": ["array", "null"], "items": {"type": "string"}, "maxItems": MAX_IMAGES}
-_INPUT: Json = {"anyOf": [_TEXT, _list(_TEXT, MAX_TEXTS, least=1)]}
+_TEXTS: list[Json] = [_TEXT, _list(_TEXT, MAX_TEXTS, least=1)]
+_INPUT: Json = {"anyOf": _TEXTS}
+_IDS = _list({"type": "integer", "minimum": 0, "maximum": MAX_ID - 1}, MAX_TOKENS, least=1)
 _WIDTH = _whole(1, MAX_DIMENSIONS)
 
 BODIES: dict[str, dict[str, Json]] = {
@@ -157,7 +159,7 @@ BODIES: dict[str, dict[str, Json]] = {
     "openai.embeddings": _body(
         {
             "model": _MODEL,
-            "input": _INPUT,
+            "input": {"anyOf": [*_TEXTS, _IDS, _list(_IDS, MAX_TEXTS, least=1)]},
             "dimensions": _WIDTH,
             "encoding_format": {"enum": ["float", "base64", None]},
         },

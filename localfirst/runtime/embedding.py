@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from localfirst.cascade import classify, exits, report
+from localfirst.cascade import classify, exits, plan_names, report
 from localfirst.cascade.health import NEVER, Cooldown
 from localfirst.cascade.ladder import TRANSIENT
 from localfirst.cascade.plan_names import close_to
@@ -23,9 +23,10 @@ from localfirst.errors import (
 )
 from localfirst.events import Usage, Vectors
 from localfirst.models import names
+from localfirst.providers.openai import OpenAIBackend
 from localfirst.runtime.entries import EmbedReply
 from localfirst.settings import Privacy
-from localfirst.types import Attempt, Failure, Json, Rung, Target
+from localfirst.types import Attempt, Failure, Json, Rung, Target, Texts
 
 if TYPE_CHECKING:
     from localfirst.runtime.runtime import Runtime
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 MOST_TEXTS = 2048
 """OpenAI's own limit on one request."""
 
+_ANY = frozenset({"auto", "", *plan_names.LOCAL_NAMES})
+"""Names that leave the choice of a model to us."""
 
 Work = Callable[[Target], Awaitable[Vectors]]
 """Asks one target for the vectors."""
@@ -41,7 +44,7 @@ Work = Callable[[Target], Awaitable[Vectors]]
 async def embed(
     runtime: Runtime,
     model: str,
-    texts: list[str],
+    texts: Texts,
     options: dict[str, Json],
     *,
     local_only: bool = False,
@@ -50,7 +53,8 @@ async def embed(
     Vectors of *texts*; unlike an answer, a vector of another model is worthless.
 
     Raises:
-        InvalidRequest: no text, or too many, or the cloud says that they are wrong.
+        InvalidRequest: no text, or too many, or token ids for who has not their tokenizer, or
+            the cloud says that they are wrong.
         UnknownModel: nobody has the model.
         PrivacyRefused: the model is outside, and *local_only* or the settings forbid that.
         CascadeExhausted: who has it cannot answer now.
@@ -60,23 +64,54 @@ async def embed(
             f"between 1 and {MOST_TEXTS} texts are embedded at once", field="input"
         )
     local_only = local_only or runtime.settings.privacy is Privacy.LOCAL_ONLY
-    provider, _, rest = model.partition("/")
-    cloud = runtime.clouds.providers.get(provider)
-    if cloud is not None and rest:
-        return await _by_cloud(runtime, provider, rest, texts, options, local_only=local_only)
-    found = choose(await runtime.engine.status(), model.removeprefix("local/"))
+    provider, _, name = model.partition("/")
+    if name and provider in runtime.clouds.views:
+        return await _by_cloud(runtime, provider, name, texts, options, local_only=local_only)
+    status = await runtime.engine.status()
+    if owner := _owner(runtime, status, model):
+        return await _by_cloud(runtime, owner, model, texts, options, local_only=local_only)
+    found = choose(status, name if provider in plan_names.LOCAL_NAMES and name else model)
     if found.remote and local_only:
         raise PrivacyRefused(f"`{found.name}` runs in Ollama's cloud, and `local-only` is set")
     target = Target(rung=Rung.LOCAL, provider="local", model=found.name)
-    work = functools.partial(runtime.engine.embed, found.name, texts, options)
+    words = _words(texts, found.name)
+    work = functools.partial(runtime.engine.embed, found.name, words, options)
     return await _Asking(runtime).of((target,), lambda _: work())
+
+
+def _owner(runtime: Runtime, status: EngineStatus, model: str) -> str:
+    """The cloud whose model a bare name is, or "" for a name that is looked for here."""
+    if model in _ANY or plan_names.is_installed(model, [one.name for one in status.models]):
+        return ""
+    views = runtime.clouds.views
+    owner = plan_names.owner_of(model, {name: view.known_models for name, view in views.items()})
+    order = [name for name in runtime.settings.order if name in views]
+    have = [name for name in order if name == owner or model in views[name].known_models]
+    if owner and not have:
+        raise UnknownModel(
+            f"`{model}` is a model of `{owner}`, which `order` does not name",
+            hint=f"ask for `{owner}/{model}`, or name it in `order`",
+        )
+    return next((name for name in have if name in runtime.clouds.embedders), owner)
+
+
+def _words(texts: Texts, model: str) -> list[str]:
+    """*texts* where they are that; raises `InvalidRequest` for token ids."""
+    words = [text for text in texts if isinstance(text, str)]
+    if len(words) < len(texts):
+        raise InvalidRequest(
+            f"`input` holds token ids, which `{model}` cannot read: they are another tokenizer's",
+            field="input",
+            hint="send texts (LangChain: `OpenAIEmbeddings(check_embedding_ctx_length=False)`)",
+        )
+    return words
 
 
 async def _by_cloud(
     runtime: Runtime,
     provider: str,
     model: str,
-    texts: list[str],
+    texts: Texts,
     options: dict[str, Json],
     *,
     local_only: bool,
@@ -88,6 +123,13 @@ async def _by_cloud(
     if backend is None:
         reason = runtime.clouds.providers[provider].reason or "it makes none"
         raise UnknownModel(f"`{provider}` cannot be asked for embeddings: {reason}")
+    if not view.loopback and runtime.connectivity.online() is False:
+        raise report.exhausted([], [(provider, runtime.connectivity.reason())])
+    make: Callable[..., Awaitable[Vectors]] = (
+        functools.partial(backend.embed, model, texts)
+        if isinstance(backend, OpenAIBackend)
+        else functools.partial(backend.embed, model, _words(texts, f"{provider}/{model}"))
+    )
     targets = tuple(
         Target(rung=view.rung, provider=provider, model=model, key_label=label)
         for label in view.key_labels or ("",)
@@ -95,9 +137,7 @@ async def _by_cloud(
     asking = _Asking(runtime, egress=() if view.own else (provider,))
     return await asking.of(
         targets,
-        lambda target: backend.embed(
-            model, texts, options, key_label=target.key_label, local_only=local_only
-        ),
+        lambda target: make(options, key_label=target.key_label, local_only=local_only),
     )
 
 
@@ -204,7 +244,7 @@ class _Asking:
         return EmbedReply(
             vectors=vectors,
             prompt_tokens=vectors.prompt_tokens,
-            model=target.model,
+            model=vectors.model or target.model,
             route=target.route,
             rung=target.rung,
             attempts=tuple(self._attempts),
@@ -227,7 +267,7 @@ class _Asking:
 
 def choose(status: EngineStatus, wanted: str) -> LocalModel:
     """The installed model of that name; for `auto` the smallest that is made for embedding."""
-    if wanted in {"auto", "local", ""}:
+    if wanted in _ANY:
         made_for_it = [model for model in status.models if "embedding" in model.capabilities]
         if not made_for_it:
             raise UnknownModel(

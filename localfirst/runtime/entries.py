@@ -24,7 +24,11 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Vectors in the order of the texts, and who made them; `egress` names who saw the texts."""
+    """
+    Vectors in the order of the texts, and who made them; `egress` names who saw the texts.
+
+    `model` is what the maker calls itself, `route` whom it was asked of by which name.
+    """
 
     vectors: list[list[float]]
     model: str
@@ -36,7 +40,8 @@ class EmbedReply(msgspec.Struct, frozen=True, kw_only=True):
 
     def headers(self, request_id: str) -> list[tuple[str, str]]:
         """The `x-localfirst-*` facts: who made them, who was asked, who saw the texts."""
-        target = Target(rung=self.rung, provider=self.route.partition("/")[0], model=self.model)
+        provider, _, model = self.route.partition("/")
+        target = Target(rung=self.rung, provider=provider, model=model)
         return report.headers(
             self.attempts, request_id=request_id, target=target, egress=self.egress
         )

@@ -50,7 +50,7 @@ from localfirst.transport.clock import SystemClock
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.transport.upstream_proxy import from_environment
-from localfirst.types import Call, Clock, Json, Target
+from localfirst.types import Call, Clock, Json, Target, Texts
 
 REACH_S = 1.2
 """A registry that takes longer to connect to is not one to wait a download for."""
@@ -320,7 +320,7 @@ class Runtime:
         return call
 
     async def embed(
-        self, model: str, texts: list[str], options: dict[str, Json], *, local_only: bool = False
+        self, model: str, texts: Texts, options: dict[str, Json], *, local_only: bool = False
     ) -> EmbedReply:
         """Vectors of *texts* by *model*; see `embedding.embed`."""
         return await embedding.embed(self, model, texts, options, local_only=local_only)

@@ -84,9 +84,12 @@ class Acts:
 
     async def do_ok(self, x: Exchange, step: Step) -> bool:
         if x.path.endswith("/embeddings"):
-            count = len(x.inputs) if isinstance(x.inputs, list) else 1
+            several = isinstance(x.inputs, list) and not isinstance(x.inputs[0], int)
+            count = len(x.inputs) if several else 1
             data = [{"index": n, "embedding": [float(n), 0.5]} for n in range(count)]
-            await x.json(200, json.dumps({"data": data, "usage": {"prompt_tokens": 3}}).encode())
+            made = {"data": data[:: step.get("order", 1)], "usage": {"prompt_tokens": 3}}
+            made |= {"model": step["model"]} if "model" in step else {}
+            await x.json(200, json.dumps(made).encode())
             return True
         if not x.stream:
             body = json.dumps(answers.whole(x.dialect, step, x.model)).encode()

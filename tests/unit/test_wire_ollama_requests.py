@@ -258,28 +258,39 @@ def test_a_failed_tool_is_told_in_its_result() -> None:
 
 def test_embedding_requests_of_three_surfaces_become_one() -> None:
     native = embeddings.decode(dumps({"model": "m", "input": ["a", "b"], "dimensions": 4}))
-    assert (native.texts, native.single, native.dimensions) == (("a", "b"), False, 4)
+    assert (native.texts, native.dimensions) == (["a", "b"], 4)
     legacy = embeddings.decode_legacy(dumps({"model": "m", "prompt": "a"}))
-    assert (legacy.texts, legacy.single) == (("a",), True)
-    assert embeddings.decode(dumps({"model": "m", "input": ""})).texts == ()
-    assert embeddings.decode_legacy(dumps({"model": "m"})).texts == ()
+    assert legacy.texts == ["a"]
+    assert embeddings.decode(dumps({"model": "m", "input": ""})).texts == []
+    assert embeddings.decode_legacy(dumps({"model": "m"})).texts == []
     given = openai_embeddings.decode(
         dumps({"model": "m", "input": "a", "encoding_format": "base64"})
     )
-    assert (given.texts, given.single, given.encoding) == (("a",), True, "base64")
+    assert (given.texts, given.encoding) == (["a"], "base64")
 
 
 def test_a_text_is_cut_only_for_who_asked_for_that() -> None:
-    def truncates(request: openai_embeddings.EmbedRequest) -> bool:
-        sent: bool = json.loads(embeddings.encode(request, "m"))["truncate"]
-        return sent
-
-    assert truncates(embeddings.decode(dumps({"model": "m", "input": "a"})))
-    assert not truncates(embeddings.decode(dumps({"model": "m", "input": "a", "truncate": False})))
-    assert not truncates(openai_embeddings.decode(dumps({"model": "m", "input": "a"})))
+    native, other = embeddings.decode, openai_embeddings.decode
+    assert native(dumps({"model": "m", "input": "a"})).truncate
+    assert not native(dumps({"model": "m", "input": "a", "truncate": False})).truncate
+    assert not other(dumps({"model": "m", "input": "a"})).truncate
 
 
-@pytest.mark.parametrize("value", [5, {}, [5], [["a"]], [[1, 2]], None, ["x"] * 5000])
+WRONG: list[Json] = [
+    5,
+    {},
+    [5.5],
+    [["a"]],
+    [[1, 2], "a"],
+    None,
+    ["x"] * 5000,
+    [True],
+    [[]],
+    [1, -1],
+]
+
+
+@pytest.mark.parametrize("value", WRONG)
 @pytest.mark.parametrize("read", [openai_embeddings.decode, embeddings.decode])
 def test_embedding_input_of_a_wrong_kind_is_refused(read: Any, value: Json) -> None:
     if value is None and read is embeddings.decode:

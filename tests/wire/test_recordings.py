@@ -216,17 +216,18 @@ def test_a_reply_that_means_nothing_is_nonsense(module: Any, body: bytes) -> Non
 
 
 def test_embeddings_are_read_in_all_their_shapes() -> None:
-    native = ollama_embeddings.read(bytes_of("inference/embed_batch"))
-    assert (len(native.vectors), native.prompt_tokens) == (2, 7)
-    assert ollama_embeddings.read(bytes_of("inference/embed_empty")).vectors == ()
-    floats = openai_embeddings.read(bytes_of("openai/embeddings"))
-    packed = openai_embeddings.read(bytes_of("openai/embeddings_base64"))
-    assert len(floats.vectors[0]) == len(packed.vectors[1]) == 32
-    assert packed.vectors[0] == pytest.approx(native.vectors[0], rel=1e-6)
+    native = ollama_embeddings.read(bytes_of("inference/embed_batch"), 2)
+    assert native.prompt_tokens == 7
+    assert ollama_embeddings.read(bytes_of("inference/embed_empty"), 0) == []
+    floats = openai_embeddings.read(bytes_of("openai/embeddings"), 1)
+    packed = openai_embeddings.read(bytes_of("openai/embeddings_base64"), 2)
+    assert len(floats[0]) == len(packed[1]) == 32
+    assert packed[0] == pytest.approx(native[0], rel=1e-6)
     with pytest.raises(UpstreamRefused):
-        ollama_embeddings.read(bytes_of("inference/chat_unload_missing"))
-    with pytest.raises(UpstreamNonsense):
-        openai_embeddings.read(b"{}")
+        ollama_embeddings.read(bytes_of("inference/chat_unload_missing"), 1)
+    for body, count in ((b"{}", 1), (bytes_of("openai/embeddings"), 5)):
+        with pytest.raises(UpstreamNonsense):
+            openai_embeddings.read(body, count)
 
 
 # --- our answers have the shape of theirs ---------------------------------------------------

@@ -240,8 +240,8 @@ def test_embeddings_validate(encoding: str) -> None:
     found = CreateEmbeddingResponse.model_validate_json(body) if encoding == "float" else None
     if found is not None:
         assert found.data[0].embedding == [0.5, -1.0]
-    assert embeddings.read(body).vectors == ((0.5, -1.0),)
-    assert embeddings.read(body).prompt_tokens == 3
+    read = embeddings.read(body, 1)
+    assert (read, read.prompt_tokens, read.model) == ([[0.5, -1.0]], 3, "e")
 
 
 # --- Anthropic ---------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_ollama_embeddings_validate() -> None:
     body = ollama_embeddings.answer([[0.5, 1.0]], model="m", prompt_tokens=2, elapsed_s=1)
     found = EmbedResponse.model_validate_json(body)
     assert [list(vector) for vector in found.embeddings] == [[0.5, 1.0]]
-    assert ollama_embeddings.read(body).vectors == ((0.5, 1.0),)
+    assert ollama_embeddings.read(body, 1) == [[0.5, 1.0]]
     assert json.loads(ollama_embeddings.answer_legacy([])) == {"embedding": []}
 
 

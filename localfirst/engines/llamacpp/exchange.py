@@ -13,11 +13,11 @@ from localfirst.engines.base import Limits
 from localfirst.engines.llamacpp.about import About
 from localfirst.engines.llamacpp.plan import with_model_defaults
 from localfirst.engines.llamacpp.runner import Runner
-from localfirst.errors import UpstreamError, UpstreamNonsense, UpstreamRefused
+from localfirst.errors import UpstreamError, UpstreamRefused
 from localfirst.events import Event, Opened, Vectors
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, ChatRequest, Dialect, Json
-from localfirst.wire.openai import events, requests
+from localfirst.wire.openai import embeddings, events, requests
 
 ERROR_BYTES = 2**20
 REPLY_BYTES = 64 * 2**20
@@ -190,25 +190,4 @@ async def embed(
         if (found := refusals.overflow(body)) is not None and found.prompt_tokens:
             raise refusals.too_long(found)
         raise UpstreamRefused(response.status, body, response.headers)
-    try:
-        made = msgspec.json.decode(body, type=_Embeddings)
-    except msgspec.DecodeError as error:
-        raise UpstreamNonsense(f"no embeddings: {error}") from error
-    if len(made.data) != len(texts):
-        raise UpstreamNonsense(f"{len(made.data)} embeddings for {len(texts)} texts")
-    rows = (item.embedding for item in sorted(made.data, key=lambda item: item.index))
-    return Vectors(rows, made.usage.prompt_tokens)
-
-
-class _Embedding(msgspec.Struct):
-    embedding: list[float]
-    index: int = 0
-
-
-class _Counted(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-
-
-class _Embeddings(msgspec.Struct):
-    data: list[_Embedding]
-    usage: _Counted = _Counted()
+    return embeddings.read(body, len(texts))

@@ -81,9 +81,11 @@ async def _embed(gateway: Gateway, request: Request, wanted: wire.EmbedRequest) 
         options["keep_alive"] = wanted.keep_alive
     if wanted.options:
         options["options"] = wanted.options
+    if wanted.extra:
+        options["extra"] = wanted.extra
     try:
         found = await gateway.runtime.embed(
-            wanted.model, list(wanted.texts), options, local_only=_asked_local_only(request)
+            wanted.model, wanted.texts, options, local_only=_asked_local_only(request)
         )
     except UpstreamError as error:
         raise EngineUnavailable(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from localfirst.errors import UpstreamNonsense
-from localfirst.types import Json
+from localfirst.events import Vectors
 from localfirst.wire import strict_json
 from localfirst.wire.fields import Fields, refuse
 from localfirst.wire.ollama.answers import NANOSECONDS
@@ -17,9 +17,8 @@ from localfirst.wire.ollama.decode import model_of
 from localfirst.wire.openai.answers import ENCODER
 from localfirst.wire.openai.embeddings import (
     MAX_DIMENSIONS,
-    EmbedAnswer,
     EmbedRequest,
-    input_of,
+    texts_of,
 )
 from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.refusal import in_band, is_error_object
@@ -34,11 +33,10 @@ def decode(body: bytes) -> EmbedRequest:
     """
     fields = Fields(strict_json.load_object(body))
     refuse(set(fields.values))
-    texts, single = input_of(fields)
+    texts = texts_of(fields)
     return EmbedRequest(
         model=model_of(fields),
-        texts=() if texts == ("",) else texts,
-        single=single,
+        texts=[] if texts == [""] else texts,
         dimensions=fields.integer("dimensions", 1, MAX_DIMENSIONS),
         # This endpoint cuts what is too long unless told not to, and its users know.
         truncate=fields.flag("truncate") is not False,
@@ -54,27 +52,10 @@ def decode_legacy(body: bytes) -> EmbedRequest:
     prompt = fields.text("prompt")
     return EmbedRequest(
         model=model_of(fields),
-        texts=(prompt,) if prompt else (),
-        single=True,
+        texts=[prompt] if prompt else [],
         keep_alive=keep_alive_of(fields),
         options=options_of(fields),
     )
-
-
-def encode(request: EmbedRequest, model: str) -> bytes:
-    """The body of `/api/embed` at a daemon; a text is cut only for who asked for that."""
-    fields: dict[str, Json] = {
-        "model": model,
-        "input": list(request.texts),
-        "truncate": bool(request.truncate),
-    }
-    if request.dimensions is not None:
-        fields["dimensions"] = request.dimensions
-    if request.keep_alive is not None:
-        fields["keep_alive"] = request.keep_alive
-    if request.options:
-        fields["options"] = request.options
-    return ENCODER.encode(fields)
 
 
 class _Answer(msgspec.Struct):
@@ -85,13 +66,13 @@ class _Answer(msgspec.Struct):
 _ANSWER = msgspec.json.Decoder(_Answer)
 
 
-def read(body: bytes) -> EmbedAnswer:
+def read(body: bytes, count: int) -> Vectors:
     """
-    A daemon's answer to `/api/embed`.
+    A daemon's answer to `/api/embed` for *count* texts.
 
     Raises:
         UpstreamRefused: an error in spite of the status.
-        UpstreamNonsense: no embeddings in it.
+        UpstreamNonsense: other than so many embeddings in it.
     """
     try:
         found = _ANSWER.decode(body)
@@ -99,9 +80,9 @@ def read(body: bytes) -> EmbedAnswer:
         if is_error_object(body):
             raise in_band(body) from exc
         raise UpstreamNonsense(f"no embeddings in the answer: {exc}") from exc
-    return EmbedAnswer(
-        vectors=tuple(map(tuple, found.embeddings)), prompt_tokens=found.prompt_eval_count or 0
-    )
+    if len(found.embeddings) != count:
+        raise UpstreamNonsense(f"{len(found.embeddings)} embeddings for {count} texts")
+    return Vectors(found.embeddings, found.prompt_eval_count or 0)
 
 
 def answer(
