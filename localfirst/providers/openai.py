@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.errors import UpstreamNonsense
 from localfirst.events import Event, Vectors
 from localfirst.providers.cloud import CloudBackend, Encoded, Reader
 from localfirst.providers.spec import Provider
 from localfirst.transport.upstream import UpstreamClient
-from localfirst.types import Call, Clock, Dialect, Json
-from localfirst.wire.openai import events, requests
+from localfirst.types import Call, Clock, Dialect, Json, Texts
+from localfirst.wire.openai import embeddings, events, requests
 from localfirst.wire.quirks import Quirks
 
 EMBED_BYTES = 64 * 2**20
@@ -53,52 +52,24 @@ class OpenAIBackend(CloudBackend):
     async def embed(
         self,
         model: str,
-        texts: list[str],
+        texts: Texts,
         options: dict[str, Json] | None = None,
         *,
         key_label: str = "",
         local_only: bool = False,
     ) -> Vectors:
         """
-        Embeddings of *texts*, in their order; *options* may hold `dimensions`.
+        Embeddings of *texts*, in their order; *options* may hold `dimensions` and `extra`.
 
         Raises:
             UpstreamError: refused, broken, or no embeddings in the answer.
         """
-        fields: dict[str, Json] = {"model": model, "input": texts, "encoding_format": "float"}
-        if dimensions := (options or {}).get("dimensions"):
-            fields["dimensions"] = dimensions
         response = await self._upstream.send(
             self.provider.base_url + "/embeddings",
             headers=self._headers_for(key_label),
-            body=msgspec.json.encode(fields),
+            body=embeddings.encode(model, texts, options or {}),
             local_only=local_only,
         )
         if response.status >= 400:
             raise await self._refusal(response)
-        return _vectors(await response.read(EMBED_BYTES), len(texts))
-
-
-class _Vector(msgspec.Struct):
-    embedding: list[float]
-    index: int = 0
-
-
-class _Counted(msgspec.Struct, frozen=True):
-    prompt_tokens: int = 0
-
-
-class _Vectors(msgspec.Struct):
-    data: list[_Vector]
-    usage: _Counted | None = None
-
-
-def _vectors(body: bytes, count: int) -> Vectors:
-    try:
-        found = msgspec.json.decode(body, type=_Vectors)
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise UpstreamNonsense(f"no embeddings: {error}") from error
-    if len(found.data) != count:
-        raise UpstreamNonsense(f"{len(found.data)} embeddings for {count} texts")
-    rows = (item.embedding for item in sorted(found.data, key=lambda item: item.index))
-    return Vectors(rows, found.usage.prompt_tokens if found.usage else 0)
+        return embeddings.read(await response.read(EMBED_BYTES), len(texts))
