@@ -86,7 +86,7 @@ def _server(settings: dict[str, Any]) -> Any:
     params.offline = True
     params.ui = False
     params.endpoint_slots = False
-    params.cache_ram_mib = settings["cache_mib"]
+    params.cache_ram_mib = 0  # kept prompts take memory that no prediction counts
     params.n_ctx_checkpoints = settings["checkpoints"]
     params.cors_origins = ""
     params.cors_origins_explicit = True
@@ -102,10 +102,10 @@ def _optional(llama: Any, params: Any, settings: dict[str, Any]) -> None:
     if settings["threads"]:
         params.cpuparams.n_threads = settings["threads"]
         params.cpuparams_batch.n_threads = settings["threads"]
+    if settings["batch"]:
+        params.n_batch = params.n_ubatch = settings["batch"]
     if settings["embedding"]:
         params.embedding = True
-        # Encoders see a text in one batch (llama.cpp, tools/server/README.md).
-        params.n_batch = params.n_ubatch = max(512, min(settings["context_tokens"], 8192))
         if settings["pooling"]:
             params.pooling_type = getattr(
                 llama.llama_pooling_type, f"LLAMA_POOLING_TYPE_{settings['pooling'].upper()}"

@@ -84,9 +84,13 @@ async def bench(folder: Path, settings: Settings) -> AsyncIterator[Bench]:
 
 def install(store: Store, name: str, template: str, go_template: str = "") -> None:
     """A toy model whose file has *template* of its own, or none, and a layer *go_template*."""
-    store.prepare()
-    path = store.root / "toy.gguf"
+    path = store.prepare() / "toy.gguf"
     toy.write(path, template=template)
+    put(store, name, path, go_template)
+
+
+def put(store: Store, name: str, path: Path, go_template: str = "") -> None:
+    """The model file at *path*, and a layer *go_template* if there is one."""
     config = toy.config_json()
     layers = []
     for kind, data in (("model", path.read_bytes()), ("template", go_template.encode())):

@@ -19,11 +19,12 @@ from localfirst.errors import (
     UpstreamRefused,
 )
 from localfirst.events import Opened, Progress, Relayed, TextDelta
-from localfirst.models import toy
+from localfirst.models import gguf, toy, toy_gguf
+from localfirst.models.gguf_types import TensorType
 from localfirst.settings import LocalSettings
 from localfirst.transport import process
 from localfirst.types import Call, Dialect, Needs
-from tests.fakes.embedded_bench import ROOMY, Bench, freeze, install, run
+from tests.fakes.embedded_bench import ROOMY, Bench, freeze, install, put, run
 from tests.fakes.engine_bench import (
     ask,
     call_of,
@@ -216,6 +217,25 @@ def test_embeddings_have_the_models_width_and_can_be_shortened(tmp_path: Path) -
         assert vectors[0] != pytest.approx(vectors[1], abs=1e-4)
         short = await bench.engine.embed("tiny", ["one"], {"dimensions": 8})
         assert sum(value * value for value in short[0]) == pytest.approx(1.0)
+
+    run(tmp_path, test)
+
+
+def test_vectors_of_a_last_token_take_no_more_memory_than_was_counted_on(tmp_path: Path) -> None:
+    """Logits of a whole text would be a gigabyte here, and none of them is wanted."""
+    path = tmp_path / "model.gguf"
+    shape = toy.Shape(vocab=60_000)
+    toy.write(path, vocab=shape.vocab)
+    tensors = [(one.name, one.shape, TensorType(one.type)) for one in gguf.read_file(path).tensors]
+    pairs = toy.keys(shape) | {"llama.pooling_type": 3}
+    toy_gguf.write(path, pairs, tensors, fill=toy_gguf.noise)
+
+    async def test(bench: Bench) -> None:
+        put(bench.store, "last", path)
+        vectors = await bench.engine.embed("last", ["hello" * 380], {})
+        assert vectors.prompt_tokens > 1800
+        model = next(m for m in (await bench.engine.status()).models if m.name == "last:latest")
+        assert 0 < model.loaded_bytes < 600 * 2**20
 
     run(tmp_path, test)
 

@@ -112,7 +112,6 @@ def context(**given: int) -> int:
         "max_tokens": 0,
         "usual": 4096,
         "window": 131072,
-        "largest": 0,
     }
     return context_for(**usual | given)
 
@@ -127,8 +126,6 @@ def context(**given: int) -> int:
         ({"prompt_tokens": 4000, "max_tokens": 100}, 8192),
         ({"window": 2048}, 2048),
         ({"prompt_tokens": 10**6}, 131072),
-        ({"largest": 1024}, 1024),
-        ({"largest": 1}, 512),
         ({"window": 128}, 128),
     ],
 )

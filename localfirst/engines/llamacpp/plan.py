@@ -45,7 +45,6 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
     batch: int = 0
     checkpoints: int = 2
     threads: int = 0
-    cache_mib: int = 0
     mapped: bool = True
 
 
@@ -60,7 +59,7 @@ def embedding_batch(context_tokens: int, pooling: str) -> int:
 
 
 def context_for(
-    *, asked: int, prompt_tokens: int, max_tokens: int, usual: int, window: int, largest: int
+    *, asked: int, prompt_tokens: int, max_tokens: int, usual: int, window: int
 ) -> int:
     """
     The context to load with, in tokens.
@@ -71,7 +70,6 @@ def context_for(
         max_tokens: room wanted for the answer, 0 when not said.
         usual: the configured or customary size.
         window: what the model was trained for, 0 unknown.
-        largest: what memory allows, 0 unknown.
 
     Sizes above the usual are powers of two, so that requests of many lengths share one load.
     """
@@ -79,9 +77,8 @@ def context_for(
     needed = prompt_tokens + (max_tokens or 256)
     while wanted < needed:
         wanted = 2 ** wanted.bit_length()
-    for limit in (window, largest):
-        if limit > 0:
-            wanted = min(wanted, limit)
+    if window:
+        wanted = min(wanted, window)
     return max(wanted, min(MIN_CONTEXT_TOKENS, window or MIN_CONTEXT_TOKENS))
 
 

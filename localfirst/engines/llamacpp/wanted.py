@@ -30,7 +30,6 @@ def chat_plan(about: About, call: Call | None, num_ctx: int) -> ChildPlan:
         max_tokens=needs.max_tokens,
         usual=usual,
         window=about.context_tokens,
-        largest=0,
     )
     return ChildPlan(
         model=about.path,
@@ -54,7 +53,6 @@ def longer_plan(
         max_tokens=call.needs.max_tokens,
         usual=plan.context_tokens,
         window=about.context_tokens,
-        largest=0,
     )
     if size <= max(found.prompt_tokens, plan.context_tokens):
         return None
@@ -70,7 +68,6 @@ def embed_plan(about: About, texts: list[str]) -> ChildPlan:
         max_tokens=1,
         usual=EMBED_CONTEXT_TOKENS,
         window=about.context_tokens,
-        largest=0,
     )
     return ChildPlan(
         model=about.path,
