@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from localfirst.types import Call, Json
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+from localfirst.wire import options
 
 
 def seconds_of(keep_alive: str | float | None, usual: float) -> float:
     """Ollama's `keep_alive` in seconds: a number, or a Go duration such as `1h30m`."""
-    if keep_alive is None:
-        return usual
-    if isinstance(keep_alive, int | float):
-        return float(keep_alive)
-    text = keep_alive.strip()
-    pieces = re.findall(r"([\d.]+)(ms|s|m|h)", text)
-    if not pieces:
-        return usual
-    total = sum(float(number) * _UNITS[unit] for number, unit in pieces)
-    return -total if text.startswith("-") else total
+    said = options.seconds_of(keep_alive) if isinstance(keep_alive, str) else keep_alive
+    return usual if said is None else float(said)
 
 
 def said(call: Call, field: str) -> Json:
