@@ -19,8 +19,13 @@ NAMED = 3
 
 def shape_of(manifest: Manifest, head: bytes) -> ModelShape:
     """The model's shape from the first bytes of its file, else from its size alone."""
+    weights, projector = manifest.weights, manifest.first("projector")
     try:
-        return fit.shape_from_gguf(gguf.read_header(head), manifest.size_bytes)
+        return fit.shape_from_gguf(
+            gguf.read_header(head),
+            weights.size_bytes if weights else manifest.size_bytes,
+            projector_bytes=projector.size_bytes if projector else 0,
+        )
     except gguf.GgufInvalid:
         return fit.shape_from_size(manifest.size_bytes)
 

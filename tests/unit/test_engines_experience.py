@@ -19,8 +19,9 @@ from localfirst.engines.llamacpp.exchange import spoken
 from localfirst.events import Event, Finished, FinishReason, Relayed, TextDelta, Usage
 from localfirst.machine import fit
 from localfirst.machine.fit import Fit, Gpu, Hardware, Placement, Verdict
-from localfirst.models import toy
+from localfirst.models import manifest, names, toy
 from localfirst.models.store import Store
+from localfirst.runtime import fitness
 from tests.fakes.engine_bench import NO_REAL, REAL, ask, collect, fake_daemon, real_daemon, run
 from tests.faults.test_engine_local import bench
 
@@ -449,3 +450,29 @@ def test_answers_that_share_the_machine_teach_no_speed(tmp_path: Path) -> None:
             assert not model.measured_tokens_per_s
 
     run(test)
+
+
+def test_an_image_encoder_counts_for_the_list_and_for_the_download(tmp_path: Path) -> None:
+    """It lies in a blob of its own, and works in a gigabyte of its own."""
+    blind = listed(tmp_path)
+    store = Store(tmp_path)
+    plain = store.get("tiny").manifest
+    assert plain.config is not None and plain.weights is not None
+    encoder = manifest.Layer(
+        media_type=f"{manifest.LAYER_PREFIX}projector",
+        digest="sha256:" + "ab" * 32,
+        size_bytes=600 * MIB,
+    )
+    seeing = manifest.build(plain.config, (*plain.layers, encoder))
+    head = store.blob_path(plain.weights.digest).read_bytes()
+    expected = 600 * MIB + 1024 * MIB
+    downloads = [fitness.predict(one, head, ROOMY) for one in (plain, manifest.parse(seeing))]
+    assert downloads[1].needed_bytes - downloads[0].needed_bytes == expected
+    judge = Judge(Shelf(store), lambda: ROOMY)
+    before = judged(judge, blind).needed_bytes
+    store.put_manifest(names.parse("tiny"), seeing)
+    digest = store.get("tiny").digest
+    status = msgspec.structs.replace(
+        blind, models=(msgspec.structs.replace(blind.models[0], digest=digest),)
+    )
+    assert judged(judge, status).needed_bytes - before == expected

@@ -74,7 +74,6 @@ def read(store: Store, stored: StoredModel) -> About:
     """
     path = store.model_file(stored.ref)
     header = gguf.read_file(path)
-    size_bytes = path.stat().st_size
     projector = stored.manifest.first("projector")
     template = header.text("tokenizer.chat_template")
     go_template = store.text(stored.ref, "template")
@@ -91,7 +90,9 @@ def read(store: Store, stored: StoredModel) -> About:
         system=store.text(stored.ref, "system"),
         params=store.params(stored.ref),
         capabilities=capabilities(header, template + go_template, vision=projector is not None),
-        shape=fit.shape_from_gguf(header, size_bytes),
+        shape=fit.shape_from_gguf(
+            header, path.stat().st_size, projector_bytes=projector.size_bytes if projector else 0
+        ),
         parameters=str(config.get("model_type", "")),
         quantization=str(config.get("file_type", "")) or header.quantization,
     )
