@@ -22,8 +22,6 @@ from localfirst.machine.probe import Outcome, Question, ask_all
 from localfirst.machine.processor import processor
 from localfirst.machine.readers import Ram, Readers, Space, Tree, this_machine
 
-__all__ = ["Cpu", "Disk", "Gpu", "Hardware", "measure"]
-
 FILES_S = 1.0  # files of the kernel's own answer in microseconds
 DISK_S = 2.0  # a network drive may be gone
 DRIVER_S = 6.0  # a cold NVIDIA driver takes 2 to 4 s to come up without persistence mode

@@ -22,6 +22,7 @@ import msgspec
 
 from localfirst.models import toy_gguf
 from localfirst.models.gguf_types import BLOCK, TensorType
+from localfirst.models.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer, build
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
@@ -147,19 +148,18 @@ def publish(
     blobs.mkdir(parents=True, exist_ok=True)
     raw = blobs / "toy.gguf.part"
     write(raw, seed=seed, **msgspec.structs.asdict(shape))
-    layers = [_file_blob(blobs, raw)]
-    for kind, text in (("template", template), ("system", system)):
-        if text:
-            layers.append(_layer(blobs, kind, text.encode()))
+    layers = [_moved(blobs, raw)]
     given = params if params is not None else {"stop": ["</s>"]}
-    layers.append(_layer(blobs, "params", json.dumps(given, separators=(",", ":")).encode()))
-    config = _blob(blobs, config_json(shape, digest=str(layers[0]["digest"])))
-    config["mediaType"] = "application/vnd.docker.container.image.v1+json"
-    manifest = _manifest(config, layers)
+    told = json.dumps(given, separators=(",", ":"))
+    for kind, text in (("template", template), ("system", system), ("params", told)):
+        if text:
+            layers.append(_blob(blobs, LAYER_PREFIX + kind, text.encode()))
+    config = _blob(blobs, CONFIG_TYPE, config_json(shape, digest=layers[0].digest))
+    manifest = build(config, tuple(layers))
     place = folder / "manifests" / host / name / tag
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(manifest)
-    digests = [str(part["digest"]) for part in [*layers, config]]
+    digests = [part.digest for part in (*layers, config)]
     return Published(
         name=f"{name}:{tag}",
         manifest=manifest,
@@ -172,36 +172,21 @@ def publish(
 # --- the store ---------------------------------------------------------------------------
 
 
-def _manifest(config: dict[str, object], layers: list[dict[str, object]]) -> bytes:
-    document = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-        "config": config,
-        "layers": layers,
-    }
-    return json.dumps(document, separators=(",", ":")).encode()
-
-
-def _file_blob(blobs: Path, raw: Path) -> dict[str, object]:
+def _moved(blobs: Path, raw: Path) -> Layer:
+    """The model's file, by its digest's name from now on."""
     with raw.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size_bytes = raw.stat().st_size
     raw.replace(blobs / f"sha256-{digest}")
-    return {
-        "mediaType": "application/vnd.ollama.image.model",
-        "digest": f"sha256:{digest}",
-        "size": size_bytes,
-    }
+    return Layer(
+        media_type=f"{LAYER_PREFIX}model", digest=f"sha256:{digest}", size_bytes=size_bytes
+    )
 
 
-def _blob(blobs: Path, data: bytes) -> dict[str, object]:
+def _blob(blobs: Path, media_type: str, data: bytes) -> Layer:
     digest = hashlib.sha256(data).hexdigest()
     (blobs / f"sha256-{digest}").write_bytes(data)
-    return {"mediaType": "", "digest": f"sha256:{digest}", "size": len(data)}
-
-
-def _layer(blobs: Path, kind: str, data: bytes) -> dict[str, object]:
-    return _blob(blobs, data) | {"mediaType": f"application/vnd.ollama.image.{kind}"}
+    return Layer(media_type=media_type, digest=f"sha256:{digest}", size_bytes=len(data))
 
 
 # --- the file ----------------------------------------------------------------------------

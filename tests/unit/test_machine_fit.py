@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from localfirst.machine import fit
 from localfirst.machine.fit import Hardware, Layer, ModelShape, Verdict
-from localfirst.machine.fit.memory import ollama_estimate_bytes
 from localfirst.models import gguf, toy
 
 MIB = 2**20
@@ -56,13 +55,6 @@ def test_cache_of_gemma3_4b_counts_windows() -> None:
         Layer(key=wide, value=wide, window=0 if (i + 1) % 6 == 0 else 1024) for i in range(34)
     )
     assert fit.kv_bytes(ModelShape(layers=layers), 8192, batch=512) == 350_224_384
-
-
-def test_ollamas_own_estimate_of_llama2() -> None:
-    shape = dense(32, 32, 128)
-    blob = 3_826_781_184
-    found = [ollama_estimate_bytes(shape, blob, context) for context in (4096, 2048)]
-    assert found == [5_974_264_832, 4_900_523_008]
 
 
 @pytest.mark.parametrize(("context", "expected_mib"), [(4096, 296), (2048, 164)])

@@ -345,23 +345,6 @@ def test_unified_memory_is_freed_for_both() -> None:
     assert (freed.ram_available_bytes, freed.gpus[0].free_bytes) == (8 * GIB, 7 * GIB)
 
 
-@pytest.mark.parametrize(
-    ("gpus", "window", "expected"),
-    [
-        ((), 0, 4096),
-        ((card(12),), 0, 4096),
-        ((card(24),), 0, 32_768),
-        ((card(24), card(24, index=1)), 0, 262_144),
-        ((card(24),), 8192, 8192),
-        ((card(24, usable=False),), 0, 4096),
-    ],
-)
-def test_the_context_that_ollama_takes_unasked(
-    gpus: tuple[Gpu, ...], window: int, expected: int
-) -> None:
-    assert fit.default_context_tokens(machine(64, *gpus), model_tokens=window) == expected
-
-
 # --- speed -------------------------------------------------------------------------------------
 
 

@@ -12,20 +12,6 @@ from localfirst.models.gguf import GgufHeader
 from localfirst.models.store import Store, StoredModel
 from localfirst.types import Clock, Json
 
-# Encoders: they embed and do not speak (ggml-org/llama.cpp src/llama-arch.cpp).
-ENCODERS = {
-    "bert",
-    "modern-bert",
-    "nomic-bert",
-    "nomic-bert-moe",
-    "neo-bert",
-    "jina-bert-v2",
-    "jina-bert-v3",
-    "eurobert",
-    "gemma-embedding",
-    "t5encoder",
-}
-
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """
@@ -100,7 +86,7 @@ def read(store: Store, stored: StoredModel) -> About:
 
 def capabilities(header: GgufHeader, templates: str, *, vision: bool) -> tuple[str, ...]:
     """What a model can do, in Ollama's words and by the marks Ollama goes by."""
-    if header.architecture in ENCODERS:
+    if header.architecture in fit.ENCODERS:
         return ("embedding",)
     found = ["completion"]
     if "tools" in templates or ".Tools" in templates:

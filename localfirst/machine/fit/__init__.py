@@ -11,6 +11,7 @@ from localfirst.machine.fit.facts import (
     Placement,
     Verdict,
 )
+from localfirst.machine.fit.layers import ENCODERS
 from localfirst.machine.fit.measured import BELIEVED, Measured, corrected
 from localfirst.machine.fit.memory import (
     checkpoint_bytes,
@@ -21,7 +22,7 @@ from localfirst.machine.fit.memory import (
     kv_bytes,
 )
 from localfirst.machine.fit.pools import CONTEXT_BYTES
-from localfirst.machine.fit.room import at_rest, default_context_tokens, freed
+from localfirst.machine.fit.room import at_rest, freed
 from localfirst.machine.fit.shape import shape_from_gguf, shape_from_size
 from localfirst.machine.fit.verdict import EMBEDDED, OLLAMA, Loading, predict, shown
 
@@ -29,6 +30,7 @@ __all__ = [
     "BELIEVED",
     "CONTEXT_BYTES",
     "EMBEDDED",
+    "ENCODERS",
     "OLLAMA",
     "Cpu",
     "Disk",
@@ -47,7 +49,6 @@ __all__ = [
     "compute_bytes",
     "corrected",
     "default_batch",
-    "default_context_tokens",
     "embedding_batch",
     "freed",
     "kv_bytes",

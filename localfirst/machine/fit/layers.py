@@ -17,23 +17,22 @@ from localfirst.models.gguf import GgufHeader
 MOST_LAYERS = 4096
 MOST = 2**24  # of any one dimension; the widest models known are 2**18
 
-# Architectures without any cache (llama.cpp, `create_memory` in src/llama-model.cpp).
+# They embed and do not speak (llama.cpp, src/llama-arch.cpp).
 ENCODERS = {
     "bert",
-    "dream",
     "eurobert",
     "gemma-embedding",
     "jina-bert-v2",
     "jina-bert-v3",
-    "llada",
-    "llada-moe",
     "modern-bert",
     "neo-bert",
     "nomic-bert",
     "nomic-bert-moe",
-    "rnd1",
     "t5encoder",
 }
+# With those that write a whole text at once, all that have no cache (llama.cpp,
+# `create_memory` in src/llama-model.cpp).
+CACHELESS = ENCODERS | {"dream", "llada", "llada-moe", "rnd1"}
 
 # Layer i attends within the window only, for architectures whose older files do not say it
 # (llama.cpp, `set_swa_pattern` in src/llama-model.cpp).
@@ -74,7 +73,7 @@ def layers_of(header: GgufHeader) -> tuple[Layer, ...]:
     count = size(header, "block_count")
     if not 0 < count <= MOST_LAYERS:
         return ()
-    if header.architecture in ENCODERS:
+    if header.architecture in CACHELESS:
         return (Layer(window=size(header, "attention.sliding_window")),) * count
     latent = _latent(header)
     kv_heads, heads = _kv_heads(header, count), heads_of(header)

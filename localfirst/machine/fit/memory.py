@@ -158,14 +158,3 @@ def graph_bytes(shape: ModelShape, context_tokens: int, *, batch: int) -> int:
     if shape.architecture in MANY_NODES:
         nodes = max(40 * min(batch, context_tokens), 32 * shape.tensors)
     return NODE_BYTES * max(0, nodes - LEAST_NODES)
-
-
-def ollama_estimate_bytes(shape: ModelShape, file_bytes: int, context_tokens: int) -> int:
-    """
-    What Ollama itself reckons with when it chooses among GPUs and evicts models.
-
-    Coarse on purpose: file and a half-precision cache, no windows, no buffers
-    (`PredictServerVRAM` in llm/llama_server.go).
-    """
-    widths = [layer.key + layer.value for layer in shape.layers if layer.key]
-    return file_bytes + len(shape.layers) * min(widths, default=0) * context_tokens * 2

@@ -1,8 +1,4 @@
-"""
-The same machine in another moment: with its idle models unloaded, or with nothing else running.
-
-Also what Ollama makes of a machine's size when nobody tells it a context.
-"""
+"""The same machine in another moment: its idle models unloaded, or with nothing else running."""
 
 from __future__ import annotations
 
@@ -10,12 +6,7 @@ import msgspec
 
 from localfirst.machine.fit.facts import Gpu, Hardware
 
-GIB = 2**30
 AT_REST = 0.93  # of all memory; the rest is the system's own on a machine that does nothing
-
-# GPU memory to context, from the top (Ollama, server/routes.go, `defaultNumCtx`).
-DEFAULT_CONTEXTS = ((47 * GIB, 262_144), (23 * GIB, 32_768))
-SMALL_CONTEXT = 4096
 
 
 def freed(hardware: Hardware, *, ram_bytes: int = 0, vram_bytes: int = 0) -> Hardware:
@@ -52,18 +43,6 @@ def at_rest(hardware: Hardware) -> Hardware:
         for gpu in hardware.gpus
     )
     return msgspec.structs.replace(hardware, ram_available_bytes=available, gpus=gpus)
-
-
-def default_context_tokens(hardware: Hardware, *, model_tokens: int = 0) -> int:
-    """
-    The context that Ollama loads a model with when nobody says one.
-
-    By the GPUs' memory together; cut to the model's own window when that is given. Not
-    where `OLLAMA_CONTEXT_LENGTH` or the model's own parameters say otherwise.
-    """
-    total = sum(gpu.total_bytes for gpu in hardware.gpus if gpu.usable)
-    found = next((size for least, size in DEFAULT_CONTEXTS if total >= least), SMALL_CONTEXT)
-    return min(found, model_tokens) if model_tokens else found
 
 
 def _used(gpu: Gpu) -> int:

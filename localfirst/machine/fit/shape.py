@@ -8,7 +8,7 @@ too small.
 from __future__ import annotations
 
 from localfirst.machine.fit.facts import ModelShape
-from localfirst.machine.fit.layers import ENCODERS, heads_of, layers_of, size, sizes
+from localfirst.machine.fit.layers import CACHELESS, heads_of, layers_of, size, sizes
 from localfirst.models.gguf import GgufHeader, LongArray
 from localfirst.models.gguf_types import TensorType
 
@@ -27,7 +27,7 @@ def shape_from_gguf(
     architecture, a layer count, or anything to say of its cache gives `shape_from_size`.
     """
     layers = layers_of(header)
-    encodes = bool(layers) and header.architecture in ENCODERS
+    encodes = bool(layers) and header.architecture in CACHELESS
     if not encodes and not any(layer.key or layer.state_bytes for layer in layers):
         return shape_from_size(file_size_bytes + projector_bytes)
     weights = sum(tensor.size_bytes for tensor in header.tensors)
@@ -98,7 +98,7 @@ def _attention(header: GgufHeader) -> int:
     if rank:
         latent = rank + size(header, "rope.dimension_count", 64)
         return heads * (2 * latent + size(header, "attention.value_length_mla", 128))
-    if header.architecture in ENCODERS:
+    if header.architecture in CACHELESS:
         # Of the stream's copies fewer live beside them; keys and values in half precision.
         return 3 * size(header, "embedding_length") // 2
     kv_heads = max(sizes(header, "attention.head_count_kv"), default=0)
