@@ -123,15 +123,15 @@ def _disk(tree: Tree, store: Path, space: Space | None) -> Disk:
         path=str(store),
         free_bytes=space.free,
         total_bytes=space.total,
-        filesystem=_filesystem(tree, store),
+        filesystem=_filesystem(tree, Path(space.place) if space.place else store),
         read_only=space.read_only,
     )
 
 
-def _filesystem(tree: Tree, store: Path) -> str:
-    """The type of the mount that holds *store*, from /proc/self/mountinfo (proc(5))."""
+def _filesystem(tree: Tree, folder: Path) -> str:
+    """The type of the mount that holds *folder*, from /proc/self/mountinfo (proc(5))."""
     best, kind = -1, ""
-    place = PurePosixPath(store.as_posix())
+    place = PurePosixPath(folder.as_posix())
     for line in tree.text("/proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from localfirst.transport import process
+from localfirst.transport import files, process
 
 READ_BYTES = 2**20  # /proc/cpuinfo of a machine with 512 threads is half of this
 SMI_FIELDS = ("index", "name", "uuid", "memory.total", "memory.free", "driver_version")
@@ -74,11 +74,12 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Space(msgspec.Struct, frozen=True, kw_only=True):
-    """A file system's room, as an unprivileged user has it."""
+    """A file system's room, as an unprivileged user has it; `place` is the folder without links."""
 
     free: int
     total: int
     read_only: bool = False
+    place: str = ""
 
 
 class NvmlDevice(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,11 +146,15 @@ def _ram() -> Ram:
 def _space(path: Path) -> Space:
     import shutil
 
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    usage = shutil.disk_usage(path)
+    folder = files.existing_parent(path)
+    usage = shutil.disk_usage(folder)
     # `disk_usage` counts what is reserved for root as used, which is what a user has.
-    return Space(free=usage.free, total=usage.total, read_only=not os.access(path, os.W_OK))
+    return Space(
+        free=usage.free,
+        total=usage.total,
+        read_only=not os.access(folder, os.W_OK),
+        place=os.path.realpath(path),
+    )
 
 
 def _affinity() -> int:

@@ -273,6 +273,22 @@ def test_this_machine_is_measured() -> None:
     assert found.disk.total_bytes >= found.disk.free_bytes > 0
 
 
+def test_a_store_behind_a_link_is_on_the_disk_that_it_leads_to(tmp_path: Path) -> None:
+    """People move `.ollama` to another disk and leave a link behind."""
+    there, link = tmp_path / "mnt" / "models", tmp_path / "link"
+    there.mkdir(parents=True)
+    link.symlink_to(there)
+    mounts = tmp_path / "proc" / "self" / "mountinfo"
+    mounts.parent.mkdir(parents=True)
+    mounts.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        f"2 1 0:40 / {tmp_path.resolve() / 'mnt'} rw - tmpfs tmpfs rw\n"
+    )
+    found = hardware.measure(store=link / "new", environ={}, root=tmp_path)
+    assert (found.disk.path, found.disk.filesystem) == (str(link / "new"), "tmpfs")
+    assert found.disk.in_memory
+
+
 def test_the_real_readers_answer_or_raise_but_never_hang() -> None:
     real = readers.this_machine()
     outcomes = probe.ask_all(
