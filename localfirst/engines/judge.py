@@ -26,11 +26,11 @@ from localfirst.events import Event, Finished, Relayed
 from localfirst.machine import fit
 from localfirst.machine.fit import Fit, Hardware, Measured
 from localfirst.machine.fit.memory import CACHE_BYTES
+from localfirst.transport.http import is_loopback
 
 CONTEXT_TOKENS = 4096
 NANOSECONDS = 1e9
 _EVAL = re.compile(rb'"eval_duration":\s*(\d+)')
-LOOPBACK = {"127.0.0.1", "localhost", "::1", ""}
 
 
 class Judge:
@@ -78,7 +78,7 @@ class Judge:
 
     def _judged(self, status: EngineStatus, hardware: Hardware) -> EngineStatus:
         self._experience.refresh()
-        if status.kind == "ollama" and urlsplit(status.endpoint).hostname in LOOPBACK:
+        if status.kind == "ollama" and is_loopback(urlsplit(status.endpoint).hostname or ""):
             for model in status.models:
                 self._learn(model, hardware)
         models = tuple(self._with_verdict(model, status.kind, hardware) for model in status.models)

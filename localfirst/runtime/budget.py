@@ -2,8 +2,7 @@
 The day's budget on what leaves this machine, enforced where a request is sent.
 
 What it counts in memory is what this process sent; the ledger adds what others did. A
-limit on money fails closed: a model whose price
-is not known is not asked.
+limit on money fails closed: a model whose price is not known is not asked.
 """
 
 from __future__ import annotations

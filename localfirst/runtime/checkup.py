@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localfirst.engines import launch
+from localfirst.engines.llamacpp import installed
 from localfirst.errors import EngineUnavailable
 from localfirst.machine import doctor, recommend
 from localfirst.machine.doctor import (
@@ -23,6 +23,7 @@ from localfirst.machine.doctor import (
 )
 from localfirst.machine.recommend import Recommendation
 from localfirst.models import names, pulls, sources
+from localfirst.transport import files
 
 if TYPE_CHECKING:
     from localfirst.runtime.runtime import Runtime
@@ -62,7 +63,7 @@ async def examine(
         settings=settings,
         serverless=runtime.serverless,
         engine=Engine.of(status),
-        embedded=find_spec("xllamacpp") is not None,
+        embedded=installed(),
         ollama_installed=_ollama_installed(runtime),
         keys=tuple(_key(one) for one in runtime.providers.values()),
         mirrors=_mirrors(runtime),
@@ -147,6 +148,5 @@ def _store(runtime: Runtime, damaged: tuple[str, ...]) -> StoreFacts:
 
 def _unwritable(folder: Path) -> str:
     """Why the state folder, or the nearest one that exists above it, takes nothing."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = files.existing_parent(folder)
     return "" if os.access(folder, os.W_OK) else f"`{folder}` cannot be written"

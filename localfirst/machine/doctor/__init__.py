@@ -11,7 +11,7 @@ from localfirst.machine.doctor.facts import (
     Severity,
     StoreFacts,
 )
-from localfirst.machine.doctor.report import Report, as_json, examine, serverless_json
+from localfirst.machine.doctor.report import Report, as_json, examine
 
 __all__ = [
     "Engine",
@@ -26,5 +26,4 @@ __all__ = [
     "StoreFacts",
     "as_json",
     "examine",
-    "serverless_json",
 ]

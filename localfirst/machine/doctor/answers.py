@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from localfirst.machine.doctor.facts import Facts, Finding, Model, Severity
 from localfirst.machine.fit import shown
+from localfirst.transport.http import is_loopback
 
-LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 HALF = 0.5  # of a loaded model; llama.cpp moves single layers off a crowded GPU
 
 
@@ -226,7 +226,7 @@ def settings(facts: Facts) -> Iterator[Finding]:
     """Settings that contradict each other or this machine."""
     chosen = facts.settings
     host = chosen.gateway.host
-    if host not in LOOPBACK and not chosen.gateway.keys:
+    if not is_loopback(host) and not chosen.gateway.keys:
         yield Finding(
             code="gateway-open",
             area="settings",
@@ -236,7 +236,7 @@ def settings(facts: Facts) -> Iterator[Finding]:
             fix="set `gateway.keys`, or leave `gateway.host` at 127.0.0.1",
         )
     local = urlsplit(chosen.local.host).hostname or ""
-    if facts.local_only and local not in LOOPBACK:
+    if facts.local_only and not is_loopback(local):
         yield Finding(
             code="local-host-remote",
             area="settings",

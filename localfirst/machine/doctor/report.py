@@ -9,7 +9,6 @@ import msgspec
 
 from localfirst.machine.doctor import answers, computer
 from localfirst.machine.doctor.facts import Facts, Finding, Severity
-from localfirst.machine.serverless import Verdict
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     answers.together,
@@ -109,7 +108,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "healthy": report.healthy,
         "findings": msgspec.to_builtins(report.findings),
-        "serverless": serverless_json(facts.serverless),
+        "serverless": msgspec.to_builtins(facts.serverless),
         "network": {"online": facts.online, "reason": facts.online_reason},
         "hardware": msgspec.to_builtins(facts.hardware),
         "engine": _engine(facts),
@@ -125,16 +124,6 @@ def as_json(report: Report) -> dict[str, Any]:
         if facts.last_resort
         else None,
         "proof": msgspec.to_builtins(facts.proof),
-    }
-
-
-def serverless_json(verdict: Verdict) -> dict[str, Any]:
-    """A serverless verdict as `doctor --json` carries it."""
-    return {
-        "rule": verdict.rule,
-        "category": verdict.category,
-        "skip_pull": verdict.skip_pull,
-        "reason": verdict.reason,
     }
 
 
