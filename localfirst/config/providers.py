@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from localfirst.config import values
 from localfirst.config.faults import unknown, wrong
+from localfirst.config.loopback import is_loopback
 from localfirst.config.table import PROVIDER_FIELDS, PROVIDER_VARIABLES
 from localfirst.settings import ProviderSettings, Secret
 
@@ -212,9 +213,9 @@ def refuse_misspelt_variables(providers: list[str], environment: Environment) ->
 
 def points_at(base_url: str, host: str, port: int) -> bool:
     """Whether *base_url* is this very gateway: `OPENAI_BASE_URL` often is, and would loop."""
-    parts = urlsplit(base_url)
-    loopback = {"127.0.0.1", "localhost", "::1", host}
     try:
-        return bool(base_url) and parts.hostname in loopback and parts.port == port
-    except ValueError:
+        parts = urlsplit(base_url)
+        named = parts.hostname or ""
+        return (named == host or is_loopback(named)) and parts.port == port
+    except ValueError:  # no URL at all, which `providers.address` says better
         return False

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 
+from localfirst.config.loopback import is_loopback
 from localfirst.errors import ConfigError, Unavailable
 from localfirst.settings import GatewaySettings
 
@@ -32,16 +32,6 @@ def check_exposure(settings: GatewaySettings) -> None:
         code="key-required-off-loopback",
         hint="set `LOCALFIRST_GATEWAY_KEYS`, or listen on 127.0.0.1",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host to listen on is this machine's own, by its literal spelling."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(settings: GatewaySettings) -> list[socket.socket]:

@@ -8,27 +8,15 @@ come as they are (identity), and every wait has a timeout.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import ssl
-from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from localfirst.config.loopback import is_loopback as is_loopback
+
 if TYPE_CHECKING:
     import httpx
-
-
-@lru_cache(maxsize=256)
-def is_loopback(host: str) -> bool:
-    """Whether *host* is this machine by its literal name; nothing is resolved."""
-    host = host.strip("[]").lower()
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def client(

@@ -280,6 +280,18 @@ def test_a_base_url_that_is_this_gateway_is_switched_off(tmp_path: Path) -> None
     assert "this gateway" in configured(settings)["openai"].reason
 
 
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::1]", "LOCALHOST"])
+def test_every_spelling_of_loopback_is_this_gateway(host: str, tmp_path: Path) -> None:
+    settings = loaded({"OPENAI_BASE_URL": f"http://{host}:11435/v1"}, tmp=tmp_path).settings
+    assert settings.providers["openai"].enabled is False
+
+
+def test_a_base_url_that_is_no_url_is_an_error_that_names_it(tmp_path: Path) -> None:
+    settings = loaded({"OPENAI_BASE_URL": "http://[::1/v1"}, tmp=tmp_path).settings
+    with pytest.raises(ConfigError, match=r"providers\.openai\.base_url"):
+        configured(settings)
+
+
 def test_what_is_shown_is_what_is_used(tmp_path: Path) -> None:
     """The ladder with its first rung and those that joined, the state's folder, the routes."""
     result = loaded(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from localfirst.config.loopback import is_loopback
 from localfirst.machine.doctor.facts import Facts, Finding, Model, Severity
 from localfirst.machine.fit import shown
-from localfirst.transport.http import is_loopback
 
 HALF = 0.5  # of a loaded model; llama.cpp moves single layers off a crowded GPU
 
