@@ -83,14 +83,18 @@ class Ledger:
         self._thread = threading.Thread(target=self._run, name="localfirst-ledger", daemon=True)
         self._thread.start()
 
+    def end(self) -> threading.Thread | None:
+        """Have what is pending written and the file closed, by a thread that then ends."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._work.put(None)
+            self._loop = None
+        return thread
+
     async def aclose(self) -> None:
         """Write what is pending and close the file; bounded in time, idempotent."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        self._work.put(None)
-        self._loop = None
-        await asyncio.to_thread(thread.join, CLOSE_S)
+        if thread := self.end():
+            await asyncio.to_thread(thread.join, CLOSE_S)
 
     # --- writing ----------------------------------------------------------------------------
 
