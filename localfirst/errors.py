@@ -59,6 +59,9 @@ class LocalFirstError(Exception):
         if code:
             self.code = code
 
+    def __reduce__(self) -> tuple[object, ...]:  # a pool of processes hands errors on
+        return Exception.__new__, (type(self), *self.args), self.__dict__
+
 
 class ConfigError(LocalFirstError):
     """Raised when a setting is unknown, malformed or missing."""
@@ -135,11 +138,7 @@ class UnknownModel(InvalidRequest):
 
 
 class AccessDenied(LocalFirstError):
-    """
-    Raised at the gateway's door; `status` is 400, 401, 403, 404, 405, 408, 413, 415, 417 …
-
-    `allow` names the methods that a path takes, with a 405.
-    """
+    """Raised at the gateway's door; `allow` names the methods that a path takes, with a 405."""
 
     code = "access-denied"
     hint = "see the security model in the README"
