@@ -7,25 +7,31 @@ It owns one `Runtime`, opened at the first call and closed by `aclose()` or `asy
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+from msgspec.structs import replace
 
-from localfirst.errors import InvalidRequest, LocalFirstError
+from localfirst.arguments import (
+    Messages,
+    asked,
+    build_call,
+    embed_options,
+    read_texts,
+)
+from localfirst.errors import ConfigError, InvalidRequest
 from localfirst.events import Event, Progress, Reply, TextDelta
 from localfirst.settings import Settings
-from localfirst.types import Call, ChatRequest, Dialect, Json, Message, Needs, Tool
+from localfirst.types import Attempt, Call, Json
 
 if TYPE_CHECKING:
     from localfirst.cascade.plan import Plan
     from localfirst.cascade.run import Answer
+    from localfirst.config import Loaded
     from localfirst.runtime import EmbedReply, ModelEntry, Runtime
-
-Messages = str | Sequence[Message | Mapping[str, Json]]
-"""A prompt, or messages as `Message`s or in OpenAI's shape."""
 
 
 class AsyncStream:
@@ -33,7 +39,8 @@ class AsyncStream:
     One streamed answer: `async for event in stream`, or `async for text in stream.text()`.
 
     `route` and `attempts` are known once the first event came, `reply` after the last.
-    Leaving it early (`break`, `aclose()`, cancellation) closes the upstream at once.
+    Leaving it early (`break`, `aclose()`, `async with`, cancellation) closes the upstream at
+    once.
     """
 
     def __init__(self, client: AsyncClient, call: Call) -> None:
@@ -51,6 +58,11 @@ class AsyncStream:
     def headers(self) -> dict[str, str]:
         """The `x-localfirst-*` facts about this answer so far."""
         return dict(self._answer.headers()) if self._answer else {}
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every request that was sent for this answer so far, in order."""
+        return tuple(self._answer.attempts) if self._answer else ()
 
     @property
     def reply(self) -> Reply:
@@ -92,6 +104,12 @@ class AsyncStream:
         if self._answer is not None:
             await self._answer.aclose()
 
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
 
 class AsyncClient:
     """
@@ -100,13 +118,18 @@ class AsyncClient:
     Args:
         settings: as `load_settings()` gives them; read from files and environment when None.
         overrides: single settings by path (`**{"cascade.deadline_s": 30}`) or by name with
-            `__` for the dot (`cascade__deadline_s=30`).
+            `__` for the dot (`cascade__deadline_s=30`), over what is read.
+
+    Raises:
+        ConfigError: both were given, or settings that are none.
     """
 
-    def __init__(self, settings: Settings | None = None, **overrides: object) -> None:
-        self._settings = settings
+    _runtime: Runtime | None = None
+    _pid = 0
+
+    def __init__(self, settings: Settings | Loaded | None = None, **overrides: object) -> None:
+        self._settings = chosen(settings, overrides)
         self._overrides = {name.replace("__", "."): value for name, value in overrides.items()}
-        self._runtime: Runtime | None = None
         self._opening = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -131,9 +154,11 @@ class AsyncClient:
                 from localfirst.runtime import Runtime
 
                 settings = self._settings or config.load(overrides=self._overrides).settings
+                if not settings.state_dir:  # made by hand; "" would be the working directory
+                    settings = replace(settings, state_dir=config.state_dir())
                 runtime = Runtime(settings)
                 await runtime.start()
-                self._runtime = runtime
+                self._runtime, self._pid = runtime, os.getpid()
         return self._runtime
 
     async def chat(
@@ -155,20 +180,28 @@ class AsyncClient:
             InvalidRequest: the request is wrong in itself.
         """
         runtime = await self.opened()
-        call = build_call(messages, model=model, stream=False, schema=schema, **options)
+        call = build_call(messages, schema=schema, **asked(options, model=model, stream=False))
         return await runtime.reply(call, schema)
 
     def stream(self, messages: Messages, *, model: str = "auto", **options: Any) -> AsyncStream:
         """Ask, and read the answer as it comes; arguments as for `chat`."""
-        return AsyncStream(self, build_call(messages, model=model, stream=True, **options))
+        return AsyncStream(self, build_call(messages, **asked(options, model=model, stream=True)))
 
     async def embed(
         self, texts: str | Sequence[str], *, model: str = "auto", **options: Any
     ) -> EmbedReply:
-        """Vectors of *texts*, one each, by a local model or `provider/model`."""
+        """
+        Vectors of *texts*, one each, by a local model or `provider/model`.
+
+        Args:
+            texts: one, or several.
+            model: "auto" takes the installed model that embeds.
+            options: `local_only`, and of the engine's `dimensions`, `truncate`, `keep_alive`
+                and `options`.
+        """
+        wanted, local_only = read_texts(texts), embed_options(options)
         runtime = await self.opened()
-        wanted = [texts] if isinstance(texts, str) else list(texts)
-        return await runtime.embed(model, wanted, options)
+        return await runtime.embed(model, wanted, options, local_only=local_only)
 
     async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[Progress, None]:
         """Download *name* into Ollama's store; ends when it is verified and listed."""
@@ -183,7 +216,8 @@ class AsyncClient:
     async def explain(self, model: str = "auto", **options: Any) -> Plan:
         """The plan for a request to *model*: each rung with its reason. Sends nothing."""
         runtime = await self.opened()
-        return await runtime.explain(build_call("", model=model, stream=False, **options))
+        call = build_call("", **asked(options, model=model, stream=False))
+        return await runtime.explain(call)
 
     async def state(self) -> dict[str, Json]:
         """What the runtime knows of engine, providers, cooldowns and pulls; no secrets."""
@@ -194,6 +228,14 @@ class AsyncClient:
         runtime, self._runtime, self._loop = self._runtime, None, None
         if runtime is not None:
             await runtime.aclose()
+
+    def __del__(self) -> None:
+        # Without its loop nothing can be closed any more; what is not, Python warns of.
+        if self._runtime is not None and self._pid == os.getpid():
+            warnings.warn(
+                "`AsyncClient` was not closed: use `async with`", ResourceWarning, 2, self
+            )
+            self._runtime.ledger.end()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -207,124 +249,21 @@ class AsyncClient:
         await self.aclose()
 
 
-CALL_OPTIONS = ("local_only", "fallback", "deadline_s")
-
-
-def build_call(
-    messages: Messages, *, model: str, stream: bool, schema: Any = None, **options: Any
-) -> Call:
-    """A `Call` from a library call's arguments; raises `InvalidRequest` naming a wrong one."""
-    of_call = {name: options.pop(name) for name in CALL_OPTIONS if name in options}
-    if not isinstance(model, str):
-        raise InvalidRequest("`model` must be a name", field="model")
-    deadline_s = of_call.get("deadline_s")
-    if deadline_s is not None and not (isinstance(deadline_s, int | float) and deadline_s > 0):
-        raise InvalidRequest("`deadline_s` must be seconds, more than 0", field="deadline_s")
-    known = set(ChatRequest.__struct_fields__)
-    for name in options:
-        if name not in known:
-            raise InvalidRequest(f"`{name}` is not an option of a request", field=name)
-    try:
-        request = msgspec.structs.replace(
-            read_messages(messages),
-            model=model,
-            stream=stream,
-            **{name: settled(name, value) for name, value in within(options).items()},
+def chosen(given: Settings | Loaded | None, overrides: Mapping[str, object]) -> Settings | None:
+    """The settings of a client's arguments; None has them read when they are needed."""
+    settings = getattr(given, "settings", given)
+    if settings is None:
+        return None
+    if not isinstance(settings, Settings):
+        raise ConfigError(
+            "a client's settings are `localfirst.Settings`",
+            hint="`load_settings(overrides={…})` makes them; single ones are keyword arguments",
         )
-        if schema is not None:
-            request = msgspec.structs.replace(request, schema=json_schema(schema))
-        msgspec.json.encode(request)
-    except UnicodeEncodeError as error:
-        # Nobody could be sent it; found later it would look like a fault of whoever is asked.
-        raise InvalidRequest("the request's text holds half a character, no Unicode") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the request does not fit together: {error}") from error
-    return Call(
-        model=model,
-        stream=stream,
-        dialect=Dialect.OPENAI,
-        request_id=new_request_id(),
-        needs=needs_of(request),
-        request=request,
-        **of_call,
-    )
-
-
-def new_request_id() -> str:
-    """An id that a log line and an answer share."""
-    return "lf-" + secrets.token_hex(8)
-
-
-def read_messages(messages: Messages) -> ChatRequest:
-    """Messages of any accepted form, validated as the gateway validates them."""
-    if isinstance(messages, str):
-        return ChatRequest(messages=(Message(role="user", content=messages),))
-    if messages and all(isinstance(message, Message) for message in messages):
-        return ChatRequest(messages=tuple(m for m in messages if isinstance(m, Message)))
-    from localfirst.wire.openai import requests
-
-    try:
-        body = msgspec.json.encode({"model": "auto", "messages": list(messages)})
-    except TypeError as error:
-        raise InvalidRequest(f"messages are not JSON: {error}", field="messages") from error
-    return requests.decode(body)
-
-
-def within(options: Mapping[str, Any]) -> dict[str, Any]:
-    """*options* once the sampling ones are of the types and in the ranges the gateway takes."""
-    from localfirst.wire.fields import Fields
-    from localfirst.wire.openai.decode import sampling_of
-
-    found = sampling_of(
-        Fields({n: list(v) if isinstance(v, tuple) else v for n, v in options.items()})
-    )
-    return {name: found.get(name, value) for name, value in options.items()}
-
-
-def settled(name: str, value: Any) -> Any:
-    """Accept OpenAI-shaped tools and lists where a `ChatRequest` holds tuples."""
-    if name == "tools":
-        return tuple(tool if isinstance(tool, Tool) else read_tool(tool) for tool in value)
-    return (
-        tuple(value)
-        if name == "stop" and not isinstance(value, str)
-        else ((value,) if name == "stop" else value)
-    )
-
-
-def read_tool(tool: Mapping[str, Json]) -> Tool:
-    """A tool in OpenAI's shape, or its inner function alone."""
-    function = tool.get("function", tool)
-    try:
-        return msgspec.convert(dict(function), Tool)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"a tool is malformed: {error}", field="tools") from error
-
-
-def json_schema(schema: Any) -> dict[str, Json]:
-    """The JSON schema of a Pydantic model (class), or a schema as it is."""
-    if isinstance(schema, Mapping):
-        return dict(schema)
-    make = getattr(schema, "model_json_schema", None)
-    if make is None:
-        raise InvalidRequest(
-            "`schema` is neither a Pydantic model nor a JSON schema", field="schema"
+    if overrides:
+        # To ignore one of them could send a prompt where it must not go.
+        named = ", ".join(f"`{name}`" for name in overrides)
+        raise ConfigError(
+            f"settings were given whole, and {named} besides",
+            hint="give either; `load_settings(overrides={…})` makes one of both",
         )
-    made: dict[str, Json] = make()
-    return made
-
-
-def needs_of(request: ChatRequest) -> Needs:
-    """What a candidate must be able to do; about four characters make a token."""
-    characters = sum(len(message.text) for message in request.messages) + len(request.prompt or "")
-    return Needs(
-        tools=bool(request.tools),
-        vision=any(message.images for message in request.messages),
-        schema=request.schema is not None,
-        thinking=bool(request.think),
-        prompt_tokens=characters // 4,
-        max_tokens=request.max_tokens or 0,
-    )
-
-
-__all__ = ["AsyncClient", "AsyncStream", "LocalFirstError", "Messages", "build_call"]
+    return settings

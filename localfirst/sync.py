@@ -2,32 +2,36 @@
 The library without `await`: a thin facade over `AsyncClient` on one private loop thread.
 
 The thread starts with the first call, is never inherited by a forked child, and ends with
-`close()` or the process. Streams pull one event at a time, so a slow reader slows the
-model and not the memory.
+`close()`, with the last use of its client, or with the process. Streams pull one event at a
+time, so a slow reader slows the model and not the memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
+import contextlib
 import contextvars
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from localfirst.client import AsyncClient, AsyncStream, Messages
-from localfirst.errors import InvalidRequest
+from localfirst.arguments import Messages
+from localfirst.client import AsyncClient, AsyncStream, chosen
+from localfirst.errors import InvalidRequest, Unavailable
 from localfirst.events import Event, Progress, Reply, TextDelta
 from localfirst.transport.hands import Hands
 
 if TYPE_CHECKING:
     from localfirst.cascade.plan import Plan
+    from localfirst.config import Loaded
     from localfirst.runtime import EmbedReply, ModelEntry
     from localfirst.settings import Settings
-    from localfirst.types import Json
+    from localfirst.types import Attempt, Json
 
 T = TypeVar("T")
 CLOSE_S = 10.0
@@ -35,53 +39,113 @@ CLOSE_S = 10.0
 
 
 class LoopThread:
-    """One event loop on one daemon thread, remembered with the process it belongs to."""
+    """One event loop and the `AsyncClient` on it, on one daemon thread of one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings | Loaded | None, overrides: Mapping[str, object]) -> None:
         self.loop = asyncio.new_event_loop()
         self.hands = Hands()
         self.loop.set_default_executor(self.hands)
         self.pid = os.getpid()
+        self.client = AsyncClient(settings, **overrides)
+        self._callers: set[asyncio.Task[Any]] = set()
+        self._ending = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="localfirst", daemon=True)
         self._thread.start()
+        _open.add(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes calls: nobody closed it, and this process made it."""
+        return not self._ending and self.pid == os.getpid()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
         self.loop.close()
+        self.hands.shutdown(wait=False)
+        _open.discard(self)
 
-    def call(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """Run *work* on the loop and wait; an interrupt of the caller cancels it."""
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """
+        Run *work* on the loop and wait; an interrupt of the caller cancels it.
+
+        Raises:
+            Unavailable: the client was closed, before or meanwhile.
+        """
         context = contextvars.copy_context()
-        future = asyncio.run_coroutine_threadsafe(in_context(work, context), self.loop)
+        with self._lock:
+            if not self.usable:
+                work.close()
+                raise closed()
+            future = asyncio.run_coroutine_threadsafe(self._ask(work, context), self.loop)
         try:
-            return future.result(timeout_s)
+            return future.result()
+        except concurrent.futures.CancelledError:
+            if self._ending:
+                raise closed() from None
+            raise
         except BaseException:
             future.cancel()
             raise
 
-    def stop(self) -> None:
-        """End the thread; idempotent."""
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(CLOSE_S)
-            self.hands.shutdown(wait=False)
+    async def _ask(self, work: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
+        """Run *work* with the caller's context variables."""
+        task = self.loop.create_task(work, context=context)
+        self._callers.add(task)
+        try:
+            return await task
+        finally:
+            self._callers.discard(task)
+
+    def end(self) -> None:
+        """Have everything on the loop closed, and the thread end; returns at once, idempotent."""
+        if self.pid != os.getpid():
+            return
+        with self._lock:
+            if not self._ending:
+                self._ending = True
+                self.loop.call_soon_threadsafe(self._close)
+
+    def join(self) -> None:
+        """Wait for that end."""
+        if self.pid == os.getpid():
+            self._thread.join(CLOSE_S + 1.0)
+
+    def _close(self) -> None:
+        closing = self.loop.create_task(self._close_all())
+        closing.add_done_callback(lambda _: self.loop.stop())
+
+    async def _close_all(self) -> None:
+        """Cancel who still waits for an answer, then close the client; bounded in time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                waiting = list(self._callers)
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+                await self.client.aclose()
 
 
-async def in_context(work: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
-    """Run *work* with the caller's context variables."""
-    return await asyncio.get_running_loop().create_task(work, context=context)
+def closed() -> Unavailable:
+    """What a call gets whose client was closed under it, or left behind by a fork."""
+    return Unavailable(
+        "the client of this call was closed, or is that of a parent process",
+        hint="close it once everybody who uses it is done; each process asks for itself",
+        code="client-closed",
+    )
 
 
 class Stream:
     """One streamed answer: iterate over events, or over `text()`; see `AsyncStream`."""
 
-    def __init__(self, client: Client, inner: AsyncStream) -> None:
-        self._client = client
+    def __init__(self, client: Client, thread: LoopThread, inner: AsyncStream) -> None:
+        self._client = client  # which lives as long as somebody reads
+        self._thread = thread
         self._inner = inner
 
     def __iter__(self) -> Iterator[Event]:
-        yield from self._client._iterate(self._inner.events())
+        yield from each(self._thread, self._inner.events())
 
     def text(self) -> Iterator[str]:
         """The visible text alone, piece by piece."""
@@ -100,67 +164,81 @@ class Stream:
         return self._inner.headers
 
     @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every request that was sent for this answer so far, in order."""
+        return self._inner.attempts
+
+    @property
     def reply(self) -> Reply:
         """The whole answer, once the stream is read to its end."""
         return self._inner.reply
 
     def close(self) -> None:
-        """Stop, and close the upstream connection."""
-        self._client._run(self._inner.aclose())
+        """Stop, and close the upstream connection; idempotent."""
+        finish(self._thread, self._inner)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Client:
     """`AsyncClient` for code without an event loop; same methods, same arguments."""
 
-    def __init__(self, settings: Settings | None = None, **overrides: object) -> None:
+    def __init__(self, settings: Settings | Loaded | None = None, **overrides: object) -> None:
+        chosen(settings, overrides)
         self._arguments = (settings, overrides)
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
-        self._inner: AsyncClient | None = None
 
     def chat(
         self, messages: Messages, *, model: str = "auto", schema: Any = None, **options: Any
     ) -> Reply:
         """Ask, and wait for the whole answer; see `AsyncClient.chat`."""
-        return self._run(self._client().chat(messages, model=model, schema=schema, **options))
+        thread = self._loop()
+        return thread.call(thread.client.chat(messages, model=model, schema=schema, **options))
 
     def stream(self, messages: Messages, *, model: str = "auto", **options: Any) -> Stream:
         """Ask, and read the answer as it comes; see `AsyncClient.stream`."""
-        return Stream(self, self._client().stream(messages, model=model, **options))
+        thread = self._loop()
+        return Stream(self, thread, thread.client.stream(messages, model=model, **options))
 
     def embed(
         self, texts: str | Sequence[str], *, model: str = "auto", **options: Any
     ) -> EmbedReply:
         """Vectors of *texts*; see `AsyncClient.embed`."""
-        return self._run(self._client().embed(texts, model=model, **options))
+        thread = self._loop()
+        return thread.call(thread.client.embed(texts, model=model, **options))
 
     def pull(self, name: str, *, insecure: bool = False) -> Iterator[Progress]:
-        """Download *name* into Ollama's store, progress by progress."""
-        yield from self._iterate(self._client().pull(name, insecure=insecure))
+        """Download *name* into Ollama's store, as the progress is read to its end."""
+        thread = self._loop()
+        yield from each(thread, thread.client.pull(name, insecure=insecure))
 
     def models(self) -> list[ModelEntry]:
         """Every name a request may use now."""
-        return self._run(self._client().models())
+        thread = self._loop()
+        return thread.call(thread.client.models())
 
     def explain(self, model: str = "auto", **options: Any) -> Plan:
         """The plan for a request to *model*; sends nothing."""
-        return self._run(self._client().explain(model, **options))
+        thread = self._loop()
+        return thread.call(thread.client.explain(model, **options))
 
     def state(self) -> dict[str, Json]:
         """What the runtime knows; no secrets."""
-        return self._run(self._client().state())
+        thread = self._loop()
+        return thread.call(thread.client.state())
 
     def close(self) -> None:
         """Close connections, stop what was started, end the thread; idempotent."""
         with self._lock:
-            thread, inner = self._thread, self._inner
-            self._thread = self._inner = None
-        if thread is None or inner is None or thread.pid != os.getpid():
-            return
-        try:
-            thread.call(inner.aclose(), CLOSE_S)
-        finally:
-            thread.stop()
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.end()
+            thread.join()
 
     def __enter__(self) -> Client:
         return self
@@ -173,31 +251,31 @@ class Client:
     ) -> None:
         self.close()
 
-    def _client(self) -> AsyncClient:
-        """The inner client, on a thread of this very process."""
+    def _loop(self) -> LoopThread:
+        """The inner client's thread, of this very process."""
         refuse_inside_a_loop()
         with self._lock:
-            if self._inner is None or self._thread is None or self._thread.pid != os.getpid():
-                self._thread = LoopThread()
-                _open.add(self)
-                self._inner = self._thread.call(self._build())
-            return self._inner
+            if self._thread is None or not self._thread.usable:
+                self._thread = LoopThread(*self._arguments)
+                # Who forgets a client has not closed it: its engine and history must not wait
+                # for the end of the process.
+                weakref.finalize(self, self._thread.end).atexit = False
+            return self._thread
 
-    async def _build(self) -> AsyncClient:
-        settings, overrides = self._arguments
-        return AsyncClient(settings, **overrides)
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        assert self._thread is not None, "`_client()` made the thread"
-        return self._thread.call(work)
+def each(thread: LoopThread, source: AsyncGenerator[T, None]) -> Iterator[T]:
+    """One item at a time from the loop; leaving early closes the source there."""
+    try:
+        while (item := thread.call(following(source))) is not END:
+            yield cast("T", item)
+    finally:
+        finish(thread, source)
 
-    def _iterate(self, source: AsyncGenerator[Any, None]) -> Iterator[Any]:
-        """One item at a time from the loop; leaving early closes the source there."""
-        try:
-            while (item := self._run(following(source))) is not END:
-                yield item
-        finally:
-            self._run(finished(source))
+
+def finish(thread: LoopThread, source: AsyncGenerator[Any, None] | AsyncStream) -> None:
+    """Close *source* on its loop; with its client, or in its parent process, it is closed."""
+    with contextlib.suppress(Unavailable):
+        thread.call(finished(source))
 
 
 END = object()
@@ -208,7 +286,7 @@ async def following(source: AsyncGenerator[Any, None]) -> Any:
     return await anext(source, END)
 
 
-async def finished(source: AsyncGenerator[Any, None]) -> None:
+async def finished(source: AsyncGenerator[Any, None] | AsyncStream) -> None:
     """Close *source* on its own loop."""
     await source.aclose()
 
@@ -226,7 +304,7 @@ def refuse_inside_a_loop() -> None:
     )
 
 
-_open: weakref.WeakSet[Client] = weakref.WeakSet()
+_open: set[LoopThread] = set()
 _shared: Client | None = None
 _shared_lock = threading.Lock()
 
@@ -243,8 +321,10 @@ def shared() -> Client:
 @atexit.register
 def close_the_open() -> None:
     """What nobody closed ends with the process: its history is written, its engine stopped."""
-    for client in list(_open):
-        client.close()
+    for thread in list(_open):
+        thread.end()
+    for thread in list(_open):
+        thread.join()
 
 
 def chat(messages: Messages, *, model: str = "auto", schema: Any = None, **options: Any) -> Reply:
@@ -263,5 +343,5 @@ def embed(texts: str | Sequence[str], *, model: str = "auto", **options: Any) ->
 
 
 def pull(name: str, *, insecure: bool = False) -> Iterator[Progress]:
-    """Download *name* into Ollama's store, progress by progress."""
+    """Download *name* into Ollama's store, as the progress is read to its end."""
     return shared().pull(name, insecure=insecure)

@@ -44,7 +44,7 @@ def level(module: tuple[str, ...]) -> int:
         return 3
     if room == "cascade":
         return 4
-    if room in {"runtime", "client", "sync"}:
+    if room in {"runtime", "arguments", "client", "sync"}:
         return 5
     return 6
 

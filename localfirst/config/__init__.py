@@ -8,7 +8,7 @@ read at import; `load()` reads once.
 """
 
 from localfirst.config.carry import carried
-from localfirst.config.load import Loaded, Source, load, variable
+from localfirst.config.load import Loaded, Source, load, state_dir, variable
 from localfirst.config.table import PROVIDER_VARIABLES, SETTINGS, Setting
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "Source",
     "carried",
     "load",
+    "state_dir",
     "variable",
 ]

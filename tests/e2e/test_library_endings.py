@@ -34,16 +34,22 @@ def requests_in(folder: Path) -> int:
 ASK = "print(bool(localfirst.chat('x', max_tokens=3).text))"
 
 
+FORGET = (
+    "import asyncio\nprint(bool(asyncio.run(localfirst.AsyncClient().chat('x', max_tokens=3))))"
+)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         ASK,
+        "print(bool(localfirst.Client().chat('x', max_tokens=3).text))",
         "client = localfirst.Client()\nprint(bool(client.chat('x', max_tokens=3).text))",
         "for event in localfirst.stream('x', max_tokens=300):\n    print(True)\n    break",
         f"{ASK}\nimport threading, time\n"
         f"threading.Thread(target=lambda: (time.sleep(0.2), {ASK})).start()",
     ],
-    ids=["function", "client", "stream", "thread-after-the-main-one"],
+    ids=["function", "client-of-one-line", "client", "stream", "thread-after-the-main-one"],
 )
 def test_a_program_that_closes_nothing_ends_in_silence_and_keeps_its_history(
     tmp_path: Path, text: str
@@ -108,3 +114,12 @@ def test_a_forked_child_asks_for_itself(tmp_path: Path) -> None:
     )
     ran = program(tmp_path, text)
     assert (ran.code, ran.out.split(), "Traceback" in ran.err) == (0, ["True", "True"], False), ran
+
+
+def test_an_async_client_that_is_not_closed_is_warned_of_and_keeps_its_history(
+    tmp_path: Path,
+) -> None:
+    ran = program(tmp_path, FORGET)
+    assert (ran.code, ran.out) == (0, "True\n")
+    assert ran.err.count("ResourceWarning: `AsyncClient` was not closed") == 1
+    assert requests_in(tmp_path) == 1

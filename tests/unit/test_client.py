@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from localfirst.client import build_call
-from localfirst.errors import InvalidRequest
+import localfirst
+from localfirst.arguments import build_call
+from localfirst.errors import ConfigError, InvalidRequest
+from localfirst.settings import Settings
+from localfirst.types import Message
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,11 @@ from localfirst.errors import InvalidRequest
         ({"deadline_s": "a"}, "deadline_s"),
         ({"deadline_s": 0}, "deadline_s"),
         ({"model": 5}, "model"),
+        ({"local_only": "no"}, "local_only"),
+        ({"fallback": 0}, "fallback"),
+        ({"tools": [1]}, "tools"),
+        ({"tools": "search"}, "tools"),
+        ({"tools": [{"function": "search"}]}, "tools"),
     ],
 )
 def test_an_option_that_no_surface_would_take_is_refused_by_name(
@@ -48,6 +56,38 @@ def test_half_a_character_is_the_requests_fault_and_nobody_elses(given: dict[str
     """Found when it is sent, it would cool down who was asked, and wake a human."""
     with pytest.raises(InvalidRequest, match="half a character"):
         build_call(given.pop("messages"), model="auto", stream=False, **given)
+
+
+@pytest.mark.parametrize(
+    "messages", [None, 5, b"hi", {"role": "user", "content": "hi"}, Message(role="user")]
+)
+def test_messages_that_are_neither_text_nor_a_list_are_told_what_they_must_be(
+    messages: Any,
+) -> None:
+    with pytest.raises(InvalidRequest, match="a prompt, or a list of messages") as caught:
+        build_call(messages, model="auto", stream=False)
+    assert caught.value.field == "messages"
+
+
+def test_whether_it_streams_is_no_option_of_a_call() -> None:
+    """As with other libraries: here it is another method, which the error names."""
+    with pytest.raises(InvalidRequest, match="`stream`") as caught:
+        localfirst.Client(Settings()).stream("x", stream=True)
+    assert "chat(" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [localfirst.Client, localfirst.AsyncClient])
+def test_whole_settings_and_single_ones_besides_are_refused_together(kind: Any) -> None:
+    """They were ignored: `privacy="local-only"` was, and the prompt left the machine."""
+    with pytest.raises(ConfigError, match="`privacy` besides"):
+        kind(Settings(), privacy="local-only")
+
+
+@pytest.mark.parametrize("kind", [localfirst.Client, localfirst.AsyncClient])
+@pytest.mark.parametrize("settings", [{"privacy": "local-only"}, "local-only", object()])
+def test_settings_that_are_none_are_refused_at_once(kind: Any, settings: Any) -> None:
+    with pytest.raises(ConfigError, match=r"localfirst\.Settings"):
+        kind(settings)
 
 
 def test_a_conversation_of_nothing_is_refused() -> None:
