@@ -35,6 +35,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], None]
 
 LOOK_EVERY_S = 0.08  # another process's change is to be noticed within 100 ms
+PRUNE_EVERY_S = 6 * 3600.0  # a server that runs for months must not keep all of them
 BATCH = 256  # fewer are written as soon as the thread has nothing else to do
 BUSY_MS = 2000
 OPEN_TRIES, OPEN_AGAIN_S = 60, 0.05
@@ -63,6 +64,7 @@ class Ledger:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._version = 0
         self._looked = 0.0
+        self._pruned = float("-inf")
         self._opened = False
         self.reason = ""
         self.dropped = 0
@@ -219,6 +221,8 @@ class Ledger:
             return
         self._flush(db)
         try:
+            if self._looked - self._pruned >= PRUNE_EVERY_S:
+                self._prune(db)
             version = db.execute("PRAGMA data_version").fetchone()[0]
             if version == self._version:
                 return
@@ -260,14 +264,20 @@ class Ledger:
             files.ensure_dir(self.path.parent, mode=0o700)
             db = connect_patiently(self.path)
             self._opened = True
-            with contextlib.suppress(sqlite3.OperationalError):  # busy: another time will do
-                rows.prune(db, self._clock.unix())
-                windows.prune(db, self._clock.unix())
             self._version = db.execute("PRAGMA data_version").fetchone()[0]
         except (sqlite3.Error, OSError, schema.NewerFile) as error:
             self._broken(error)
             return None
         return db
+
+    def _prune(self, db: sqlite3.Connection) -> None:
+        """Forget a few rows; the next look goes on where there may be more."""
+        more, now_unix = False, self._clock.unix()
+        with contextlib.suppress(sqlite3.OperationalError):  # busy: another time will do
+            more = rows.prune(db, now_unix)
+            windows.prune(db, now_unix)
+        if not more:
+            self._pruned = self._looked
 
     def _broken(self, error: Exception) -> None:
         """One warning, and history is off; answers go on."""

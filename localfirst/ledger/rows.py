@@ -36,6 +36,10 @@ whoever answers a request. 18 × 32 values are fewer than the 999 that an old SQ
 """
 _SAVE_MANY = _SAVE_ATTEMPTS + ",".join([_ONE] * _AT_ONCE)
 KEEP_DAYS = 90
+ROWS_MOST = 1_000_000
+"""Attempts that are kept at most, about 200 MB: one every eight seconds for all those days."""
+_FORGOTTEN_AT_ONCE = 2000
+"""Rows a statement, so that other processes wait for milliseconds to write theirs."""
 
 
 def save_cooldown(db: sqlite3.Connection, entry: Cooldown) -> None:
@@ -92,7 +96,7 @@ def _cooldown(row: tuple[str, str, str, str, float, float, float, int, int, str,
 
 
 def save_attempts(db: sqlite3.Connection, batch: Sequence[AttemptRow], now_unix: float) -> None:
-    """Write attempts in one transaction, and forget those older than three months."""
+    """Write attempts in one transaction."""
     db.execute("BEGIN IMMEDIATE")
     try:
         rows = [_attempt(row, now_unix) for row in batch]
@@ -106,10 +110,25 @@ def save_attempts(db: sqlite3.Connection, batch: Sequence[AttemptRow], now_unix:
         raise
 
 
-def prune(db: sqlite3.Connection, now_unix: float) -> None:
-    """Forget attempts older than three months and cooldowns long over."""
-    db.execute("DELETE FROM attempts WHERE at < ?", (now_unix - KEEP_DAYS * 86400,))
+def prune(db: sqlite3.Connection, now_unix: float, *, rows_most: int = ROWS_MOST) -> bool:
+    """
+    Forget attempts and ended escalations older than three months, and cooldowns long over.
+
+    Of attempts, the latest *rows_most* are kept at most. They go a few at a time; whether
+    there may be more to forget.
+    """
+    before_unix = now_unix - KEEP_DAYS * 86400
+    old = _forget(db, "at < ?", before_unix)
+    many = _forget(db, "id <= (SELECT max(id) FROM attempts) - ?", rows_most)
+    db.execute("DELETE FROM escalations WHERE resolved_at < ?", (before_unix,))
     db.execute("DELETE FROM cooldowns WHERE until < ?", (now_unix - 86400,))
+    return old or many
+
+
+def _forget(db: sqlite3.Connection, which: str, value: float) -> bool:
+    some = f"SELECT id FROM attempts WHERE {which} LIMIT {_FORGOTTEN_AT_ONCE}"
+    gone = db.execute(f"DELETE FROM attempts WHERE id IN ({some})", (value,)).rowcount
+    return gone == _FORGOTTEN_AT_ONCE
 
 
 def _attempt(row: AttemptRow, now_unix: float) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from localfirst.cascade.health import NEVER, Cooldown, Gate, Health
 from localfirst.events import Usage
+from localfirst.ledger import db as ledger_db
 from localfirst.ledger import history, rows, usage
 from localfirst.ledger.db import Ledger
 from localfirst.transport.clock import SystemClock
@@ -79,6 +81,61 @@ def test_history_older_than_three_months_is_forgotten(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "x.db") as db:
         assert db.execute("SELECT at FROM attempts").fetchall() == [(4e9,)]
     db.close()
+
+
+class HandClock(SystemClock):
+    """A steady clock that a test sets."""
+
+    at = 1000.0
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+def test_history_is_forgotten_while_a_server_runs_for_months(tmp_path: Path) -> None:
+    """However much is too old: a few rows a look, until none is left."""
+
+    async def main() -> int | None:
+        clock = HandClock()
+        ledger = Ledger(tmp_path / "x.db", clock)
+        ledger.open()
+        await ledger.flush()
+        for _ in range(4500):
+            ledger.record_attempt(attempt(at=1000.0))
+        ledger.record_attempt(attempt(at=4e9))
+        assert await ledger.run(count) == 4501, "nothing is due yet"
+        clock.at += ledger_db.PRUNE_EVERY_S
+        for _ in range(3):
+            clock.at += ledger_db.LOOK_EVERY_S
+            await ledger.run(count)
+        left = await ledger.run(count)
+        await ledger.aclose()
+        return left
+
+    assert asyncio.run(main()) == 1
+
+
+def test_only_the_latest_attempts_are_kept_where_there_are_too_many(tmp_path: Path) -> None:
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as file:
+        batch = [(attempt(message=str(n)), None, None, None, 0.0, None) for n in range(10)]
+        rows.save_attempts(file, batch, 4e9)
+        assert not rows.prune(file, 4e9, rows_most=3)
+        found = file.execute("SELECT message FROM attempts ORDER BY id").fetchall()
+    assert found == [("7",), ("8",), ("9",)]
+
+
+def test_an_escalation_that_ended_is_forgotten_and_an_open_one_is_not(tmp_path: Path) -> None:
+    entry = history.Escalated(id=0, at_unix=1.0, reason="r", providers=("groq",), body="{}")
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as file:
+        ended, still_open = (history.save_escalation(file, entry) for _ in range(2))
+        history.resolve(file, [ended], 2.0)
+        rows.prune(file, 4e9)
+        assert [one.id for one in history.escalations(file)] == [still_open]
+
+
+def count(file: sqlite3.Connection) -> int:
+    found: int = file.execute("SELECT count(*) FROM attempts").fetchone()[0]
+    return found
 
 
 def test_files_are_private(tmp_path: Path) -> None:
