@@ -112,12 +112,12 @@ class Request:
     def learn(self, answer: Answer) -> bytes:
         """Remember who answers; returns the `x-localfirst-*` lines that say so."""
         target = answer.target
-        self.model, self.rung, self.route = target.model, target.rung.value, target.provider
+        self.model, self.rung, self.route = target.model, target.rung, target.provider
         return self._said(answer.facts())
 
     def learn_reply(self, reply: Reply, facts: Facts) -> bytes:
         """The same for an answer that is whole already."""
-        self.model, self.rung = reply.model, reply.rung.value
+        self.model, self.rung = reply.model, reply.rung
         self.route = reply.route.partition("/")[0]
         return self._said(facts)
 

@@ -14,6 +14,7 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -143,6 +144,9 @@ class Job:
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(YOUNG, 20, 20)
+                # Loops list every generator that begins, only to close at their end what is left.
+                # Here each has an owner that closes it; one that is lost is finalized as ever.
+                sys.set_asyncgen_hooks(firstiter=None)
                 await server.stopping.wait()
                 self._say("stopping: running answers may finish")
                 await server.aclose(server.gateway.runtime.settings.gateway.drain_s)
