@@ -14,8 +14,8 @@ import contextlib
 import gc
 import logging
 import signal
-import sys
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +43,8 @@ Say = Callable[[str], object]
 MakeRuntime = Callable[[Settings], Any]
 
 ACCESS_FLUSH_S = 0.25
+STOPPING = "stopping: running answers may finish"
+
 YOUNG = 10_000
 """Objects between two looks for garbage: a request makes a few dozen, nearly none in cycles."""
 
@@ -81,12 +83,16 @@ def serve(
         if settings.gateway.workers > 1:
             from localfirst.gateway import workers
 
+            def shut() -> None:
+                say(STOPPING)
+                close_all(sockets)
+
             say(started_line(sockets, workers=settings.gateway.workers))
             return workers.run(
                 settings.gateway.workers,
                 lambda: job.run(told=True),
                 say,
-                shut=lambda: close_all(sockets),
+                shut=shut,
                 left=Terminal().gone,
             )
         return job.run()
@@ -120,7 +126,7 @@ class Job:
         """
         Serve on a fresh event loop until a signal; returns the exit code.
 
-        *told*: a parent has said where it listens, and looks after the terminal.
+        *told*: a parent says where it listens and when it stops, and looks after the terminal.
         """
         self._terminal = None if told else Terminal()
         try:
@@ -148,7 +154,8 @@ class Job:
                 # Here each has an owner that closes it; one that is lost is finalized as ever.
                 sys.set_asyncgen_hooks(firstiter=None)
                 await server.stopping.wait()
-                self._say("stopping: running answers may finish")
+                if not told:
+                    self._say(STOPPING)
                 await server.aclose(server.gateway.runtime.settings.gateway.drain_s)
         finally:
             await server.gateway.runtime.aclose()

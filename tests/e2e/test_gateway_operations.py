@@ -35,6 +35,7 @@ class Running:
         self.keys = keys
         self.first = self.line()
         self.url = self.first.split(" ")[3] if self.first else ""
+        self.rest = ""
 
     def line(self) -> str:
         assert self.child.stdout
@@ -44,7 +45,7 @@ class Running:
         self.child.send_signal(number)
 
     def end(self) -> tuple[int, str]:
-        _, log = self.child.communicate(timeout=PATIENCE_S)
+        self.rest, log = self.child.communicate(timeout=PATIENCE_S)
         return self.child.returncode, log
 
 
@@ -176,6 +177,7 @@ def test_workers_share_the_port_are_replaced_and_end_together(tmp_path: Path) ->
         running.signal(signal.SIGTERM)
         code, _ = running.end()
         assert code == 0
+        assert running.rest.count("stopping") == 1, "the house says it, and not each worker"
         assert not any(member.is_running() for member in members)
 
 
