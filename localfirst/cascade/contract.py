@@ -115,8 +115,6 @@ def fulfilled(text: str, schema: dict[str, Json]) -> Json:
 def parsed(text: str) -> Json:
     """The JSON value in *text*, without thoughts and fences; raises `ContractBroken`."""
     bare = stripped(text)
-    if not bare:
-        raise ContractBroken("the answer holds no JSON value")
     try:
         return json.loads(bare)
     except ValueError:
@@ -131,20 +129,16 @@ def stripped(text: str) -> str:
     fenced = _FENCE.findall(text)
     text = (fenced[-1] if fenced else text).strip().strip("\ufeff")
     starts = [place for mark in "{[" if (place := text.find(mark)) >= 0]
-    if starts and text[:1] not in '{["' and not _is_scalar(text):
+    if starts and not text.startswith('"'):
         text = text[min(starts) :]
     return text
-
-
-def _is_scalar(text: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null", text))
 
 
 def _repaired(bare: str) -> Json:
     repair = _json_repair()
     value = repair.loads(bare, skip_json_loads=True)
     # The repairer makes an empty string of prose, which is no value that anybody wrote.
-    if value in ("", None) or (isinstance(value, str) and not bare.startswith('"')):
+    if isinstance(value, str):
         raise ContractBroken("the answer holds no JSON value")
     return value
 

@@ -39,6 +39,9 @@ READABLE = [
     '{"name": "Ada", "age": 36',
     'Sure! {"name": "Ada", "age": 36}',
     '\ufeff{"name": "Ada", "age": 36}',
+    '<thinking>{"name": "no"}</thinking>{"name": "Ada", "age": 36}',
+    # A repairer takes what follows two slashes for a comment.
+    'From https://people.example: {"name": "Ada", "age": 36}',
 ]
 
 
@@ -53,6 +56,31 @@ def test_an_object_is_read_however_a_model_wraps_it(text: str) -> None:
 def test_what_is_no_valid_object_is_refused(text: str) -> None:
     with pytest.raises(ContractBroken):
         contract.fulfilled(text, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [('"use {x} or [y]"', "use {x} or [y]"), ("42", 42), ("null", None)]
+)
+def test_a_value_that_is_no_object_is_read_as_it_stands(text: str, value: Any) -> None:
+    assert contract.fulfilled(text, {"type": ["string", "integer", "null"]}) == value
+
+
+@pytest.mark.parametrize("text", ["", "I cannot do that.", "None", "<think>hm</think>", '"Ada" is'])
+def test_prose_is_no_string_that_a_schema_asked_for(text: str) -> None:
+    with pytest.raises(ContractBroken, match="holds no JSON value"):
+        contract.fulfilled(text, {"type": "string"})
+
+
+def test_a_value_that_is_wrong_as_a_whole_is_placed_at_the_top() -> None:
+    with pytest.raises(ContractBroken) as caught:
+        contract.fulfilled("[]", SCHEMA)
+    assert caught.value.place == "the top"
+
+
+def test_a_model_that_wrote_nothing_is_shown_that_it_wrote_nothing() -> None:
+    """An empty message of an assistant is refused by clouds (Anthropic answers 400)."""
+    asked = contract.asked_again(ChatRequest(messages=()), "", "no value")
+    assert asked.messages[0].text == "(nothing)"
 
 
 def test_the_problem_names_its_place() -> None:
@@ -78,6 +106,13 @@ def test_a_model_without_native_support_is_asked_in_words() -> None:
     assert first.role == "system" and first.text.startswith("Be kind.")
     assert json.dumps(SCHEMA, separators=(",", ":")) in first.text
     assert second.text == "Who?"
+
+
+def test_a_request_without_a_system_message_is_asked_in_one_of_its_own() -> None:
+    request = ChatRequest(messages=(Message(role="user", content="Qui ?"),), schema={"title": "é"})
+    first, second = contract.instructed(request).messages
+    assert (first.role, second.text) == ("system", "Qui ?")
+    assert '{"title":"é"}' in first.text
 
 
 @settings(max_examples=100, deadline=None)
