@@ -71,8 +71,6 @@ def check_schema(schema: dict[str, Json]) -> None:
 
 def instructed(request: ChatRequest) -> ChatRequest:
     """*request* asking in words for what a model without native support is to write."""
-    if request.schema is None:
-        return request
     words = (
         "Answer with one JSON value and nothing else: no explanation, no code fence. "
         "It must be valid against this JSON schema:\n"
@@ -110,6 +108,20 @@ def fulfilled(text: str, schema: dict[str, Json]) -> Json:
     if problem:
         raise ContractBroken(problem, place)
     return value
+
+
+def instance(wanted: Any, value: Json) -> Any:
+    """
+    *value* as an instance of the Pydantic model *wanted*, or as it is for a JSON schema.
+
+    Raises:
+        ContractBroken: a validator of the model refuses it, which no schema can tell of.
+    """
+    make = getattr(wanted, "model_validate", None)
+    try:
+        return value if make is None else make(value)
+    except ValueError as error:
+        raise ContractBroken(str(error)) from error
 
 
 def parsed(text: str) -> Json:

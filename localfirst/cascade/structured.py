@@ -15,7 +15,7 @@ from localfirst.cascade import contract, report
 from localfirst.cascade.run import Cascade
 from localfirst.errors import CascadeExhausted, LocalFirstError
 from localfirst.events import FinishReason, Reply
-from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Json, Rung
+from localfirst.types import Attempt, Call, ChatRequest, FailureClass, Rung
 
 ASKED_AT_MOST = 2  # by one candidate: the answer, and one correction
 CANDIDATES_AT_MOST = 8
@@ -59,12 +59,10 @@ async def reply(
             raise _with_all(error, attempts) from None
         if not cut_counts and answer.finish_reason is not FinishReason.STOP:
             return msgspec.structs.replace(answer, attempts=(*attempts, *answer.attempts))
-        found = await _corrected(cascade, call, request, answer, rules, attempts)
+        found = await _corrected(cascade, call, request, answer, schema, attempts)
         if found is not None:
             value, last = found
-            return msgspec.structs.replace(
-                last, parsed=_instance(schema, value), attempts=tuple(attempts)
-            )
+            return msgspec.structs.replace(last, parsed=value, attempts=tuple(attempts))
         avoided.add((answer.route.partition("/")[0], answer.model))
         if not call.fallback:
             break
@@ -85,15 +83,15 @@ async def _corrected(
     call: Call,
     request: ChatRequest,
     first: Reply,
-    rules: dict[str, Json],
+    schema: Any,
     attempts: list[Attempt],
-) -> tuple[Json, Reply] | None:
-    """The valid value of *first* or of its correction, or None; notes what was tried."""
-    last = first
+) -> tuple[Any, Reply] | None:
+    """The instance that *first* or its correction holds, or None; notes what was tried."""
+    last, rules = first, request.schema or {}
     for turn in range(ASKED_AT_MOST):
         attempts.extend(last.attempts)
         try:
-            value = contract.fulfilled(last.text, rules)
+            value = contract.instance(schema, contract.fulfilled(last.text, rules))
         except contract.ContractBroken as broken:
             problem = str(broken)
             cascade.judged(last, fulfilled=False)
@@ -135,9 +133,3 @@ def _with_all(error: LocalFirstError, attempts: list[Attempt]) -> LocalFirstErro
     return report.exhausted(
         [*attempts, *error.attempts], error.skipped, retry_after_s=error.retry_after_s
     )
-
-
-def _instance(schema: Any, value: Json) -> Any:
-    """An instance of a Pydantic model, or the value as it is."""
-    make = getattr(schema, "model_validate", None)
-    return make(value) if make is not None else value

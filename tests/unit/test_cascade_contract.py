@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from localfirst.cascade import contract, structured
 from localfirst.cascade.contract import ContractBroken
@@ -135,6 +135,38 @@ def test_a_pydantic_model_gets_an_instance() -> None:
         house = House({"groq": ScriptedBackend(says(json.dumps(GOOD)))})
         reply = await structured.reply(house.cascade, make_call(), Person)
         assert reply.parsed == Person(name="Ada", age=36)
+
+    run(main())
+
+
+class Capital(BaseModel):
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def begins_large(cls, name: str) -> str:
+        if not name.istitle():
+            raise ValueError("a name begins with a capital letter")
+        return name
+
+
+def test_what_a_models_own_validator_refuses_is_corrected_like_a_broken_schema() -> None:
+    async def main() -> None:
+        groq = ScriptedBackend(says('{"name": "ada"}'), says('{"name": "Ada"}'))
+        house = House({"groq": groq})
+        reply = await structured.reply(house.cascade, make_call(), Capital)
+        assert reply.parsed == Capital(name="Ada")
+        assert [one.outcome for one in reply.attempts] == ["invalid_response", "ok"]
+        assert "begins with a capital letter" in groq.calls[-1].chat.messages[-1].text
+
+    run(main())
+
+
+def test_what_no_validator_takes_is_nobodys_answer() -> None:
+    async def main() -> None:
+        house = House({"groq": ScriptedBackend(says('{"name": "ada"}'))})
+        with pytest.raises(CascadeExhausted):
+            await structured.reply(house.cascade, make_call(), Capital)
 
     run(main())
 
