@@ -150,15 +150,17 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     `tool_choice` is "auto", "none", "required" or a tool's name. `think` is False, True or
     an effort ("minimal" … "max"). `json_mode` asks for any JSON object, `schema` for one
     that validates. `num_ctx` and `options` are Ollama's. `prompt` is set instead of
-    `messages` for raw completion, with `suffix` for fill-in-the-middle. `extra` keeps
-    fields that only the dialect they came in understands (never destinations or keys), which
-    is `dialect`; without one they are for whoever knows them.
+    `messages` for completion, `suffix` for fill-in-the-middle. `generate` says that the
+    messages are one turn which Ollama is asked for as such, and answers with its `context`.
+    `extra` keeps fields that only the dialect they came in understands (never destinations or
+    keys), which is `dialect`; without one they are for whoever knows them.
     """
 
     model: str = "auto"
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     suffix: str | None = None
+    generate: bool = False
     tools: tuple[Tool, ...] = ()
     tool_choice: str | None = None
     parallel_tool_calls: bool | None = None

@@ -27,6 +27,8 @@ def possible(call: Call) -> bool:
     if not call.stream or call.needs.tools or call.needs.schema:
         return False
     request = call.chat
+    if request.generate and (request.suffix or request.extra):
+        return False
     return not (request.tools or request.schema or request.json_mode or request.prompt)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from localfirst.errors import InvalidRequest, UpstreamRefused
-from localfirst.types import Json
+from localfirst.types import ChatRequest, Json
 
 BODY_LIMIT_BYTES = 64 * 2**10
 
@@ -35,6 +35,23 @@ def in_band(payload: bytes, *, status: int = 200) -> UpstreamRefused:
     return UpstreamRefused(
         _named_status(payload) or status, payload[:BODY_LIMIT_BYTES], in_band=True
     )
+
+
+ONLY_LOCAL = {
+    "raw": "`raw`: it puts every prompt into its own template",
+    "template": "`template`: it has its own",
+    "context": "`context`: only the model that gave these numbers can read them",
+}
+"""What `/api/generate` asks of a model's own engine, and why nobody else can."""
+
+
+def refuse_only_local(request: ChatRequest) -> None:
+    """Raises `UpstreamRefused` for what only a model's own engine can do with a prompt."""
+    if request.suffix is not None:
+        raise unsupported("insert, which a `suffix` asks for")
+    for name, why in ONLY_LOCAL.items():
+        if request.generate and name in request.extra:
+            raise unsupported(why)
 
 
 def unsupported(what: str) -> UpstreamRefused:

@@ -191,8 +191,8 @@ class OllamaBackend(Backend):
         return "absent" if cell == "error" else "tiny"
 
     def asked(self) -> list[Any]:
-        chats = [one["body"] for one in self._tell({})[self._before :] if "chat" in one["path"]]
-        return [body for body in chats if body.get("messages")]
+        sent = [one["body"] for one in self._tell({})[self._before :]]
+        return [body for body in sent if body.get("messages") or body.get("prompt")]
 
     def embeddings(self) -> list[Any]:
         """The bodies of embeddings that it was asked for since `prepare`."""

@@ -160,7 +160,8 @@ class Daemon:
     async def generate(self, writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
         if not body.get("prompt"):
             return await self.load_or_unload(writer, body, "generate")
-        await self.generation(writer, body, "generate_stream")
+        says = "says" in self.models.get(self.named(body.get("model", "")), {})
+        await self.generation(writer, body, "chat_stream" if says else "generate_stream")
         return None
 
     async def load_or_unload(
@@ -210,7 +211,8 @@ class Daemon:
         async with places:
             self.running += 1
             try:
-                return await self.play(writer, model.get("reply", usual), name)
+                found = model.get("reply", usual)
+                return await self.play(writer, found, name, prompt=bool(body.get("prompt")))
             finally:
                 self.running -= 1
 
@@ -275,11 +277,17 @@ class Daemon:
     async def missing(self, writer: asyncio.StreamWriter, name: str) -> None:
         await play(writer, recording("chat_missing_model"), {"'nope'": f"'{name}'"})
 
-    async def play(self, writer: asyncio.StreamWriter, found: str, name: str) -> None:
+    async def play(
+        self, writer: asyncio.StreamWriter, found: str, name: str, *, prompt: bool = False
+    ) -> None:
         model = self.models[name]
         recorded = renamed(recording(found), name)
         if model.get("says") and "lines" in recorded:
             recorded["lines"] = spoken(recorded["lines"], model["says"])
+        if prompt:
+            recorded |= (
+                {"lines": [*map(generated, recorded["lines"])]} if "lines" in recorded else {}
+            )
         await play(writer, recorded, {}, script=model)
 
 
@@ -294,6 +302,18 @@ def spoken(lines: list[dict[str, Any]], says: list[dict[str, Any]]) -> list[dict
         pieces.append(first | {"message": message} | beside)
     ending = last | {"done_reason": "stop"}
     return [{"line": json.dumps(line, separators=(",", ":"))} for line in [*pieces, ending]]
+
+
+def generated(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a chat as it stands in the answer to a prompt."""
+    said = json.loads(line["line"])
+    if "message" not in said:
+        return line
+    message = said.pop("message")
+    told = {"response": message.pop("content", "")} | message
+    told.pop("role")
+    whole = {name: said[name] for name in ("model", "created_at")} | told | said
+    return {"line": json.dumps(whole, separators=(",", ":"))}
 
 
 def renamed(found: dict[str, Any], name: str) -> dict[str, Any]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from localfirst.cascade import classify
 from localfirst.errors import InvalidRequest, UpstreamRefused
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, Tool, ToolCall
+from localfirst.wire.anthropic import requests as anthropic_requests
+from localfirst.wire.gemini import requests as gemini_requests
 from localfirst.wire.ollama import embeddings, requests
 from localfirst.wire.openai import embeddings as openai_embeddings
+from localfirst.wire.openai import requests as openai_requests
 from localfirst.wire.options import seconds_of
 from tests.wire.support import dumps
 
@@ -135,7 +139,8 @@ def test_a_generate_without_a_prompt_loads() -> None:
     assert requests.asks_to_load(generate())
     assert requests.asks_to_unload(generate(prompt="", keep_alive=0))
     assert not requests.asks_to_load(generate(prompt="x"))
-    assert not requests.asks_to_load(generate(images=[PIXEL]))
+    # Whatever else is said, as a real one takes it.
+    assert requests.asks_to_load(generate(images=[PIXEL], context=[1], raw=False))
 
 
 def test_a_plain_prompt_becomes_messages_that_every_backend_understands() -> None:
@@ -145,21 +150,53 @@ def test_a_plain_prompt_becomes_messages_that_every_backend_understands() -> Non
         Message(role="system", content="s"),
         Message(role="user", content=(ImagePart(data=PIXEL), TextPart(text="look"))),
     )
-    assert requests.path_of(request) == "/api/chat"
+    assert requests.path_of(request) == "/api/generate"
+    sent = json.loads(requests.encode(request, "m"))
+    assert (sent["prompt"], sent["system"], sent["images"]) == ("look", "s", [PIXEL])
+    assert "messages" not in sent
 
 
-def test_raw_prompts_and_suffixes_stay_prompts() -> None:
-    raw = generate(prompt="p", raw=True)
-    assert (raw.prompt, raw.extra) == ("p", {"raw": True})
-    assert requests.path_of(raw) == "/api/generate"
-    sent = json.loads(requests.encode(raw, "m"))
-    assert (sent["prompt"], sent["raw"]) == ("p", True)
-    filled = generate(prompt="a", suffix="b", system="s", images=[PIXEL])
-    sent = json.loads(requests.encode(filled, "m"))
-    assert (sent["prompt"], sent["suffix"], sent["system"]) == ("a", "b", "s")
-    assert sent["images"] == [PIXEL]
-    with pytest.raises(InvalidRequest, match="raw mode"):
-        generate(prompt="p", raw=True, system="s")
+def test_a_turn_that_became_a_conversation_is_one() -> None:
+    request = generate(prompt="look", system="s")
+    said = Message(role="assistant", content="a"), Message(role="user", content="again")
+    more = msgspec.structs.replace(request, messages=(*request.messages, *said))
+    assert requests.path_of(more) == "/api/chat"
+    assert len(json.loads(requests.encode(more, "m"))["messages"]) == 4
+    with pytest.raises(UpstreamRefused) as refused:
+        requests.encode(msgspec.structs.replace(more, extra={"context": [1]}), "m")
+    assert b"`context`" in refused.value.body
+
+
+ONLY_LOCAL: list[dict[str, Json]] = [{"raw": True}, {"template": "x"}, {"context": [1, 2]}]
+
+
+@pytest.mark.parametrize("said", [*ONLY_LOCAL, {"suffix": "b"}])
+def test_what_only_a_models_own_engine_can_do_is_asked_of_nobody_else(
+    said: dict[str, Json],
+) -> None:
+    request = generate(prompt="p", **said)
+    sent = json.loads(requests.encode(request, "m"))
+    assert (
+        sent
+        == {"prompt": "p", "model": "m", "stream": True, "truncate": False, "shift": False} | said
+    )
+    for other in (openai_requests, anthropic_requests, gemini_requests):
+        with pytest.raises(UpstreamRefused) as refused:
+            other.encode(request, "m")
+        assert refused.value.unsent and b"does not support" in refused.value.body
+
+
+def test_what_says_nothing_is_not_said() -> None:
+    request = generate(prompt="p", raw=False, template="", context=[], suffix="")
+    assert (request.extra, request.suffix) == ({}, None)
+
+
+def test_raw_prompts_have_nothing_beside_them() -> None:
+    for beside in ({"system": "s"}, {"template": "t"}, {"context": [1]}):
+        with pytest.raises(InvalidRequest, match="raw mode"):
+            generate(prompt="p", raw=True, **beside)
+    with pytest.raises(InvalidRequest, match="context"):
+        generate(prompt="p", context=["a"])
 
 
 def test_options_that_others_have_too_are_general_and_the_rest_is_kept() -> None:

@@ -18,6 +18,7 @@ from localfirst.events import Event, Opened, Vectors
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, ChatRequest, Dialect, Json
 from localfirst.wire.openai import embeddings, events, requests
+from localfirst.wire.refusal import unsupported
 
 ERROR_BYTES = 2**20
 REPLY_BYTES = 64 * 2**20
@@ -51,6 +52,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     body: bytes
+    path: str = "/v1/chat/completions"
     relay: bool = False
     forced: bool = False
 
@@ -61,10 +63,31 @@ def question(call: Call, about: About) -> Question:
         return Question(body=requests.splice(call.body, model=about.name), relay=True)
     request = with_model_defaults(call.chat, about.params, about.system)
     request = msgspec.structs.replace(request, stream=True, include_usage=True)
+    if request.generate and request.extra.get("raw"):
+        return Question(body=_raw(request, about), path="/v1/completions")
     if tools := forced.choices(request):
         request = forced.constrained(request, tools)
     body = _with_engine_fields(requests.encode(request, about.name), request)
     return Question(body=body, forced=bool(tools))
+
+
+def _raw(request: ChatRequest, about: About) -> bytes:
+    """The body for a prompt that stands in the model's own form, which no template is to wrap."""
+    turn = request.messages[-1]
+    if turn.images:
+        raise unsupported("images in a raw prompt")
+    if request.suffix is not None:
+        raise unsupported("insert, which a `suffix` asks for")
+    plain = msgspec.structs.replace(
+        request, messages=(), generate=False, schema=None, json_mode=False, think=None
+    )
+    fields = msgspec.json.decode(_with_engine_fields(requests.encode(plain, about.name), plain))
+    fields["prompt"] = turn.text
+    if request.schema is not None or request.json_mode:
+        fields["json_schema"] = request.schema or {"type": "object"}
+    if fields.pop("logprobs", None):
+        fields["logprobs"] = fields.pop("top_logprobs", None) or 1
+    return msgspec.json.encode(fields)
 
 
 def _with_engine_fields(body: bytes, request: ChatRequest) -> bytes:
@@ -93,7 +116,7 @@ async def exchange(
     """
     asked = question(call, about)
     response = await upstream.send(
-        runner.address + "/v1/chat/completions",
+        runner.address + asked.path,
         headers=headers_of(runner),
         body=asked.body,
         connect_s=CONNECT_S,

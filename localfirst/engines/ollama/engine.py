@@ -203,7 +203,7 @@ class OllamaEngine:
             prompt = b'"messages"' not in body
         else:
             chat = call.chat
-            prompt = chat.prompt is not None
+            prompt = requests.path_of(chat) == "/api/generate"
             if tools and not prompt:
                 chat = forced.constrained(chat, tools, forced.PARAMETERS)
                 chat = msgspec.structs.replace(chat, tools=tools, tool_choice="auto")

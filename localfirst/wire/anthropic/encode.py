@@ -17,7 +17,7 @@ from localfirst.wire.anthropic import history
 from localfirst.wire.conclusion import arguments_object
 from localfirst.wire.openai.shaping import schema_instruction
 from localfirst.wire.quirks import Quirks
-from localfirst.wire.refusal import unsupported
+from localfirst.wire.refusal import refuse_only_local
 
 DEFAULT_MAX_TOKENS = 4096
 
@@ -36,10 +36,9 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     The body of `POST …/messages` for *request* at *model*.
 
     Raises:
-        UpstreamRefused: a `suffix`, which this dialect has no word for.
+        UpstreamRefused: a `suffix` or a `context`, which this dialect has no word for.
     """
-    if request.suffix is not None:
-        raise unsupported("insert, which a `suffix` asks for")
+    refuse_only_local(request)
     fields: dict[str, Json] = {
         "model": model,
         "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,

@@ -20,7 +20,7 @@ from localfirst.wire.gemini.marks import Marks
 from localfirst.wire.gemini.thinking import thinking
 from localfirst.wire.openai.shaping import schema_instruction, without_keywords
 from localfirst.wire.quirks import Quirks
-from localfirst.wire.refusal import unsupported
+from localfirst.wire.refusal import refuse_only_local
 
 STOPS_MOST = 5
 """More stop sequences are refused."""
@@ -51,10 +51,9 @@ def encode(
         marks: what is remembered of earlier tool calls.
 
     Raises:
-        UpstreamRefused: a `suffix`, which this dialect has no word for.
+        UpstreamRefused: a `suffix` or a `context`, which this dialect has no word for.
     """
-    if request.suffix is not None:
-        raise unsupported("insert, which a `suffix` asks for")
+    refuse_only_local(request)
     in_words = _in_words(request, model, quirks)
     fields: dict[str, Json] = {
         "contents": contents(request, model, quirks, marks or Marks()),

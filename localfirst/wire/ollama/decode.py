@@ -24,6 +24,7 @@ from localfirst.types import (
 )
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
+    MAX_CONTEXT_TOKENS,
     MAX_IMAGES,
     MAX_MESSAGES,
     MAX_NAME_CHARS,
@@ -36,8 +37,6 @@ from localfirst.wire.openai.content import base64_of, check_images
 from localfirst.wire.options import keep_alive_of, options_of, seconds_of
 
 THINK_WORDS = ("high", "medium", "low", "max")
-
-_RAW_FIELDS = ("raw", "template", "context")
 
 _KNOWN = frozenset(
     {
@@ -83,29 +82,38 @@ def decode_generate(body: bytes) -> ChatRequest:
     """
     A body of `/api/generate`.
 
-    A plain prompt becomes messages, which every backend understands; `raw`, `suffix`,
-    `template` and `context` keep it a `prompt`, which only local engines do.
+    A prompt becomes messages, which every backend understands; `raw`, `template` and
+    `context` say what only the engine of a model can do with them.
 
     Raises:
         InvalidRequest: naming the field that is missing, wrong or out of range.
     """
     fields = _object(body)
     prompt, system = fields.text("prompt"), fields.text("system")
-    images = _images(fields)
+    images, only_local = _images(fields), _only_local(fields)
     common = _common(fields)
-    said = {name: fields.get(name) for name in _RAW_FIELDS if fields.get(name)}
     if fields.flag("raw") and (system or fields.has("template") or fields.has("context")):
         raise InvalidRequest("raw mode does not support template, system, or context", field="raw")
-    if said or fields.text("suffix"):
-        holder = (Message(role="user", content=images),) if images else ()
-        extra = {**said, **({"system": system} if system else {})}
-        suffix = fields.text("suffix") or None
-        return ChatRequest(prompt=prompt, suffix=suffix, messages=holder, extra=extra, **common)
-    if not prompt and not images:
+    if not prompt:
         return ChatRequest(**common)
     turn = Message(role="user", content=(*images, TextPart(text=prompt)) if images else prompt)
     before = (Message(role="system", content=system),) if system else ()
-    return ChatRequest(messages=(*before, turn), **common)
+    return ChatRequest(
+        messages=(*before, turn),
+        suffix=fields.text("suffix") or None,
+        generate=True,
+        extra=only_local,
+        **common,
+    )
+
+
+def _only_local(fields: Fields) -> dict[str, Json]:
+    """What is said of `raw`, `template` and `context`."""
+    context = fields.items("context", MAX_CONTEXT_TOKENS)
+    if not all(type(token) is int for token in context):
+        raise wrong("context", "the list of numbers that an answer gave")
+    said = {"raw": fields.flag("raw"), "template": fields.text("template"), "context": context}
+    return {name: value for name, value in said.items() if value}
 
 
 def asks_to_load(request: ChatRequest) -> bool:

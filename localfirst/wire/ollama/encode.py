@@ -15,14 +15,12 @@ from localfirst.types import ChatRequest, ImagePart, Json, Message, Tool, ToolCa
 from localfirst.wire import quirks
 from localfirst.wire.conclusion import arguments_object
 from localfirst.wire.quirks import Quirks
-from localfirst.wire.refusal import unsupported
+from localfirst.wire.refusal import ONLY_LOCAL, refuse_only_local, unsupported
 
 _ENCODER = msgspec.json.Encoder()
 
 _EFFORTS = {"minimal": "low", "xhigh": "max", "ultra": "max"}
 """Efforts that Ollama has no word for, by its nearest (`openai/openai.go` maps them so)."""
-
-_PASSED = ("raw", "template", "system", "context")
 
 
 def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) -> bytes:
@@ -30,15 +28,17 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     The body for *model*; `path_of` says where it goes.
 
     Raises:
-        UpstreamRefused: an image by URL, which a local engine never fetches.
+        UpstreamRefused: an image by URL, which a local engine never fetches; a `context` or
+            the like of what is no single turn any more.
     """
     body: dict[str, Json] = {"model": model, "stream": request.stream}
-    if request.prompt is None:
+    if _completes(request):
+        body.update(_prompt(request))
+    else:
+        refuse_only_local(request)
         body["messages"] = _messages(request.messages)
         if tools := _tools(request):
             body["tools"] = tools
-    else:
-        body.update(_prompt(request))
     body.update(_asked(request))
     if options := options_of(request):
         body["options"] = options
@@ -51,7 +51,15 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
 
 def path_of(request: ChatRequest) -> str:
     """The endpoint that `encode`'s body is for."""
-    return "/api/chat" if request.prompt is None else "/api/generate"
+    return "/api/generate" if _completes(request) else "/api/chat"
+
+
+def _completes(request: ChatRequest) -> bool:
+    """Whether it is one turn; what was added to it since makes it a conversation."""
+    if not request.generate:
+        return request.prompt is not None
+    *before, last = (message.role for message in request.messages)
+    return last == "user" and set(before) <= {"system"}
 
 
 def options_of(request: ChatRequest) -> dict[str, Json]:
@@ -91,12 +99,14 @@ def _asked(request: ChatRequest) -> dict[str, Json]:
 
 
 def _prompt(request: ChatRequest) -> dict[str, Json]:
-    fields: dict[str, Json] = {"prompt": request.prompt}
+    *before, turn = request.messages or (Message(role="user", content=request.prompt or ""),)
+    fields: dict[str, Json] = {"prompt": turn.text}
     if request.suffix is not None:
         fields["suffix"] = request.suffix
-    fields.update({name: request.extra[name] for name in _PASSED if name in request.extra})
-    images = [image for message in request.messages for image in message.images]
-    if images:
+    if system := "\n\n".join(message.text for message in before):
+        fields["system"] = system
+    fields.update({name: request.extra[name] for name in ONLY_LOCAL if name in request.extra})
+    if images := turn.images:
         fields["images"] = list(map(_image, images))
     return fields
 

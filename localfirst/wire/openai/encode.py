@@ -11,7 +11,7 @@ from localfirst.wire import peek, quirks
 from localfirst.wire.openai.content import parts_of
 from localfirst.wire.openai.shaping import NOTHING, SHORT_BYTES, shape
 from localfirst.wire.quirks import Quirks
-from localfirst.wire.refusal import unsupported
+from localfirst.wire.refusal import refuse_only_local
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -32,7 +32,7 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     The body of `POST …/chat/completions` for *request* at *model*.
 
     Raises:
-        UpstreamRefused: for a `suffix`, which this endpoint has no word for.
+        UpstreamRefused: for a `suffix` or a `context`, which this endpoint has no word for.
     """
     fields: dict[str, Json] = {"model": model, "messages": _messages(request, quirks)}
     if request.stream:
@@ -84,8 +84,7 @@ def splice(
 
 
 def _messages(request: ChatRequest, quirks: Quirks) -> list[Json]:
-    if request.suffix is not None:
-        raise unsupported("insert, which a `suffix` asks for")
+    refuse_only_local(request)
     messages: list[Json] = []
     shown: list[Part] = []
     for message in request.messages:

@@ -1,0 +1,145 @@
+"""What ordinary programs do with the three packages, beyond a chat: on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import ollama
+import openai
+import pytest
+
+from localfirst.models import toy
+from tests.fakes.backends import CloudBackend, EmbeddedBackend, OllamaBackend, backend
+from tests.fakes.engine_bench import NO_REAL, REAL, real_daemon
+from tests.fakes.house import house
+
+SHORT: Any = {"num_predict": 4, "temperature": 0, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaBackend]:
+    with backend("ollama", tmp_path_factory.mktemp("ollama")) as running:
+        assert isinstance(running, OllamaBackend)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudBackend]:
+    with backend("openai", tmp_path_factory.mktemp("cloud")) as running:
+        assert isinstance(running, CloudBackend)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    with backend("embedded", tmp_path_factory.mktemp("embedded")) as running:
+        assert isinstance(running, EmbeddedBackend)
+        yield running
+
+
+# --- /api/generate and its context ---------------------------------------------------------
+
+
+def test_a_conversation_goes_on_by_the_context_that_was_given(daemon: OllamaBackend) -> None:
+    daemon.prepare("text")
+    with closing(ollama.Client(daemon.house.url)) as client:
+        first = client.generate("tiny", "hi", system="be kind", template="{{ .Prompt }}")
+        *_, last = client.generate("tiny", "more", context=first.context, stream=True)
+    assert first.context and last.context
+    opened, went_on = daemon.asked()
+    assert (opened["system"], opened["template"]) == ("be kind", "{{ .Prompt }}")
+    assert "context" not in opened and went_on["context"] == list(first.context)
+
+
+@pytest.mark.parametrize(
+    "said", [{"context": [1, 2]}, {"raw": True}, {"template": "x"}, {"suffix": "b"}]
+)
+def test_a_cloud_is_not_asked_for_what_it_would_leave_out(
+    cloud: CloudBackend, said: dict[str, Any]
+) -> None:
+    cloud.prepare("text")
+    with closing(ollama.Client(cloud.house.url)) as client:
+        with pytest.raises(ollama.ResponseError, match="does not support") as refused:
+            client.generate("auto", "hi", **said)
+        assert client.generate("auto", "hi", raw=False, context=[]).context is None
+    assert refused.value.status_code == 400
+    assert len(cloud.asked()) == 1
+
+
+def test_the_embedded_engine_takes_a_raw_prompt_as_it_is(embedded: EmbeddedBackend) -> None:
+    async def tokens(**said: Any) -> int | None:
+        client = ollama.AsyncClient(embedded.house.url)
+        try:
+            found = await client.generate("tiny", "hi", options=SHORT, **said)
+            assert found.response and found.done_reason == "length"
+            return found.prompt_eval_count
+        finally:
+            await client.close()
+
+    templated, raw = asyncio.run(tokens()), asyncio.run(tokens(raw=True))
+    # The letters of "hi" and a beginning.
+    assert raw == 3 and templated is not None and templated > 10
+    for said in ({"context": [1]}, {"template": "x"}, {"raw": True, "suffix": "b"}):
+        with pytest.raises(ollama.ResponseError, match="does not support"):
+            asyncio.run(tokens(**said))
+
+
+def test_a_raw_prompt_has_its_schema_stops_and_logprobs(embedded: EmbeddedBackend) -> None:
+    schema: Any = {"enum": ["Bern"]}
+    with closing(ollama.Client(embedded.house.url)) as client:
+        held = client.generate("tiny", "hi", raw=True, format=schema, options={"temperature": 0})
+        assert held.response == '"Bern"'
+        whole = client.generate("tiny", "hi", raw=True, options=SHORT)
+        cut = client.generate("tiny", "hi", raw=True, options=SHORT | {"stop": [whole.response[2]]})
+        assert cut.response == whole.response[:2] and cut.done_reason == "stop"
+        likely = client.generate(
+            "tiny", "hi", raw=True, options=SHORT, logprobs=True, top_logprobs=2
+        )
+        assert likely.logprobs and len(likely.logprobs) == 4
+        assert len(likely.logprobs[0].top_logprobs or ()) == 2
+
+
+@pytest.mark.real_ollama
+@pytest.mark.skipif(not REAL.exists(), reason=NO_REAL)
+def test_a_conversation_is_the_one_that_ollama_itself_would_have(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    toy.publish(store)
+
+    def talk(url: str) -> list[Any]:
+        with closing(ollama.Client(url)) as client:
+            first = client.generate("tiny", "hi", options=SHORT, system="be kind")
+            more = client.generate("tiny", "more", options=SHORT, context=first.context)
+        return [(x.response, x.context, x.prompt_eval_count) for x in (first, more)]
+
+    async def both() -> tuple[list[Any], list[Any]]:
+        async with real_daemon(tmp_path, store) as served:
+            alone = {"LOCALFIRST_ORDER": "local", "LOCALFIRST_OFFLINE": "1"}
+            own = {"LOCALFIRST_LOCAL_ENGINE": "ollama", "OLLAMA_HOST": served.endpoint}
+            with house(tmp_path, **alone, **own) as at:
+                return await asyncio.to_thread(talk, served.endpoint), await asyncio.to_thread(
+                    talk, at.url
+                )
+
+    direct, through = asyncio.run(both())
+    assert through == direct
+    assert len(through[1][1]) > len(through[0][1])
+
+
+# --- embeddings ----------------------------------------------------------------------------
+
+
+def test_token_ids_are_refused_by_who_would_read_them_as_others(daemon: OllamaBackend) -> None:
+    daemon.prepare("embed")
+    with (
+        openai.OpenAI(base_url=f"{daemon.house.url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.BadRequestError, match="token ids") as refused,
+    ):
+        client.embeddings.create(model="tiny", input=[[9906, 1917]])
+    body: Any = refused.value.body
+    assert body["param"] == "input" and "check_embedding_ctx_length=False" in body["hint"]
+    assert daemon.embeddings() == []
