@@ -53,7 +53,7 @@ def plan(call: Call, world: World) -> Plan:
     except UnknownModel as unknown:
         return Plan(error=unknown)
     steps = tuple(_first_only(_steps(call, world, wanted), call.fallback and world.fallback))
-    error = _privacy_error(call, world, wanted, steps) or plan_refusal.error(steps)
+    error = _privacy_error(call, world, wanted) or plan_refusal.error(steps)
     return Plan(
         steps=steps,
         error=error,
@@ -114,25 +114,21 @@ def _rung(call: Call, world: World, wanted: Wanted, name: str) -> Iterator[Step]
 def _route(call: Call, world: World, name: str, route: RouteSettings) -> Iterator[Step]:
     steps: list[Step] = []
     for text in route.targets:
-        try:
-            wanted = plan_names.read(text, world)
-        except UnknownModel as error:
+        wanted = plan_names.at_provider(text, world)
+        if wanted is None:
             target = Target(rung=Rung.CLOUD, provider=name, model=text)
-            steps.append(skipped(target, No(error.message, Skip.SHUT)))
-            continue
-        if wanted.kind is Asked.ROUTE:
-            target = Target(rung=Rung.CLOUD, provider=name, model=text)
-            no = No("a route does not lead into another route", Skip.SHUT)
-            steps.append(skipped(target, no))
+            steps.append(skipped(target, No(f"`{text}` is no `provider/model`", Skip.SHUT)))
         else:
-            steps.extend(_steps(call, world, wanted))
+            steps.extend(_rung(call, world, wanted, wanted.provider))
     yield from plan_strategy.arranged(steps, route, world)
 
 
 def _cloud(call: Call, world: World, wanted: Wanted, view: ProviderView) -> Iterator[Step]:
     models, requested = _models_at(view, wanted)
     first = models[0] if models else ""
-    no = _cloud_refusal(call, world, view) or (None if models else _no_model(view, wanted))
+    no = _cloud_refusal(call, world, view)
+    if no is None and not models:
+        no = No(f"no model is set for it: set `providers.{view.id}.model`", Skip.SHUT)
     if no is not None:
         yield skipped(Target(rung=view.rung, provider=view.id, model=first), no)
         return
@@ -151,18 +147,9 @@ def _models_at(view: ProviderView, wanted: Wanted) -> tuple[tuple[str, ...], str
         return (wanted.model,), ""
     if wanted.kind is Asked.LADDER:
         return view.default_models, ""
-    has_it = wanted.provider == view.id or wanted.model in view.known_models
-    if has_it and wanted.kind is Asked.CLOUD_MODEL:
+    if wanted.provider == view.id or wanted.model in view.known_models:
         return (wanted.model,), ""
-    if view.strict_model:
-        return (), ""
     return view.default_models, wanted.model
-
-
-def _no_model(view: ProviderView, wanted: Wanted) -> No:
-    if view.strict_model and wanted.model:
-        return No(f"it does not have `{wanted.model}`, and never stands in", Skip.SHUT)
-    return No(f"no model is set for it: set `providers.{view.id}.model`", Skip.SHUT)
 
 
 def _cloud_refusal(call: Call, world: World, view: ProviderView) -> No | None:
@@ -212,13 +199,9 @@ def _first_only(steps: Iterator[Step], fallback: bool) -> Iterator[Step]:
             return
 
 
-def _privacy_error(
-    call: Call, world: World, wanted: Wanted, steps: tuple[Step, ...]
-) -> LocalFirstError | None:
+def _privacy_error(call: Call, world: World, wanted: Wanted) -> LocalFirstError | None:
     """A name that only a cloud can mean, asked under `local-only`, is refused as such."""
-    if not (world.local_only or call.local_only):
-        return None
-    if wanted.kind is not Asked.PROVIDER or any(s.state is not StepState.SKIPPED for s in steps):
+    if wanted.kind is not Asked.PROVIDER or not (world.local_only or call.local_only):
         return None
     view = world.providers.get(wanted.provider)
     if view is None or view.own:

@@ -114,7 +114,7 @@ def read(name: str, known: Known) -> Wanted:
         return Wanted(kind=Asked.ROUTE, model=name)
     if name in LOCAL_NAMES:
         return Wanted(kind=Asked.LOCAL)
-    found = _at_provider(name, known) or _by_model(name, known)
+    found = at_provider(name, known) or _by_model(name, known)
     if found is None:
         raise unknown(name, known)
     return found
@@ -129,7 +129,8 @@ def named(wanted: Wanted, known: Known) -> Named | None:
     return Named(name=name, known=known)
 
 
-def _at_provider(name: str, known: Known) -> Wanted | None:
+def at_provider(name: str, known: Known) -> Wanted | None:
+    """What `provider/model` asks for; None where *name* is not that."""
     provider, slash, model = name.partition("/")
     if not slash or not model:
         return None

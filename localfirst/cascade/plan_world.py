@@ -79,14 +79,13 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     none is needed. `default_models` stand in, the best first. `known_models` may be empty
     (unknown); `context_tokens` is the default model's window, `windows` those of others.
     `capabilities` in the words of `Needs` ("tools", "vision", "schema", "thinking"), empty
-    = unknown. `strict_model` never stands in for a model it does not have. `loopback`:
-    no network is needed to reach it; `own`: it counts as this machine, so that privacy and
-    budget do not speak of it. `timeout_s` replaces the wait for the first token.
+    = unknown. `loopback`: no network is needed to reach it; `own`: it counts as this
+    machine, so that privacy and budget do not speak of it. `timeout_s` replaces the wait
+    for the first token.
     """
 
     id: str
     rung: Rung = Rung.CLOUD
-    title: str = ""
     enabled: bool = True
     reason: str = ""
     key_labels: tuple[str, ...] = ()
@@ -95,8 +94,6 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     windows: Mapping[str, int] = {}
     capabilities: frozenset[str] = frozenset()
-    concurrency: int = 0
-    strict_model: bool = False
     loopback: bool = False
     own: bool = False
     timeout_s: float = 0.0

@@ -150,7 +150,6 @@ def view_of(provider: Provider) -> ProviderView:
     return ProviderView(
         id=provider.id,
         rung=provider.rung,
-        title=provider.title,
         enabled=provider.enabled,
         reason=provider.reason,
         key_labels=provider.key_labels,
@@ -159,7 +158,6 @@ def view_of(provider: Provider) -> ProviderView:
         context_tokens=provider.context_tokens,
         windows=provider.windows,
         capabilities=provider.capabilities,
-        concurrency=provider.concurrency,
         loopback=provider.loopback,
         own=is_own(provider),
         timeout_s=provider.timeout_s,

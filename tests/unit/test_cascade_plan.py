@@ -81,6 +81,33 @@ def test_a_stand_in_says_what_it_stands_in_for() -> None:
     assert told == {"local": "gpt-5", "groq": "gpt-5", "openai": "", "pull": "gpt-5"}
 
 
+@pytest.mark.parametrize("name", ["llama3.2:3b", "some-model"])
+def test_whoever_has_the_very_model_is_asked_for_it_and_not_for_a_stand_in(name: str) -> None:
+    """Installed here or not, and by every cloud that lists it, not by the first alone."""
+    having = {
+        one: view(one, known_models=frozenset({name, f"{one}-model"})) for one in ("box", "groq")
+    }
+    found = plan(make_call(name), world(order=("box", "local", "groq"), providers=having))
+    clouds = [step.target for step in found.ready if step.target.rung is Rung.CLOUD]
+    assert [(one.provider, one.model, one.requested) for one in clouds] == [
+        ("box", name, ""),
+        ("groq", name, ""),
+    ]
+
+
+def test_a_name_of_a_clouds_making_is_asked_there_although_no_list_has_it() -> None:
+    assert ready("gpt-99", order=("groq", "openai")) == [
+        "groq/openai/gpt-oss-20b",
+        "openai/gpt-99",
+    ]
+
+
+def test_a_provider_that_cannot_be_asked_says_what_to_set() -> None:
+    odd = {"box": view("box", default_models=()), "new": ProviderView(id="new", enabled=False)}
+    assert "`providers.box.model`" in why("box", order=("box",), providers=odd)
+    assert why("new", order=("new",), providers=odd) == "it is not configured"
+
+
 def test_an_unknown_name_is_404_with_the_nearest() -> None:
     found = plan(make_call("llama3.2:3b".replace(":3b", "x")), world())
     assert isinstance(found.error, UnknownModel)
@@ -139,8 +166,12 @@ def test_local_only_refuses_clouds_remote_models_and_downloads() -> None:
     assert isinstance(plan(make_call("groq/x", local_only=True), world()).error, PrivacyRefused)
     box = {"box": view("box", loopback=True, own=True)}
     assert ready(order=("box",), providers=box, local_only=True) == ["box/box-model"]
+    assert ready("box/any", providers=box, local_only=True) == ["box/any"]
     proxy = {"box": view("box", loopback=True)}
     assert ready(order=("box",), providers=proxy, local_only=True) == []
+    # A cloud's model and a download are left out, not refused: this machine may stand in.
+    assert ready("gpt-5", local_only=True)[0] == "local/llama3.2:3b"
+    assert plan(make_call("pull/tinyllama", local_only=True), world()).error is None
     assert ready(order=("box",), providers=proxy, online=False) == ["box/box-model"]
 
 
@@ -219,9 +250,13 @@ def test_a_route_is_ordered_by_its_strategy(strategy: str, routes: list[str]) ->
     assert found == routes
 
 
-def test_a_route_does_not_lead_into_itself() -> None:
-    routes = {"loop": RouteSettings(targets=("loop", "groq/x"))}
+@pytest.mark.parametrize("target", ["loop", "auto", "local", "gpt-5", "tinyllama", "nosuch/model"])
+def test_a_route_leads_to_its_providers_alone_and_says_what_is_none(target: str) -> None:
+    """Into itself it would never end, and a bare name would open the whole ladder."""
+    routes = {"loop": RouteSettings(targets=(target, "groq/x"))}
     assert ready("loop", routes=routes) == ["groq/x"]
+    first = plan(make_call("loop"), world(routes=routes)).steps[0]
+    assert first.reason == f"`{target}` is no `provider/model`"
 
 
 @pytest.mark.parametrize(
