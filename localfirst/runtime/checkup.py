@@ -56,7 +56,7 @@ async def examine(
     without one, *damaged* the models whose bytes do not match their digests.
     """
     status = await runtime.engine.status(max_age_s=0)
-    online = False if offline else await runtime.connectivity.probe()
+    online, why = (False, runtime.connectivity.reason()) if offline else await _online(runtime)
     hardware, settings = runtime.hardware(), runtime.settings
     facts = Facts(
         hardware=hardware,
@@ -68,7 +68,7 @@ async def examine(
         keys=tuple(_key(one) for one in runtime.providers.values()),
         mirrors=_mirrors(runtime),
         online=online,
-        online_reason=runtime.connectivity.reason(),
+        online_reason=why,
         store=await asyncio.to_thread(_store, runtime, damaged),
         last_resort=recommend.last_resort(
             hardware,
@@ -102,6 +102,25 @@ async def recommended(
 def abilities() -> set[str]:
     """What models of the catalogue can do, in Ollama's words."""
     return {word for model in recommend.catalogue().models for word in model.capabilities}
+
+
+async def _online(runtime: Runtime) -> tuple[bool, str]:
+    """
+    Whether anybody takes a connection whom a question asked now would go to, and the evidence.
+
+    They are the clouds that have a key and, where nothing else may be asked, the registry.
+    """
+    settings, hosts = runtime.settings, list(runtime.clouds.hosts.values())
+    if settings.local.auto_pull and "pull" in settings.order and not runtime.serverless.skip_pull:
+        registry = names.parse(settings.local.last_resort).host
+        if registry not in settings.pull.mirrors:
+            hosts.append(registry if ":" in registry else f"{registry}:443")
+    before = runtime.connectivity.online()
+    online = await runtime.connectivity.probe(hosts)
+    if online or before is False or not hosts:
+        return online, runtime.connectivity.reason()
+    asked = ", ".join(f"`{host.removesuffix(':443')}`" for host in hosts)
+    return online, f"there is a way out, and no connection to {asked}"
 
 
 def _ollama_installed(runtime: Runtime) -> bool:

@@ -184,6 +184,21 @@ def test_a_machine_that_cannot_answer_ends_the_doctor_with_three(tmp_path: Path)
     assert "nobody can answer" in ran.out
 
 
+def test_a_download_from_a_registry_that_is_out_of_reach_is_no_answer(tmp_path: Path) -> None:
+    """There was a route, so the doctor promised what the next question could not get."""
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    nobody = "255.255.255.255"  # no connection is ever made to it: the system refuses to try
+    ran = terminal.run(
+        tmp_path,
+        "doctor",
+        LOCALFIRST_LOCAL_AUTO_PULL="true",
+        LOCALFIRST_LOCAL_LAST_RESORT=f"{nobody}/library/tiny",
+    )
+    assert ran.code == 3
+    assert "error  nobody can answer" in ran.out and "`localfirst bundle" in ran.out
+    assert "error  offline" in ran.out
+
+
 def test_offline_work_is_proven_with_a_real_token(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
     toy.publish(tmp_path / "models")

@@ -9,6 +9,7 @@ from localfirst.config.loopback import is_loopback
 from localfirst.machine.doctor.facts import Facts, Finding, Model, Severity
 from localfirst.machine.fit import shown
 
+OFFLINE_FIX = "connect to a network, or carry a model here (`localfirst bundle --help`)"
 HALF = 0.5  # of a loaded model; llama.cpp moves single layers off a crowded GPU
 
 
@@ -180,7 +181,8 @@ def providers(facts: Facts) -> Iterator[Finding]:
 def network(facts: Facts) -> Iterator[Finding]:
     """Online or not, and whether that matters."""
     online = facts.online
-    needed = not facts.local_only and bool(facts.clouds) and not facts.runnable
+    asked = (bool(facts.clouds) and not facts.local_only) or may_pull(facts)
+    needed = asked and not facts.runnable
     severity = Severity.OK if online else Severity.INFO
     if online is False and needed:
         severity = Severity.ERROR
@@ -190,7 +192,20 @@ def network(facts: Facts) -> Iterator[Finding]:
         severity=severity,
         title="online" if online else "not known" if online is None else "offline",
         evidence=facts.online_reason or "the routing table",
-        fix="connect, or install a model while you can" if severity is Severity.ERROR else "",
+        fix=OFFLINE_FIX if severity is Severity.ERROR else "",
+    )
+
+
+def may_pull(facts: Facts) -> bool:
+    """Whether the ladder would download a model, were its registry reached."""
+    choice = facts.last_resort
+    return (
+        facts.settings.local.auto_pull
+        and "pull" in facts.settings.order
+        and not facts.serverless.skip_pull
+        and (facts.engine_ready or facts.embedded or facts.ollama_installed)
+        and (choice is None or bool(choice.name))
+        and not facts.store.unwritable
     )
 
 
@@ -275,22 +290,15 @@ def together(facts: Facts) -> Iterator[Finding]:
         ways.append(f"locally with {facts.runnable[0].name}")
     if facts.clouds and not facts.local_only and facts.online is not False:
         ways.append(f"from {facts.clouds[0].provider}")
-    can_pull = facts.settings.local.auto_pull and "pull" in facts.settings.order
-    choice = facts.last_resort
-    if (
-        can_pull
-        and not facts.serverless.skip_pull
-        and facts.online is not False
-        and (facts.engine_ready or facts.embedded or facts.ollama_installed)
-        and (choice is None or choice.name)
-        and not facts.store.unwritable
-    ):
+    if may_pull(facts) and facts.online is not False:
+        choice = facts.last_resort
         ways.append(f"after downloading {choice.name if choice else 'a model'}")
+    fix = "install a model (`localfirst recommend --pull`) or set a cloud's key"
     yield Finding(
         code="answer" if ways else "answer-none",
         area="answer",
         severity=Severity.OK if ways else Severity.ERROR,
         title="a question asked now is answered" if ways else "nobody can answer",
         evidence="; else ".join(ways) or "no engine with a model, no cloud that can be reached",
-        fix="" if ways else "install a model (`localfirst recommend --pull`) or set a cloud's key",
+        fix="" if ways else OFFLINE_FIX if facts.online is False else fix,
     )
