@@ -13,15 +13,13 @@ import msgspec
 
 from localfirst.cli import render, session
 from localfirst.cli.progress import Ticker
-from localfirst.errors import ConfigError, InsufficientResources, LocalFirstError
-from localfirst.models import lock as locks
+from localfirst.errors import InsufficientResources, LocalFirstError
 from localfirst.types import Json
 
 if TYPE_CHECKING:
     from localfirst.runtime import Runtime
     from localfirst.runtime.provision import PullJob, PullPlan, Snapshot
 
-LOCK_BYTES = 2**24
 JSON_EVERY_S = 0.5
 LAST_WORDS_S = 5.0
 ETA_BYTES_S = 12.5e6  # 100 Mbit/s, the line that most estimates are made for
@@ -50,7 +48,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(given: argparse.Namespace) -> int:
     """Pull each; goes on after a failure and ends with the first one's exit code."""
-    pinned = locked(given.file) if given.file else []
+    from localfirst.runtime import provision
+
+    locked = provision.read_file(Path(given.file)).models if given.file else ()
+    pinned = [Wanted(model.name, model.digest) for model in locked]
     if not (given.models or pinned):
         render.problem(
             "nothing to pull", hint="name a model, for example `llama3.2:1b`", code="usage"
@@ -69,21 +70,6 @@ async def run(given: argparse.Namespace) -> int:
                 code = code or error.exit_code
                 failed(want, error, as_json=given.json)
     return code
-
-
-def locked(file: str) -> list[Wanted]:
-    """The models of a lock file."""
-    try:
-        with Path(file).open("rb") as stream:
-            text = stream.read(LOCK_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"`{file}` cannot be read: {getattr(error, 'strerror', '') or error}",
-            setting=file,
-            hint="`localfirst lock` writes one",
-            code="lock-invalid",
-        ) from error
-    return [Wanted(model.name, model.digest) for model in locks.read(text, source=file).models]
 
 
 async def moved(
@@ -106,26 +92,30 @@ async def moved(
 
 async def fetch(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> None:
     """One model, with its progress; raises why it could not be had."""
-    if given.no_fit_check and not given.force:
-        refuse_full_disk(await plan_of(runtime, want, given))
     job = runtime.puller.start(
         want.name,
         digest=want.digest,
         insecure=given.insecure,
         any_host=True,
-        force=given.force or given.no_fit_check,
+        force=given.force,
+        fit_check=not given.no_fit_check,
     )
+    await follow(job, runtime, as_json=given.json)
+
+
+async def follow(job: PullJob, runtime: Runtime, *, as_json: bool = False) -> None:
+    """See a download through; whoever leaves early is told that it goes on where it stopped."""
     try:
-        if given.json:
+        if as_json:
             await tell_lines(job, runtime)
         else:
             await tell(job, runtime)
     except asyncio.CancelledError:
-        render.say("interrupted; the same `localfirst pull` goes on where it stopped")
+        render.say(f"interrupted; `localfirst pull {job.name}` goes on where it stopped")
         raise
     finally:
         await given_up(job)
-    if not given.json:
+    if not as_json:
         render.say(f"{job.name}: {render.size(job.total_bytes)}, verified")
 
 
@@ -203,13 +193,8 @@ def failed(want: Wanted, error: LocalFirstError, *, as_json: bool) -> None:
 # --- before the first byte ---------------------------------------------------------------
 
 
-async def plan_of(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> PullPlan:
-    """What pulling would take; fetches a manifest and a header."""
-    return await runtime.puller.plan(want.name, insecure=given.insecure, any_host=True)
-
-
 def refuse_full_disk(plan: PullPlan) -> None:
-    """The disk's half of the check, when the memory is not asked."""
+    """What a download would be refused for, where none is begun."""
     if not plan.disk_fits:
         raise InsufficientResources(
             f"`{plan.name}` needs {render.size(plan.needed_bytes)} more on disk and "
@@ -225,7 +210,7 @@ async def dry_run(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> 
     """Tell what it would take; raises what would refuse it."""
     from localfirst.runtime import fitness
 
-    plan = await plan_of(runtime, want, given)
+    plan = await runtime.puller.plan(want.name, insecure=given.insecure, any_host=True)
     fit = await asyncio.to_thread(fitness.predict, plan.manifest, plan.header, runtime.hardware())
     rate = runtime.settings.pull.limit_rate_bytes_s or ETA_BYTES_S
     eta_s = round(plan.needed_bytes / rate, 1)

@@ -62,8 +62,7 @@ async def run(given: argparse.Namespace) -> int:
             show(ranked if given.all else ranked[:SHOWN], dated)
         if given.pull:
             job = runtime.puller.start(ranked[0].model.name, any_host=True)
-            await pull.tell(job, runtime)
-            render.say(f"{job.name}: {render.size(job.total_bytes)}, verified")
+            await pull.follow(job, runtime)
     return 0
 
 

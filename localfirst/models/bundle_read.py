@@ -19,6 +19,7 @@ from typing import IO
 import msgspec
 
 from localfirst.errors import InsufficientResources, ModelNameInvalid
+from localfirst.machine.fit import shown
 from localfirst.models import manifest as manifests
 from localfirst.models import names
 from localfirst.models.bundle import (
@@ -171,7 +172,8 @@ class Import(BundleCheck):
         free = files.free_bytes(self.store.root)
         if needed and free < needed + self._reserve_bytes:
             raise InsufficientResources(
-                f"the bundle needs {needed:,} bytes on `{self.store.root}`; {free:,} are free",
+                f"the bundle needs {shown(needed)} on `{self.store.root}` and "
+                f"{shown(self._reserve_bytes)} in reserve; {shown(free)} are free",
                 kind="disk",
                 needed_bytes=needed + self._reserve_bytes,
                 available_bytes=free,

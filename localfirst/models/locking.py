@@ -13,8 +13,6 @@ from localfirst.models import lock as locks
 from localfirst.models import manifest as manifests
 from localfirst.models import names
 from localfirst.models.lock import Lock, LockedModel
-from localfirst.models.pull import Puller
-from localfirst.models.pull_job import PullJob
 from localfirst.models.registry import Registry
 from localfirst.models.store import Store, StoredModel
 from localfirst.transport import files
@@ -42,13 +40,15 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_file(path: Path) -> Lock:
-    """A lock file; raises `ConfigError` when it is none or cannot be read."""
+    """A lock file, which may be a pipe; raises `ConfigError` for none, or one not to be read."""
     try:
-        text = files.read_bounded(path.resolve(), LOCK_LIMIT_BYTES).decode()
+        with path.open("rb") as stream:
+            text = stream.read(LOCK_LIMIT_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"`{path}` cannot be read: {getattr(error, 'strerror', '') or error}",
             setting=str(path),
+            hint="`localfirst lock` writes one",
             code="lock-invalid",
         ) from error
     return locks.read(text, source=str(path))
@@ -83,21 +83,6 @@ async def resolve(
         return locks.locked(ref.display, manifests.parse(data))
 
     return locks.of(await asyncio.gather(*(pin(name) for name in wanted)))
-
-
-def start(
-    lock: Lock, puller: Puller, *, insecure: bool = False, force: bool = False
-) -> list[PullJob]:
-    """
-    Begin to pull exactly what *lock* names; a job a model.
-
-    A job whose tag has moved fails with `VerificationFailed` (`lock-moved`), before its
-    first blob; a model that is here already is done without asking anyone.
-    """
-    return [
-        puller.start(model.name, digest=model.digest, insecure=insecure, any_host=True, force=force)
-        for model in lock.models
-    ]
 
 
 async def compare(

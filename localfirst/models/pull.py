@@ -25,6 +25,7 @@ from localfirst.errors import (
     RegistryRefused,
     VerificationFailed,
 )
+from localfirst.machine.fit import shown
 from localfirst.models import manifest as manifests
 from localfirst.models import names, pull_partial, pulls
 from localfirst.models.daemon_pull import DaemonPull
@@ -369,8 +370,8 @@ class Puller:
         plan = await self._plan(want, manifest, with_header=check is not None)
         if not plan.disk_fits:
             raise InsufficientResources(
-                f"`{plan.name}` needs {plan.needed_bytes:,} bytes more on `{self.store.root}` "
-                f"and {plan.reserve_bytes:,} in reserve; {plan.free_bytes:,} are free",
+                f"`{plan.name}` needs {shown(plan.needed_bytes)} more on `{self.store.root}` and "
+                f"{shown(plan.reserve_bytes)} in reserve; {shown(plan.free_bytes)} are free",
                 kind="disk",
                 needed_bytes=plan.needed_bytes + plan.reserve_bytes,
                 available_bytes=plan.free_bytes,

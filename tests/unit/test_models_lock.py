@@ -76,8 +76,8 @@ def test_two_machines_get_the_same_bytes_and_a_moved_tag_is_refused(
     async def machine(name: str, locked: Lock) -> str:
         puller = puller_into(tmp_path / name)
         try:
-            for job in locking.start(locked, puller):
-                await job.wait()
+            for model in locked.models:
+                await puller.start(model.name, digest=model.digest, any_host=True).wait()
             return puller.store.get(fake.name()).digest
         finally:
             await puller.aclose()
