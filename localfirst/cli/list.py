@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localfirst.cli import render, session
 from localfirst.types import Json
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 HEAD = ("NAME", "ID", "SIZE", "MEMORY", "FITS", "TOKENS/S", "MODIFIED")
 RIGHT = (2, 3, 5)
+FIELDS = (
+    "name", "digest", "size_bytes", "fit", "needed_bytes", "measured_bytes", "tokens_per_s",
+    "measured_tokens_per_s", "loaded", "remote", "modified_unix",
+)  # fmt: skip
+"""Of a model as JSON."""
 NARROW, NARROWER = 76, 64
 """Terminals below this width go without the age, and then without the id."""
 
@@ -55,24 +60,11 @@ def columns() -> tuple[int, ...]:
 
 async def installed(runtime: Runtime) -> list[dict[str, Json]]:
     """The engine's models; the store's where no engine could list them."""
+    from localfirst.runtime import provision
+
     status = await runtime.engine.status(max_age_s=0)
-    models: list[Any] = list(status.models) or runtime.store.models()
-    return [
-        {
-            "name": model.name,
-            "digest": model.digest,
-            "size_bytes": model.size_bytes,
-            "fit": getattr(model, "fit", "unknown"),
-            "needed_bytes": getattr(model, "needed_bytes", 0),
-            "measured_bytes": getattr(model, "measured_bytes", 0),
-            "tokens_per_s": getattr(model, "tokens_per_s", None),
-            "measured_tokens_per_s": getattr(model, "measured_tokens_per_s", 0.0),
-            "loaded": getattr(model, "loaded", False),
-            "remote": getattr(model, "remote", False),
-            "modified_unix": model.modified_unix,
-        }
-        for model in models
-    ]
+    models = status.models or map(provision.local_model, runtime.store.models())
+    return [{field: getattr(model, field) for field in FIELDS} for model in models]
 
 
 def line(row: dict[str, Json], now_unix: float) -> tuple[str, ...]:

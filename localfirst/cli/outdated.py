@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from localfirst.cli import render, session
+
+if TYPE_CHECKING:
+    from localfirst.runtime.provision import Moved
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +43,6 @@ async def run(given: argparse.Namespace) -> int:
     return 3 if found and all(moved.error for moved in found) else 0
 
 
-def state(moved: object) -> str:
+def state(moved: Moved) -> str:
     """A word, or why the registry could not be asked."""
-    if error := getattr(moved, "error", ""):
-        return str(error)
-    return "outdated" if getattr(moved, "outdated", False) else "up to date"
+    return moved.error or ("outdated" if moved.outdated else "up to date")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from typing import TYPE_CHECKING
 
 from localfirst.cli import render, session
 from localfirst.errors import ConfigError
+
+if TYPE_CHECKING:
+    from localfirst.runtime import Runtime
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +41,9 @@ async def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def name_of(runtime: object, name: str) -> str:
-    """A provider's id becomes its own default model there."""
-    known = getattr(runtime, "providers", {}).get(name)
+def name_of(runtime: Runtime, name: str) -> str:
+    """A provider's id becomes its own default model there; raises for one that has none."""
+    known = runtime.providers.get(name)
     if known is None:
         return name
     if not known.ready:

@@ -28,7 +28,7 @@ def run(given: argparse.Namespace) -> int:
     file = Path(found.config_file)
     settings = found.settings
     order = () if name == "auto" else first(name, settings.order, set(settings.providers))
-    text = file.read_text() if file.is_file() else ""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     try:
         write(file, changed(text, order))
     except tomllib.TOMLDecodeError as error:
@@ -75,7 +75,7 @@ def write(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = file.with_suffix(".new")
         draft.touch(mode=0o600)
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
         draft.replace(file)
     except OSError as error:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The work on model files that commands and servers may ask for, opened to their level."""
 
 from localfirst.engines.base import LocalModel
+from localfirst.engines.llamacpp.about import local_model
 from localfirst.models.bundle import BundleIndex, Export
 from localfirst.models.bundle_read import BundleCheck, Import
 from localfirst.models.bundle_read import info as bundle_info
@@ -28,6 +29,7 @@ __all__ = [
     "Verification",
     "bundle_info",
     "compare",
+    "local_model",
     "pending",
     "read_file",
     "remove_orphans",

@@ -147,7 +147,7 @@ class Shelf:
         return tuple(found)
 
 
-def local_model(stored: StoredModel, about: About | None) -> LocalModel:
+def local_model(stored: StoredModel, about: About | None = None) -> LocalModel:
     """A stored model as engines list it."""
     plain = LocalModel(
         name=stored.name,
