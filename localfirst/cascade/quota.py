@@ -66,13 +66,6 @@ class Quota:
         """Requests on their way, by provider."""
         return self._in_flight
 
-    def limit(self, provider: str, concurrency: int) -> None:
-        """Set how many requests may be in flight at a provider; 0 lifts the limit."""
-        if concurrency > 0:
-            self._concurrency[provider] = concurrency
-        else:
-            self._concurrency.pop(provider, None)
-
     def refusal(self, target: Target, tokens: int, now_unix: float) -> Refusal | None:
         """Why a request of about *tokens* would be refused now; None when it may go."""
         if self._concurrency:

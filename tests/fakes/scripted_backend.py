@@ -122,6 +122,7 @@ class House:
         settings: Settings | None = None,
         loop: VirtualLoop | None = None,
         budget: Callable[[Target], str] | None = None,
+        quota: Quota | None = None,
         **world: Any,
     ) -> None:
         self.backends = dict(backends)
@@ -141,7 +142,7 @@ class House:
             clock=self.clock,
             settings=settings or Settings(),
             health=Health(),
-            quota=Quota(),
+            quota=quota or Quota(),
             recorder=self.records,
             budget=budget,
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from localfirst.cascade.quota import Quota
 from localfirst.errors import (
     Breakage,
     CascadeExhausted,
@@ -556,8 +557,10 @@ def test_a_dead_model_gives_way_to_its_providers_next_one() -> None:
 def test_a_busy_provider_gives_way_to_the_next_one() -> None:
     async def main() -> None:
         slow = ScriptedBackend([OPENED, 10.0, *says()[1:]])
-        house = House({"groq": slow, "gemini": ScriptedBackend(says("free"))})
-        house.cascade.quota.limit("groq", 1)
+        house = House(
+            {"groq": slow, "gemini": ScriptedBackend(says("free"))},
+            quota=Quota(concurrency={"groq": 1}),
+        )
         first = asyncio.ensure_future(house.ask())
         await asyncio.sleep(1.0)
         assert (await house.ask()).text == "free"
@@ -569,8 +572,8 @@ def test_a_busy_provider_gives_way_to_the_next_one() -> None:
 
 def test_a_place_is_waited_for_when_nobody_else_is_there() -> None:
     async def main() -> None:
-        house = House({"groq": ScriptedBackend([OPENED, 10.0, *says()[1:]])})
-        house.cascade.quota.limit("groq", 1)
+        slow = ScriptedBackend([OPENED, 10.0, *says()[1:]])
+        house = House({"groq": slow}, quota=Quota(concurrency={"groq": 1}))
         replies = await asyncio.gather(house.ask(), house.ask(), house.ask())
         assert [reply.text for reply in replies] == ["hello"] * 3
 

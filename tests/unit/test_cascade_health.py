@@ -53,8 +53,8 @@ def test_a_first_failure_cools_as_the_table_says(
 
 def test_quota_waits_a_day_for_credit_and_for_midnight_otherwise() -> None:
     assert fail(Health(), FailureClass.QUOTA, Scope.KEY, status=402).duration_s == DAY_S  # type: ignore[union-attr]
-    entry = fail(Health(), FailureClass.QUOTA, Scope.KEY, status=429)
-    assert entry is not None and entry.until_unix % DAY_S == 0
+    entry = fail(Health(), FailureClass.QUOTA, Scope.KEY, T0 + 600.0, status=429)
+    assert entry is not None and entry.duration_s == 12 * 3600.0 - 600.0  # T0 is noon
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,63 @@ def test_tokens_that_are_left_bound_the_request() -> None:
     assert quota.refusal(target(), 1100, T0) is not None
 
 
+def test_a_prompt_is_measured_by_what_is_left_and_never_by_more_than_the_whole_window() -> None:
+    quota = Quota()
+    left = ("x-ratelimit-remaining-tokens", "1000")
+    quota.learn(target(), [left], T0)
+    assert quota.refusal(target(), 1000, T0) is None
+    assert quota.refusal(target(), 1001, T0) is not None
+    # What never fits is for them to refuse.
+    quota.learn(target(), [left, ("x-ratelimit-limit-tokens", "1000")], T0)
+    assert quota.refusal(target(), 9000, T0) is None
+    # Nothing left is nothing left, however little is asked.
+    quota.learn(target(), [("x-ratelimit-remaining-tokens", "0")], T0)
+    assert quota.refusal(target(), 0, T0) is not None
+    # Over at the second that was told.
+    assert quota.refusal(target(), 0, T0 + 60.0) is None
+
+
+def test_the_tokens_that_are_in_flight_are_no_longer_left() -> None:
+    quota = Quota()
+    quota.learn(target(), [("x-ratelimit-remaining-tokens", "1000")], T0)
+    quota.reserve(target(), 300)
+    quota.reserve(target(), 300)
+    assert quota.refusal(target(), 401, T0) is not None
+    assert quota.refusal(target(), 400, T0) is None
+    quota.release(target(), 300)
+    assert quota.refusal(target(), 701, T0) is not None
+    assert quota.refusal(target(), 700, T0) is None
+    quota.release(target(), 300)
+    assert quota.refusal(target(), 1000, T0) is None
+
+
+def test_requests_in_flight_are_counted_one_by_one() -> None:
+    quota = Quota()
+    quota.learn(target(), [("x-ratelimit-remaining-requests", "3")], T0)
+    for step in (quota.reserve, quota.reserve, quota.release, quota.reserve, quota.release):
+        step(target(), 0)
+    quota.reserve(target(), 0)
+    assert quota.refusal(target(), 0, T0) is None
+    quota.reserve(target(), 0)
+    assert quota.refusal(target(), 0, T0) is not None
+
+
+def test_a_reset_moves_with_the_wall_clock() -> None:
+    quota = Quota()
+    quota.learn(target(), [("x-ratelimit-remaining-requests", "0")], T0)
+    quota.shift(3600.0)
+    refusal = quota.refusal(target(), 0, T0 + 3601.0)
+    assert refusal is not None and refusal.ready_unix == T0 + 3660.0
+
+
+def test_what_was_learnt_is_handed_on_with_its_place_and_its_time() -> None:
+    ((place, window),) = (
+        Quota().learn(target(), [("x-ratelimit-remaining-requests", "5")], T0).items()
+    )
+    assert place == ("groq", "K", "m", "requests")
+    assert (window.remaining, window.limit, window.learnt_unix) == (5.0, 0.0, T0)
+
+
 def test_what_is_in_flight_counts() -> None:
     quota = Quota(concurrency={"groq": 5})
     headers = [("x-ratelimit-remaining-requests", "2"), ("x-ratelimit-reset-requests", "60s")]
@@ -289,8 +346,18 @@ def test_a_provider_takes_no_more_than_its_concurrency() -> None:
     assert quota.in_flight["groq"] == 1
 
 
-def test_headers_that_are_no_limits_teach_nothing() -> None:
-    assert windows_in([("x-request-id", "1"), ("x-ratelimit-remaining-requests", "many")], T0) == {}
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("x-request-id", "1"), ("x-ratelimit-remaining-requests", "many")],
+        # Of what, it does not say (OpenRouter), or of something that nobody counts here.
+        [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1795176060000")],
+        [("x-ratelimit-remaining-images", "0")],
+        [("x-quota-limit", "0"), ("x-quota-remaining", "0"), ("cf-reset", "1")],
+    ],
+)
+def test_headers_that_are_no_limits_teach_nothing(headers: list[tuple[str, str]]) -> None:
+    assert windows_in(headers, T0) == {}
 
 
 def test_a_keyless_provider_heals_although_its_account_and_itself_are_one_place() -> None:
@@ -306,7 +373,8 @@ def test_a_keyless_provider_heals_although_its_account_and_itself_are_one_place(
 @pytest.mark.parametrize(
     ("name", "wait_s"),
     [
-        ("requests-day", 86400.0 - T0 % 86400.0),
+        ("requests-day", 12 * 3600.0 - 600.0),
+        ("requests-month", 12 * 3600.0 - 600.0),
         ("requests-hour", 3600.0),
         ("tokens-minute", 60.0),
         ("requests", 60.0),
@@ -315,8 +383,9 @@ def test_a_keyless_provider_heals_although_its_account_and_itself_are_one_place(
 def test_a_spent_window_without_a_reset_lasts_as_long_as_its_name_says(
     name: str, wait_s: float
 ) -> None:
-    found = windows_in([(f"x-ratelimit-remaining-{name}", "0")], T0)
-    assert found[name].reset_unix == T0 + wait_s
+    now = T0 + 600.0  # ten minutes past noon
+    found = windows_in([(f"x-ratelimit-remaining-{name}", "0")], now)
+    assert found[name].reset_unix == now + wait_s
 
 
 def test_a_cooldown_that_is_over_is_not_shown_as_one() -> None:
