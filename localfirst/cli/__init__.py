@@ -41,6 +41,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bundle": ("bundle", "carry models into a room without a network"),
 }
 
+# What other programs call it: letters alone would send whoever asks elsewhere.
+MEANT = {
+    **dict.fromkeys(("status", "check", "health"), "doctor"),
+    **dict.fromkeys(("models", "ls"), "list"),
+    **dict.fromkeys(("run", "ask", "talk"), "chat"),
+    **dict.fromkeys(("start", "up", "gateway"), "serve"),
+    **dict.fromkeys(("download", "install", "get"), "pull"),
+    **dict.fromkeys(("remove", "delete", "uninstall"), "rm"),
+    **dict.fromkeys(("settings", "set"), "config"),
+    **dict.fromkeys(("why", "plan"), "explain"),
+    **dict.fromkeys(("search", "find"), "recommend"),
+}
+
 USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -121,7 +134,7 @@ def unknown(name: str) -> str:
     """What a misspelt command gets."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    near = [MEANT[name]] if name in MEANT else get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     hint = f"did you mean `localfirst {near[0]}`?" if near else "run `localfirst --help`"
     shown = "".join(letter for letter in name if letter.isprintable())
     return f"error: `{shown}` is not a command [usage]\n\nhint: {hint}"

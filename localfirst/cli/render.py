@@ -17,6 +17,7 @@ from localfirst import config
 from localfirst.types import Json
 
 LEAST_COLUMNS, LAST_COLUMNS = 16, 20
+WIDE_GAP, GAP = 3, 2
 BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "36"
 
 # C0 but tab and newline, DEL, C1, and the marks that turn the direction of text: each can
@@ -92,11 +93,12 @@ def table(rows: Sequence[Sequence[str]], *, head: Sequence[str], right: Sequence
     widths = [
         max(len(line[column]) for line in [list(head), *cells]) for column in range(len(head))
     ]
+    gap = WIDE_GAP
     if is_terminal(sys.stdout):
-        _narrow(widths, columns())
-    print(paint(_line(head, widths, right), BOLD))
+        gap = _narrow(widths, columns())
+    print(paint(_line(head, widths, right, gap), BOLD))
     for row in cells:
-        print(_line(row, widths, right))
+        print(_line(row, widths, right, gap))
 
 
 def columns() -> int:
@@ -104,30 +106,35 @@ def columns() -> int:
     return shutil.get_terminal_size((100, 40)).columns
 
 
-def _narrow(widths: list[int], columns: int) -> None:
+def _narrow(widths: list[int], columns: int) -> int:
     """
-    Take from the widest column until a line fits the terminal, but leave names readable.
+    Have a line fit the terminal, but leave names readable; returns what parts two columns.
 
-    The last is left whole: it says why. What still does not fit, a terminal wraps.
+    First they move together, then the widest gives way. The last is left whole: it says why.
+    What still does not fit, a terminal wraps.
     """
+    gaps = len(widths) - 1
+    if sum(widths) + WIDE_GAP * gaps <= columns:
+        return WIDE_GAP
     last = min(widths[-1], LAST_COLUMNS)
-    while sum(widths[:-1]) + last + 3 * (len(widths) - 1) > columns:
+    while sum(widths[:-1]) + last + GAP * gaps > columns:
         widest = max(widths[:-1], default=0)
         if widest <= LEAST_COLUMNS:
             break
         widths[widths[:-1].index(widest)] -= 1
+    return GAP
 
 
 def _cut(cell: str, width: int) -> str:
     return cell if len(cell) <= width else cell[: width - 1] + "…"
 
 
-def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[int]) -> str:
+def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[int], gap: int) -> str:
     padded = [
         _cut(cell, width).rjust(width) if column in right else _cut(cell, width).ljust(width)
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-    return "   ".join(padded).rstrip()
+    return (" " * gap).join(padded).rstrip()
 
 
 def size(amount: float) -> str:

@@ -30,6 +30,16 @@ def test_no_command_shows_a_key(tmp_path: Path) -> None:
             assert secret not in ran.out + ran.err, words
 
 
+def test_a_table_moves_together_on_the_terminal_that_most_people_have(tmp_path: Path) -> None:
+    """Two characters too many broke lines of a table that had room between its columns."""
+    with terminal.terminal(tmp_path, "providers", columns=80, NO_COLOR="1") as screen:
+        screen.end()
+        lines = screen.seen.splitlines()
+    assert len(lines) > 9
+    assert all(len(line) <= 80 for line in lines), lines
+    assert not any("…" in line for line in lines), lines
+
+
 def test_providers_tell_the_state_of_their_keys(tmp_path: Path) -> None:
     ran = terminal.run(
         tmp_path,
@@ -115,6 +125,16 @@ def test_use_puts_a_rung_first_and_keeps_the_rest_of_the_file(tmp_path: Path) ->
     ]
     assert terminal.run(tmp_path, "use", "auto").code == 0
     assert "order" not in tomllib.loads((tmp_path / "config.toml").read_text())
+
+
+def test_use_writes_through_the_link_that_dotfiles_are_kept_behind(tmp_path: Path) -> None:
+    kept = tmp_path / "dotfiles.toml"
+    kept.write_text("# meine Schlüssel\nprivacy = 'local-only'\n", encoding="utf-8")
+    (tmp_path / "config.toml").unlink(missing_ok=True)
+    (tmp_path / "config.toml").symlink_to(kept)
+    assert terminal.run(tmp_path, "use", "groq", LC_ALL="C", PYTHONUTF8="0").code == 0
+    assert (tmp_path / "config.toml").is_symlink()
+    assert kept.read_text(encoding="utf-8").endswith("# meine Schlüssel\nprivacy = 'local-only'\n")
 
 
 def test_use_says_when_a_variable_goes_before_the_file(tmp_path: Path) -> None:

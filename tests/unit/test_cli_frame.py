@@ -36,6 +36,19 @@ def test_a_misspelt_command_is_told_the_nearest(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("models", "list"), ("status", "doctor"), ("run", "chat"), ("ls", "list")]
+)
+def test_a_command_that_others_have_is_told_its_name_here(name: str, meant: str) -> None:
+    """By its letters alone `models` was told to be `providers`, and `status` `stats`."""
+    assert cli.unknown(name).endswith(f"did you mean `localfirst {meant}`?")
+
+
+def test_every_name_that_is_guessed_is_a_command() -> None:
+    assert set(cli.MEANT.values()) <= set(cli.COMMANDS)
+    assert not set(cli.MEANT) & set(cli.COMMANDS)
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_explains_itself(tmp_path: Path, name: str) -> None:
     ran = terminal.run(tmp_path, name, "--help")
