@@ -173,14 +173,12 @@ class Health:
         """The request was given up without a verdict: free the probe's place, blame nobody."""
         self._release(target)
 
-    def forget(
-        self, provider: str, key_label: str | None = None, *, facts: bool = True
-    ) -> tuple[Place, ...]:
-        """Drop what cools of a provider (or one key): its configuration changed."""
+    def forgive(self, provider: str) -> tuple[Place, ...]:
+        """Drop what is only guessed of a provider; the places that may be asked again."""
         gone = tuple(
             place
             for place, entry in self._cooldowns.items()
-            if place[0] == provider and key_label in (None, place[1]) and (facts or not entry.fact)
+            if place[0] == provider and not entry.fact
         )
         for place in gone:
             del self._cooldowns[place]

@@ -327,7 +327,7 @@ class Runtime:
 
     def forgive(self, provider: str) -> None:
         """Let *provider* be asked again, what a server named excepted: somebody wants to see."""
-        self.ledger.drop_cooldowns(self.health.forget(provider, facts=False))
+        self.ledger.drop_cooldowns(self.health.forgive(provider))
 
     async def explain(self, call: Call) -> Plan:
         """The very plan that *call* would run; sends nothing."""

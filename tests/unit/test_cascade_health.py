@@ -190,8 +190,134 @@ def test_a_refused_key_is_tried_again_when_its_configuration_changed() -> None:
     for health in (same, changed, unknown):
         health.restore(first.snapshot(), T0 + 1)
     assert [same.idle, changed.idle, unknown.idle] == [False, True, True]
-    assert first.forget("groq", "K") == (("groq", "K", ""),)
-    assert first.idle
+
+
+def test_a_provider_that_is_forgiven_keeps_what_its_server_said() -> None:
+    """Somebody asks for it by hand: our guesses give way, and begin anew."""
+    health = Health()
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    fail(health, FailureClass.NETWORK, Scope.PROVIDER, T0 + 1, at=target("gemini"))
+    fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL, retry_after_s=500.0, retry_is_fact=True)
+    before = health.revision
+    assert health.forgive("groq") == (("groq", "", ""),)
+    assert health.revision > before
+    assert {entry.place for entry in health.snapshot()} == {("groq", "K", "m"), ("gemini", "", "")}
+    assert gate(health, T0 + 2, target(key="K2")) is Gate.READY
+    # Its strikes are forgotten with it.
+    again = fail(health, FailureClass.UNAVAILABLE, Scope.PROVIDER, T0 + 2)
+    assert again is not None and again.duration_s == 5.0
+    assert health.forgive("nobody") == ()
+
+
+def test_a_restart_knows_how_often_somebody_failed() -> None:
+    first, second = Health(), Health()
+    for n in range(3):
+        fail(first, FailureClass.NETWORK, Scope.PROVIDER, T0 + n)
+    second.restore(first.snapshot(), T0 + 3)
+    entry = fail(second, FailureClass.NETWORK, Scope.PROVIDER, T0 + 60)
+    assert entry is not None and entry.duration_s == 40.0
+    # And so does one that counted more itself than the ledger knows, or later.
+    second.restore(first.snapshot(), T0 + 4)
+    entry = fail(second, FailureClass.NETWORK, Scope.PROVIDER, T0 + 120)
+    assert entry is not None and entry.duration_s == 80.0
+
+
+def test_what_another_process_changed_is_seen_at_once() -> None:
+    health, other = Health(), Health()
+    before = health.view()
+    fail(other, FailureClass.TIMEOUT, Scope.PROVIDER)
+    health.restore(other.snapshot(), T0)
+    assert health.view() is not before
+    assert gate(health, T0) is Gate.COOLING
+    # What is over but was not tried since, the ledger does not tell of; it is still tried by one.
+    health.restore((), T0 + 31)
+    assert gate(health, T0 + 31) is Gate.PROBE
+    health.restore((), T0 + 29)
+    assert health.idle
+
+
+def test_a_wait_that_lies_in_the_future_is_no_longer_than_itself() -> None:
+    first, second = Health(), Health()
+    fail(first, FailureClass.TIMEOUT, Scope.PROVIDER)
+    second.restore(first.snapshot(), T0 - 500.0)
+    (entry,) = second.snapshot()
+    assert (entry.since_unix, entry.until_unix) == (T0 - 500.0, T0 - 470.0)
+    # A second apart is two clocks that are read one after the other.
+    second.restore(first.snapshot(), T0 - 1.0)
+    (entry,) = second.snapshot()
+    assert entry.until_unix == T0 + 30.0
+    # An endless wait stays one, whenever it began.
+    refused = Health(marks={"K": "same"})
+    fail(refused, FailureClass.AUTH, Scope.KEY)
+    again = Health(marks={"K": "same"})
+    again.restore(refused.snapshot(), T0 - 500.0)
+    assert [one.until_unix for one in again.snapshot()] == [NEVER]
+
+
+def test_a_clock_that_was_set_moves_every_wait_every_probe_and_every_strike() -> None:
+    health = Health()
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    assert health.admit(target(), T0 + 15)
+    health.shift(-1000.0)
+    (entry,) = health.snapshot()
+    assert (entry.since_unix, entry.until_unix) == (T0 - 1000.0, T0 - 970.0)
+    # The probe is still out, and its place is free a minute after it began, not after 17.
+    assert gate(health, T0 - 1000.0 + 20) is Gate.COOLING
+    assert gate(health, T0 - 1000.0 + 76) is Gate.PROBE
+    # Five minutes without a failure forgive a strike, by the new clock as by the old.
+    health.shift(1000.0)
+    later = fail(health, FailureClass.UNAVAILABLE, Scope.PROVIDER, T0 + 300.0)
+    assert later is not None and later.duration_s == 5.0
+
+
+def test_a_milder_failure_leaves_the_longer_wait_as_it_was() -> None:
+    health = Health()
+    fact = {"retry_after_s": 500.0, "retry_is_fact": True}
+    fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL, **fact)
+    entry = fail(health, FailureClass.RATE_LIMIT, Scope.KEY_MODEL, T0 + 100.0)
+    assert entry is not None
+    assert (entry.since_unix, entry.duration_s, entry.until_unix) == (T0 + 100, 400.0, T0 + 500)
+
+
+@pytest.mark.parametrize(
+    ("cls", "lengths"),
+    [
+        (FailureClass.NETWORK, [5, 10, 20, 40, 80, 160, 300, 300]),
+        (FailureClass.UNAVAILABLE, [5, 10, 15, 20, 25, 30, 35, 40]),
+        (FailureClass.UNKNOWN, [5, 10, 20, 40, 80, 80, 80, 80]),
+        (FailureClass.CONFIG, [600] * 8),
+    ],
+)
+def test_a_guess_grows_from_failure_to_failure_up_to_its_longest(
+    cls: FailureClass, lengths: list[float]
+) -> None:
+    health = Health()
+    found = [fail(health, cls, Scope.PROVIDER, T0 + n) for n in range(8)]
+    assert [one.duration_s for one in found if one is not None] == lengths
+
+
+def test_an_answer_that_fits_its_schema_ends_the_row_of_misses() -> None:
+    health = Health()
+    for fulfilled in (False, False, True, False, False):
+        assert health.judged(target(), fulfilled=fulfilled, now_unix=T0) is None
+    entry = health.judged(target(), fulfilled=False, now_unix=T0)
+    assert entry is not None and "schemas" in entry.message
+    assert gate(health, T0) is Gate.COOLING
+
+
+def test_the_time_to_the_first_token_follows_what_was_measured() -> None:
+    health = Health()
+    for seconds in (1.0, 2.0):
+        health.note_first_token("groq/m", seconds)
+    assert health.first_token_s["groq/m"] == pytest.approx(1.2)
+
+
+def test_a_failure_that_cools_nobody_frees_the_probes_place() -> None:
+    health = Health()
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    assert health.admit(target(), T0 + 15)
+    fail(health, FailureClass.INVALID_REQUEST, Scope.REQUEST, T0 + 15)
+    assert gate(health, T0 + 15) is Gate.PROBE
 
 
 def test_the_view_is_one_object_until_something_changes() -> None:
