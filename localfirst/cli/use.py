@@ -70,8 +70,9 @@ def changed(text: str, order: tuple[str, ...]) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Replace the file, whole or not at all."""
+    """Replace the file, whole or not at all; a link to it, as dotfiles are kept, stays one."""
     try:
+        file = file.resolve()
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = file.with_suffix(".new")
         draft.touch(mode=0o600)
