@@ -169,11 +169,11 @@ def _wait(
     return wait_s
 
 
-def _believable(cls: F, complaint: Complaint, wait_s: float | None) -> bool:
+def _believable(cls: F, complaint: Complaint, wait_s: float) -> bool:
     """A quota of zero never recovers, and a daily one not in seconds, whatever is stated."""
     if cls is not F.QUOTA:
         return True
-    return not words.QUOTA_ZERO.search(complaint.text) and (wait_s or 0.0) >= SHORT_WAIT_S
+    return not words.QUOTA_ZERO.search(complaint.text) and wait_s >= SHORT_WAIT_S
 
 
 def _verdict(provider: str, status: int, complaint: Complaint, wait_s: float | None) -> F:

@@ -83,6 +83,11 @@ class _Found:
         self.availability = ""
         self.depth = 0
 
+    def met(self, status: str) -> None:
+        """Note an HTTP status of an error; other numbers are codes of somebody's own."""
+        if len(status) == 3 and status.isdecimal() and 400 <= int(status) <= 599:
+            self.statuses.append(int(status))
+
     def say(self, text: str) -> None:
         """Note a sentence, its middle left out where it is long."""
         if len(self.messages) < SENTENCES:
@@ -136,7 +141,7 @@ def _walk_text(text: str, found: _Found, depth: int) -> None:
     if prose:
         found.say(prose)
         if status := _STATUS_IN_PROSE.search(prose[:SENTENCE_CHARACTERS] + " "):
-            found.statuses.append(int(status[1]))
+            found.met(status[1])
     _walk(value, found, depth - 1)
 
 
@@ -180,16 +185,13 @@ def _note_codes(value: dict[str, Json], found: _Found) -> None:
         if not isinstance(word, str) or not word:
             continue
         found.codes.add(word.lower())
-        if word.isdigit() and 400 <= int(word) <= 599:
-            found.statuses.append(int(word))
+        found.met(word)
     if isinstance(value.get("error_type"), str):
         found.error_type = value["error_type"].lower()
     availability = value.get("availability")
     if isinstance(availability, dict) and isinstance(availability.get("code"), str):
         found.availability = availability["code"].lower()
-    status = value.get("http_status") or value.get("raw_status_code")
-    if isinstance(status, int):
-        found.statuses.append(status)
+    found.met(str(value.get("http_status") or value.get("raw_status_code")))
 
 
 def _note_choices(value: dict[str, Json], found: _Found, depth: int) -> None:

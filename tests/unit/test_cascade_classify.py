@@ -14,6 +14,10 @@ from localfirst.cascade import classify, classify_body, classify_wait
 from localfirst.errors import (
     Breakage,
     EngineUnavailable,
+    InsufficientResources,
+    PrivacyRefused,
+    PullError,
+    PullStalled,
     UpstreamBroken,
     UpstreamNonsense,
     UpstreamRefused,
@@ -96,6 +100,20 @@ UNSEEN = [
                                 "peg-native format", "type": "server_error"}}, "invalid_response"),
     (500, {"error": '{"error":{"code":500,"message":"The model produced output that does not '
                     'match the expected peg-native format"}}'}, "invalid_response"),
+    # Words of one kind under a status of another.
+    (400, {"error": {"message": "Invalid 'user': string too long. Expected at most 64",
+                     "param": "user", "code": "string_too_long"}}, "invalid_request"),
+    (429, {"error": {"message": "Please reduce the length of your prompt and try again"}},
+     "rate_limit"),
+    (400, {"error": {"message": "API key not valid. Please pass a valid one."}}, "auth"),
+    (200, "<html>Sign in</html>", "invalid_response"),
+    (418, "<html>odd</html>", "unavailable"),
+    (400, "<html>nginx: bad request</html>", "unavailable"),
+    (200, {"error": {"message": "Too many requests"}}, "rate_limit"),
+    (200, {"error": {"message": "odd"}}, "unknown"),
+    (502, {"error": {"error_type": "provider_unavailable",
+                     "message": "the model `x` was not found"}}, "unavailable"),
+    (400, {"error": {"error_type": "timeout", "message": "model not found"}}, "timeout"),
     (400, {"error": {"message": "Failed to initialize samplers: std::exception",
                      "type": "invalid_request_error"}}, "invalid_response"),
 ]  # fmt: skip
@@ -135,6 +153,29 @@ def test_what_slips_past_a_backend_is_classified(error: Exception, expected: Fai
     assert classify.failure("x", error, model="m", now_unix=NOW).cls is expected
 
 
+NO_ROOM = InsufficientResources("no room", kind="memory", needed_bytes=2, available_bytes=1)
+OURS = [
+    (PrivacyRefused("it may not leave"), FailureClass.CONFIG, Scope.REQUEST, "it may not leave"),
+    (NO_ROOM, FailureClass.CONFIG, Scope.MODEL, "no room"),
+    (EngineUnavailable("no engine"), FailureClass.UNAVAILABLE, Scope.PROVIDER, "no engine"),
+    (PullStalled("it stands"), FailureClass.TIMEOUT, Scope.MODEL, "it stands"),
+    (PullError("torn"), FailureClass.UNAVAILABLE, Scope.MODEL, "torn"),
+    (UpstreamNonsense("half a frame"), FailureClass.INVALID_RESPONSE, Scope.MODEL, "half a frame"),
+    (UpstreamNonsense(), FailureClass.INVALID_RESPONSE, Scope.MODEL, "the answer was empty or "
+     "malformed"),
+    (OSError(113, "No route to host"), FailureClass.NETWORK, Scope.PROVIDER, "No route to host"),
+    (ConnectionResetError(), FailureClass.NETWORK, Scope.PROVIDER, "ConnectionResetError"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "cls", "scope", "message"), OURS)
+def test_an_error_of_our_own_says_whom_it_is_about_and_what_it_is(
+    error: Exception, cls: FailureClass, scope: Scope, message: str
+) -> None:
+    found = classify.failure("x", error, model="m", now_unix=NOW)
+    assert (found.cls, found.scope, found.message) == (cls, scope, message)
+
+
 def test_only_the_scope_that_a_failure_speaks_of_is_named() -> None:
     assert refused(429, {"error": {"message": "Rate limit reached"}}).scope is Scope.KEY_MODEL
     assert refused(401, "").scope is Scope.KEY
@@ -142,6 +183,14 @@ def test_only_the_scope_that_a_failure_speaks_of_is_named() -> None:
     assert refused(503, {"error": "llama-9 is overloaded"}, model="llama-9").scope is Scope.MODEL
     assert refused(404, {"error": "model 'x' not found"}).scope is Scope.MODEL
     assert refused(400, {"error": "bad"}).scope is Scope.REQUEST
+    full = {"error": {"code": "model_capacity_exhausted", "message": "later"}}
+    assert refused(503, full).scope is Scope.MODEL
+    terms = {"error": {"message": "You must accept the terms of this model"}}
+    assert refused(403, terms).scope is Scope.MODEL
+    assert refused(403, {"error": "guardrail restrictions"}).scope is Scope.PROVIDER
+    assert refused(402, "").scope is Scope.KEY
+    whose = {"error": {"details": [{"quotaId": "RequestsPerDayPerProjectPerModel-FreeTier"}]}}
+    assert refused(429, whose).scope is Scope.KEY_MODEL
 
 
 def test_a_stated_wait_is_a_fact_and_a_daily_quota_of_seconds_is_not() -> None:
@@ -150,6 +199,22 @@ def test_a_stated_wait_is_a_fact_and_a_daily_quota_of_seconds_is_not() -> None:
     daily = {"error": {"details": [{"quotaId": "RequestsPerDay"}, {"retryDelay": "5s"}]}}
     assert refused(429, daily).cls is FailureClass.QUOTA
     assert not refused(429, daily).retry_is_fact
+    assert refused(429, daily, {"retry-after": "300"}).retry_is_fact
+    # What a tier does not have, no wait brings.
+    zero = {"error": {"message": "Quota exceeded, limit: 0, model: gemini-3-pro"}}
+    assert not refused(429, zero, {"retry-after": "5000"}).retry_is_fact
+
+
+def test_a_wait_beyond_any_limit_there_is_was_somebodys_mistake() -> None:
+    assert refused(503, "", {"retry-after": str(32 * 86400)}).retry_after_s == 32 * 86400
+    found = refused(503, "", {"retry-after": str(32 * 86400 + 1)})
+    assert (found.retry_after_s, found.retry_is_fact) == (None, False)
+
+
+def test_the_wait_that_an_inner_gateway_was_told_is_the_wait() -> None:
+    headers = {"X-RateLimit-Reset-Requests": "90s"}
+    body = {"error": {"code": 429, "message": "x", "metadata": {"headers": headers}}}
+    assert refused(429, body).retry_after_s == 90.0
 
 
 def test_the_reset_of_a_spent_limit_is_the_wait() -> None:
@@ -218,6 +283,19 @@ JSON = st.recursive(
 @given(JSON)
 def test_any_json_is_read_and_never_raises(body: Any) -> None:
     classify_body.read(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("code", ['"²"', '"' + "9" * 5000 + '"', "9" * 5000, '"①②③"', "true"])
+@pytest.mark.parametrize("key", ["code", "status", "http_status", "raw_status_code"])
+def test_a_number_that_is_no_status_is_none(key: str, code: str) -> None:
+    assert refused(503, f'{{"error":{{"{key}":{code}}}}}').cls is FailureClass.UNAVAILABLE
+
+
+@pytest.mark.parametrize("key", ["code", "status", "http_status", "raw_status_code"])
+@pytest.mark.parametrize("written", ["429", '"429"'])
+def test_the_status_inside_is_the_one_that_was_meant(key: str, written: str) -> None:
+    body = f'{{"error":{{"{key}":{written},"message":"upstream"}}}}'
+    assert refused(502, body).cls is FailureClass.RATE_LIMIT
 
 
 def test_a_body_nested_beyond_reason_is_read_without_harm() -> None:
