@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import inspect
 import signal
 import sys
@@ -13,8 +14,15 @@ from typing import Any, NoReturn, Protocol, cast
 
 from localfirst import cli, config
 from localfirst.cli import render
-from localfirst.errors import LocalFirstError, Unavailable, UpstreamError
+from localfirst.errors import InsufficientResources, LocalFirstError, Unavailable, UpstreamError
 
+# As where a model is pulled, and as a file is told that was to be read and is not there.
+EXIT_CODES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), InsufficientResources.exit_code),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG), cli.USAGE
+    ),
+}
 ASK_THE_DOCTOR = "run `localfirst doctor`, which looks at the engine"
 
 
@@ -82,6 +90,7 @@ def file_failed(error: OSError) -> LocalFirstError:
         hint="check the path, its permissions, and the space left",
         code="file-failed",
     )
+    failed.exit_code = EXIT_CODES.get(error.errno or 0, failed.exit_code)
     failed.__cause__ = error
     return failed
 

@@ -25,9 +25,9 @@ def shell(folder: Path, line: str) -> Ran:
     return finished(folder, ["/bin/sh", "-c", command])
 
 
-def said_once(ran: Ran, words: str) -> None:
+def said_once(ran: Ran, words: str, *, code: int = 1) -> None:
     """One error of ours with a hint, and no traceback."""
-    assert ran.code == 1, ran
+    assert ran.code == code, ran
     assert words in ran.err and "\nhint: " in ran.err
     assert "Traceback" not in ran.err and "Exception ignored" not in ran.err
 
@@ -36,7 +36,7 @@ def said_once(ran: Ran, words: str) -> None:
 @pytest.mark.parametrize("words", ["--help", "config", "explain --json", "doctor", "list --json"])
 def test_a_full_disk_below_stdout_is_an_error_in_words(tmp_path: Path, words: str) -> None:
     toy.publish(tmp_path / "models")
-    said_once(shell(tmp_path, f"localfirst {words} >/dev/full"), "No space left on device")
+    said_once(shell(tmp_path, f"localfirst {words} >/dev/full"), "No space left on device", code=4)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
@@ -54,14 +54,27 @@ def test_a_disk_that_fills_up_leaves_nothing_and_names_the_file(tmp_path: Path, 
     code, out, err = shell(tmp_path, line)
     if words.startswith("lock") and code == 0:
         pytest.skip("the lock fits")
-    said_once(Ran(code, out, err), "full`: File too large")
+    said_once(Ran(code, out, err), "full`: File too large", code=4)
     assert not list(tmp_path.glob("*full*"))
 
 
-def test_a_lock_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["lock", "bundle export"])
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("nowhere/file", "No such file or directory"),
+        ("config.toml/file", "Not a directory"),
+        (".", "not a regular file"),
+        ("x" * 300, "File name too long"),
+    ],
+    ids=["no-folder", "no-folder-but-a-file", "folder", "long"],
+)
+def test_an_output_that_cannot_be_is_a_slip_of_the_command_line(
+    tmp_path: Path, words: str, file: str, why: str
+) -> None:
     toy.publish(tmp_path / "models")
-    ran = run(tmp_path, "lock", "tiny", "-o", str(tmp_path / "nowhere" / "models.lock"))
-    said_once(ran, f"`{tmp_path}/nowhere/models.lock`: No such file or directory")
+    ran = run(tmp_path, *words.split(), "tiny", "-o", file)
+    said_once(ran, f"`{file}`: {why}", code=2)
 
 
 @pytest.mark.parametrize("words", ["bundle verify", "bundle import", "bundle info", "pull -f"])
@@ -88,7 +101,9 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, words: tuple[str
     """Such as `/dev/stdout`, by an administrator."""
     toy.publish(tmp_path / "models")
     os.mkfifo(tmp_path / "pipe")
-    said_once(run(tmp_path, *words, "tiny", "-o", str(tmp_path / "pipe")), "not a regular file")
+    said_once(
+        run(tmp_path, *words, "tiny", "-o", str(tmp_path / "pipe")), "not a regular file", code=2
+    )
     assert (tmp_path / "pipe").is_fifo()
 
 
