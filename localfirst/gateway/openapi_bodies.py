@@ -12,7 +12,6 @@ from localfirst.types import Json
 from localfirst.wire.anthropic.decode import BLOCKS
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
-    MAX_IMAGES,
     MAX_MESSAGES,
     MAX_NAME_CHARS,
     MAX_PARTS,
@@ -116,7 +115,6 @@ _MESSAGES: dict[str, Json] = {
     "temperature": _number(0, 1),
     "top_p": _number(0, 1),
 }
-_PICTURES = {"type": ["array", "null"], "items": {"type": "string"}, "maxItems": MAX_IMAGES}
 _TEXTS: list[Json] = [_TEXT, _list(_TEXT, MAX_TEXTS, least=1)]
 _INPUT: Json = {"anyOf": _TEXTS}
 _IDS = _list({"type": "integer", "minimum": 0, "maximum": MAX_ID - 1}, MAX_TOKENS, least=1)

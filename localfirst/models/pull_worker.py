@@ -21,9 +21,8 @@ from urllib.parse import urlsplit
 from localfirst.errors import LocalFirstError, PullError, PullStalled, RegistryRefused
 from localfirst.models.pull_errors import broken, is_passing, refused, retry_after_s
 from localfirst.models.pull_ranges import Claim
-from localfirst.models.registry_auth import origin
 from localfirst.transport import files
-from localfirst.transport.bulk import BUFFER_BYTES, BodyReader
+from localfirst.transport.bulk import BUFFER_BYTES, BodyReader, origin
 from localfirst.types import Clock
 
 if TYPE_CHECKING:

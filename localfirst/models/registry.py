@@ -25,7 +25,7 @@ from localfirst.models.pull_errors import broken, is_passing, refused, retry_aft
 from localfirst.models.sources import Sources, Tell, of_both, passed_on, silent
 from localfirst.settings import PullSettings
 from localfirst.transport import http
-from localfirst.transport.bulk import tls_context
+from localfirst.transport.bulk import origin, tls_context
 from localfirst.types import Clock
 
 if TYPE_CHECKING:
@@ -341,7 +341,7 @@ class Registry:
         """The target of a redirect, if we may go there."""
         target = urljoin(url, location)
         try:
-            here, there = auth.origin(url), auth.origin(target)
+            here, there = origin(url), origin(target)
         except ValueError:
             raise RegistryRefused("the registry redirects to something that is no URL") from None
         if there[0] not in {"http", "https"} or not there[1]:

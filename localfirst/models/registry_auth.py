@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 import msgspec
 
 from localfirst.models.pull_errors import Refused
+from localfirst.transport.bulk import origin
 from localfirst.transport.http import is_loopback
 
 # One service under two names; its token realm names the long one.
@@ -55,13 +56,6 @@ def read_challenge(header: str | None) -> Challenge | None:
         service=found.get("service", ""),
         scope=found.get("scope", ""),
     )
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of a URL; equal origins may share an authorization."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or (443 if scheme == "https" else 80)
 
 
 def same_service(one: str, other: str) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.errors import ConfigError, ModelNameInvalid, UnknownModel, VerificationFailed
+from localfirst.config.faults import homeless
+from localfirst.errors import ModelNameInvalid, UnknownModel, VerificationFailed
 from localfirst.models import manifest as manifests
 from localfirst.models import names
 from localfirst.models.manifest import Layer, Manifest, ManifestInvalid
@@ -343,12 +344,7 @@ def _user_home() -> Path:
     try:
         return Path.home()
     except RuntimeError as error:
-        raise ConfigError(
-            "this user has no home folder, and `OLLAMA_MODELS` is not set",
-            setting="local.models_dir",
-            hint="set `OLLAMA_MODELS` to the folder of the models",
-            code="no-home",
-        ) from error
+        raise homeless("OLLAMA_MODELS") from error
 
 
 def _owner(path: Path) -> str:

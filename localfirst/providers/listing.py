@@ -23,7 +23,6 @@ FRESH_S = 24 * 3600.0
 AGAIN_S = 3600.0
 """After a list could not be read."""
 
-IDLE_S = 60.0
 MODELS_MOST = 5000
 
 
@@ -44,7 +43,7 @@ class Defaults(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelLists:
     """
-    The lists of all providers that can be asked; owned by whoever runs `keep_fresh`.
+    The lists of all providers that can be asked, read when their owner says so.
 
     Args:
         backends: by provider id; only these are ever asked.
@@ -95,12 +94,6 @@ class ModelLists:
     async def refresh_due(self) -> None:
         """Read every list that is due, side by side; never raises."""
         await asyncio.gather(*(self.refresh(name) for name in self.due()))
-
-    async def keep_fresh(self) -> None:
-        """Read what is due, for ever; a task that its owner cancels."""
-        while True:
-            await self.refresh_due()
-            await self._clock.sleep(IDLE_S)
 
     def drop(self, provider: str, model: str) -> None:
         """Remember that *provider* answered that it does not have *model*."""

@@ -30,8 +30,7 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     - base_url: `/chat/completions` (Anthropic: `/messages`, Gemini: `/models/…`) is appended;
       may hold `{account}`.
-    - key_vars: variables that hold its keys, the canonical one first; `key_prefix` is how
-      its keys begin, "" where that is unknown.
+    - key_vars: variables that hold its keys, the canonical one first.
     - dated: the day the models and limits were true, YYYY-MM-DD; models rot in months.
     - windows: context in tokens by model; `context_tokens` is the first default's.
     - capabilities: of the default models, in the words of `Needs`; empty = unknown.
@@ -51,7 +50,6 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
     models: ModelTiers
     dated: str
     dialect: Dialect = Dialect.OPENAI
-    key_prefix: str = ""
     context_tokens: int = 0
     windows: dict[str, int] = {}
     capabilities: frozenset[str] = frozenset()
@@ -112,11 +110,6 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     def ready(self) -> bool:
         """Whether it can be asked."""
         return self.state is State.READY
-
-    @property
-    def enabled(self) -> bool:
-        """The same, by the word that plans use."""
-        return self.ready
 
     @property
     def wanting(self) -> str:

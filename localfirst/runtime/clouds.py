@@ -150,7 +150,7 @@ def view_of(provider: Provider) -> ProviderView:
     return ProviderView(
         id=provider.id,
         rung=provider.rung,
-        enabled=provider.enabled,
+        enabled=provider.ready,
         reason=provider.reason,
         key_labels=provider.key_labels,
         default_models=provider.default_models,

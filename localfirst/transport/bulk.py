@@ -85,7 +85,7 @@ class BodyReader:
         connect_s: float = 10.0,
         stall_s: float = 30.0,
     ) -> None:
-        self.origin = _origin(url)
+        self.origin = origin(url)
         self._stall_s = stall_s
         self._proxy_headers: dict[str, str] = {}
         self._absolute = False
@@ -181,7 +181,8 @@ def _socket(connection: http.client.HTTPConnection) -> socket.socket:
     return connected
 
 
-def _origin(url: str) -> tuple[str, str, int]:
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of a URL; equal origins may share connection and authorization."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, parts.hostname or "", port

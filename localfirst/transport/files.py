@@ -19,11 +19,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from localfirst.transport.clock import SystemClock
-from localfirst.types import Clock
 
 if sys.platform == "win32":
     import msvcrt
@@ -37,7 +32,6 @@ BINARY = getattr(os, "O_BINARY", 0)
 CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 
 WINDOWS = os.name == "nt"
-LOCK_POLL_S = 0.05
 # Virus scanners hold a new file for a moment; uv waits up to 10 s for them (uv-fs).
 REPLACE_TRIES = 40
 REPLACE_PAUSE_S = 0.25
@@ -134,9 +128,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise
 
 
-def open_regular(path: Path, flags: int, mode: int = 0o600) -> int:
+def open_regular(path: Path, flags: int) -> int:
     """Open a regular file without following a link or waiting for a pipe; else `EINVAL`/`ELOOP`."""
-    descriptor = os.open(path, flags | NOFOLLOW | NONBLOCK | BINARY | CLOEXEC, mode)
+    descriptor = os.open(path, flags | NOFOLLOW | NONBLOCK | BINARY | CLOEXEC, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -203,10 +197,8 @@ class FileLock:
     exclude each other within a process as well. Released when the process ends, however.
     """
 
-    def __init__(self, path: Path, *, clock: Clock | None = None, poll_s: float = LOCK_POLL_S):
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._clock = clock or SystemClock()
-        self._poll_s = poll_s
         self._descriptor: int | None = None
 
     @property
@@ -236,23 +228,6 @@ class FileLock:
         if descriptor is not None:
             _unlock(descriptor)
             os.close(descriptor)
-
-    async def acquire(self) -> None:
-        """Wait until the lock is ours; bound it with `asyncio.timeout`."""
-        while not self.try_acquire():
-            await self._clock.sleep(self._poll_s)
-
-    async def __aenter__(self) -> Self:
-        await self.acquire()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.release()
 
     @contextlib.contextmanager
     def tried(self) -> Iterator[bool]:

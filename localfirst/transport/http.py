@@ -25,7 +25,6 @@ def client(
     connect_s: float = 5.0,
     read_s: float = 30.0,
     verify: ssl.SSLContext | bool = True,
-    connections: int = 8,
 ) -> httpx.AsyncClient:
     """
     An httpx client for *url*'s host.
@@ -35,7 +34,6 @@ def client(
         connect_s: seconds to connect, TLS included; also the wait for a pooled connection.
         read_s: seconds without a byte.
         verify: a context with a custom CA, or True for the system's; never False.
-        connections: sockets kept at most.
     """
     import httpx
 
@@ -48,6 +46,6 @@ def client(
         follow_redirects=False,
         verify=verify,
         timeout=httpx.Timeout(read_s, connect=connect_s, pool=connect_s, write=30.0),
-        limits=httpx.Limits(max_connections=connections, keepalive_expiry=15.0),
+        limits=httpx.Limits(max_connections=8, keepalive_expiry=15.0),
         headers={"accept-encoding": "identity", "user-agent": "localfirst"},
     )

@@ -335,7 +335,6 @@ def spawn(
     file: RotatedFile | None = None,
     stdin: bytes | None = None,
     on_stdout: Callable[[bytes], object] | None = None,
-    cwd: Path | None = None,
 ) -> Child:
     """
     Start *argv* in its own session; needs a running loop.
@@ -347,7 +346,6 @@ def spawn(
         file: a second, longer home of the same output.
         stdin: written at once, and the pipe stays open as long as this process lives:
             a child that reads it sees its parent's death as the end of input.
-        cwd: where it runs; the caller's folder when not given.
         on_stdout: gets stdout's bytes as they come.
 
     Raises:
@@ -361,7 +359,6 @@ def spawn(
         bufsize=0,
         stderr=subprocess.PIPE if on_stdout else subprocess.STDOUT,
         start_new_session=not WINDOWS,
-        cwd=cwd,
     )
     child = Child(popen, LogRing() if log is None else log)
     child._attach(file, on_stdout)

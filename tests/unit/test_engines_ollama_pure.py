@@ -195,9 +195,17 @@ def test_a_prepared_request_keeps_every_field_it_does_not_settle() -> None:
 @pytest.mark.parametrize(
     ("said", "seconds"),
     [
-        (None, 300), (0, 0), (-1, -1), (12.5, 12.5), ("10m", 600), ("1h30m", 5400), ("-1m", -60),
-        ("0", 0), ("500us", 0.0005), ("never", 300),
-    ],  # fmt: skip
+        (None, 300),
+        (0, 0),
+        (-1, -1),
+        (12.5, 12.5),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("-1m", -60),
+        ("0", 0),
+        ("500us", 0.0005),
+        ("never", 300),
+    ],
 )
 def test_keep_alive_is_read_as_go_reads_it(said: str | float | None, seconds: float) -> None:
     assert seconds_of(said, 300) == seconds

@@ -472,30 +472,6 @@ def test_a_list_is_read_once_a_day_and_an_hour_after_a_failure(cloud: FakeCloud)
     with_backend(cloud, "groq", work)
 
 
-def test_lists_are_kept_fresh_until_their_owner_cancels(cloud: FakeCloud) -> None:
-    cloud.models("a", part="groq")
-
-    class Parked(HandClock):
-        def __init__(self) -> None:
-            self.slept = asyncio.Event()
-
-        async def sleep(self, seconds: float) -> None:
-            self.slept.set()
-            await asyncio.Event().wait()
-
-    async def work(backend: CloudBackend) -> None:
-        clock = Parked()
-        lists = ModelLists({"groq": backend}, clock)
-        task = asyncio.create_task(lists.keep_fresh())
-        await asyncio.wait_for(clock.slept.wait(), 10)
-        assert lists.listed("groq").models == {"a"}
-        task.cancel()
-        await asyncio.wait({task})
-        assert task.cancelled()
-
-    with_backend(cloud, "groq", work)
-
-
 def test_a_refused_list_is_an_upstream_error(cloud: FakeCloud) -> None:
     cloud.script({"do": "status", "status": 401}, {"do": "html"}, part="groq")
 

@@ -114,7 +114,7 @@ def test_cloudflare_wants_an_account() -> None:
 
 def test_a_disabled_provider_says_so() -> None:
     provider = configured(only("groq", keys=key(), enabled=False))["groq"]
-    assert provider.state is State.DISABLED and not provider.enabled
+    assert provider.state is State.DISABLED and not provider.ready
 
 
 def test_limits_come_from_the_settings_before_the_catalogue() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -87,24 +86,6 @@ def test_two_locks_on_one_path_exclude_each_other_in_a_process(tmp_path: Path) -
         assert mine and not one.try_acquire()
     assert one.try_acquire()
     one.release()
-
-
-def test_a_waiting_task_gets_the_lock_once_it_is_free(tmp_path: Path) -> None:
-    async def scene() -> bool:
-        holder = files.FileLock(tmp_path / "lock")
-        assert holder.try_acquire()
-        waiter = files.FileLock(tmp_path / "lock", poll_s=0.001)
-        task = asyncio.ensure_future(waiter.acquire())
-        await asyncio.sleep(0)
-        assert not task.done()
-        holder.release()
-        async with asyncio.timeout(5):
-            await task
-        held = waiter.held
-        waiter.release()
-        return held
-
-    assert asyncio.run(scene())
 
 
 HOLDER = """

@@ -23,7 +23,6 @@ from localfirst.engines.llamacpp.runner import SIGKILL, STOP_GRACE_S, Runner
 from localfirst.engines.queue import busy
 from localfirst.errors import EngineUnavailable, LocalFirstError, Unavailable, UpstreamError
 from localfirst.machine.fit import Fit, Hardware, ModelShape
-from localfirst.transport import process
 from localfirst.transport.childlog import RotatedFile
 from localfirst.types import Clock
 
@@ -239,10 +238,9 @@ class Pool:
         if (trouble := self._trouble.get(key)) is not None:
             trouble.failures = 0
         runner = self._runners.get(key)
-        if runner is not None and runner.predicted is not None and runner.child is not None:
-            resident = process.resident_bytes(runner.child.pid)
+        if runner is not None and runner.predicted is not None:
             loading = _loading(runner.plan)
-            self._experience.note_resident(runner.predicted, loading, resident)
+            self._experience.note_resident(runner.predicted, loading, runner.resident_bytes())
             self._experience.note_speed(loading, *runner.spoke)
             runner.spoke = (0, 0.0)
 

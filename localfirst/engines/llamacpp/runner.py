@@ -164,14 +164,9 @@ class Runner:
 
     def resident_bytes(self) -> int:
         """What the child takes of the RAM now, as the system counts it; 0 when it is gone."""
-        import psutil
-
         if self.child is None or not self.child.alive:
             return 0
-        try:
-            return int(psutil.Process(self.child.pid).memory_info().rss)
-        except psutil.Error:
-            return 0
+        return process.resident_bytes(self.child.pid)
 
     def touch(self) -> None:
         """Note that it is used now."""

@@ -19,14 +19,7 @@ HEAD_BYTES = 16 * 2**20
 def describe(store: Shelf, model: Installed, verbose: bool) -> dict[str, Json]:
     """Template, parameters, capabilities and metadata; blocking, for a thread."""
     found: dict[str, Json] = {
-        "details": {
-            "parent_model": "",
-            "format": "gguf",
-            "family": model.family,
-            "families": [model.family] if model.family else None,
-            "parameter_size": model.parameters,
-            "quantization_level": model.quantization,
-        },
+        "details": details(model),
         "model_info": _known(model),
         "capabilities": list(model.capabilities),
         "modified_at": stamp(model.modified_unix),
@@ -37,6 +30,18 @@ def describe(store: Shelf, model: Installed, verbose: bool) -> dict[str, Json]:
         # The engine's models may lie in a store that is not ours to read.
         found["modelfile"] = f"FROM {model.name}\n"
     return found
+
+
+def details(model: Installed) -> dict[str, Json]:
+    """`details` as Ollama spells them, in lists and here alike."""
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": model.family,
+        "families": [model.family] if model.family else None,
+        "parameter_size": model.parameters,
+        "quantization_level": model.quantization,
+    }
 
 
 def _stored(store: Shelf, name: str, verbose: bool) -> dict[str, Json]:

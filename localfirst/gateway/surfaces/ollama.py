@@ -13,7 +13,7 @@ from localfirst.errors import EngineUnavailable, UnknownModel, UpstreamError
 from localfirst.events import Reply
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces import relay
-from localfirst.gateway.surfaces.description import describe
+from localfirst.gateway.surfaces.description import describe, details
 from localfirst.gateway.surfaces.surface import NDJSON, Asked, Surface, Writer
 from localfirst.gateway.views import Installed
 from localfirst.models import names
@@ -155,17 +155,9 @@ async def show(gateway: Gateway, request: Request) -> None:
     await request.struct(found)
 
 
-def details(model: Installed) -> dict[str, Json]:
-    """`details` as Ollama spells them."""
-    return {
-        "parent_model": "",
-        "format": "gguf",
-        "family": model.family,
-        "families": [model.family] if model.family else None,
-        "parameter_size": model.parameters,
-        "quantization_level": model.quantization,
-        "context_length": model.context_tokens,
-    }
+def _details(model: Installed) -> dict[str, Json]:
+    """`details` as lists have them, which tell the window, too."""
+    return {**details(model), "context_length": model.context_tokens}
 
 
 def _listed(model: Installed) -> dict[str, Json]:
@@ -175,7 +167,7 @@ def _listed(model: Installed) -> dict[str, Json]:
         "modified_at": answers.stamp(model.modified_unix),
         "size": model.size_bytes,
         "digest": model.digest.removeprefix("sha256:"),
-        "details": details(model),
+        "details": _details(model),
         "capabilities": list(model.capabilities),
     }
 
@@ -186,7 +178,7 @@ def _loaded(model: Installed) -> dict[str, Json]:
         "model": model.name,
         "size": model.loaded_bytes or model.size_bytes,
         "digest": model.digest.removeprefix("sha256:"),
-        "details": details(model),
+        "details": _details(model),
         "expires_at": answers.stamp(min(model.expires_unix or FOREVER_UNIX, FOREVER_UNIX)),
         "size_vram": model.loaded_vram_bytes,
         "context_length": model.loaded_context_tokens or model.context_tokens,
