@@ -6,15 +6,18 @@ import asyncio
 
 import pytest
 
+from localfirst.cascade import continued
 from localfirst.errors import (
     Breakage,
     CascadeExhausted,
     DeadlineExceeded,
+    LocalFirstError,
     StreamInterrupted,
     UpstreamBroken,
 )
-from localfirst.events import Opened, TextDelta, ToolCallDelta
+from localfirst.events import Opened, ReasoningDelta, TextDelta, ToolCallDelta
 from localfirst.settings import CascadeSettings, Settings
+from localfirst.types import Call, ChatRequest, Message, Needs, Tool
 from tests.fakes.scripted_backend import (
     HANG,
     House,
@@ -97,6 +100,21 @@ def test_nobody_is_left_behind_when_a_hedged_request_is_cancelled_or_fails() -> 
     run(main())
 
 
+def test_an_error_of_two_ways_tells_of_both() -> None:
+    async def main() -> None:
+        groq = ScriptedBackend([Opened(200), 5.0, *refuses(503)])
+        gemini = ScriptedBackend(refuses(503))
+        house = House({"groq": groq, "gemini": gemini}, settings=HEDGE)
+        with pytest.raises(LocalFirstError) as caught:
+            await house.ask()
+        tried = [one.provider for one in caught.value.attempts]
+        assert tried.count("groq") == len(groq.asked)
+        assert tried.count("gemini") == len(gemini.asked)
+        assert caught.value.egress == ("groq", "gemini")
+
+    run(main())
+
+
 def test_two_answers_at_once_leave_one_open() -> None:
     async def main() -> None:
         both = [Opened(200), 2.0, *says("first")[1:]]
@@ -110,16 +128,64 @@ def test_two_answers_at_once_leave_one_open() -> None:
 
 def test_a_cut_stream_is_continued_by_the_next_candidate() -> None:
     async def main() -> None:
-        house = House({"groq": ScriptedBackend([Opened(200), TextDelta("Once upon "), CUT]),
+        begun = [Opened(200), ReasoningDelta("hm"), TextDelta("Once "), TextDelta("upon "), CUT]
+        house = House({"groq": ScriptedBackend(begun),
                        "gemini": ScriptedBackend(says("a time"))}, settings=CONTINUE)  # fmt: skip
-        answer = await house.cascade.open(make_call(relay=True))
+        answer = await house.cascade.open(make_call(relay=True, body=b"the caller's own"))
         reply = await answer.reply()
         assert reply.text == "Once upon a time"
+        assert reply.route == "gemini/gemini-model"
         assert [one.outcome for one in reply.attempts] == ["network", "ok"]
         (asked,) = house.backends["gemini"].calls
         assert [message.role for message in asked.chat.messages] == ["user", "assistant", "user"]
+        # What was thought is nothing that was said, and the caller's bytes hold no beginning.
         assert asked.chat.messages[1].text == "Once upon "
+        assert asked.chat.messages[2].text == continued.CONTINUE
+        assert (asked.relay, asked.body, asked.decode) == (False, b"", None)
         assert house.unanswered == 0
+
+    run(main())
+
+
+def test_a_stream_that_is_cut_before_its_first_word_is_asked_for_as_it_was() -> None:
+    async def main() -> None:
+        house = House({"groq": ScriptedBackend([Opened(200), ReasoningDelta("hm"), CUT]),
+                       "gemini": ScriptedBackend(says("hello"))}, settings=CONTINUE)  # fmt: skip
+        assert (await house.ask()).text == "hello"
+        (asked,) = house.backends["gemini"].calls
+        assert [message.text for message in asked.chat.messages] == ["hi"]
+
+    run(main())
+
+
+SAID = (Message(role="user", content="hi"),)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        make_call(stream=False),
+        make_call(needs=Needs(tools=True)),
+        make_call(needs=Needs(schema=True)),
+        make_call(request=ChatRequest(messages=SAID, tools=(Tool(name="f"),))),
+        make_call(request=ChatRequest(messages=SAID, schema={"type": "object"})),
+        make_call(request=ChatRequest(messages=SAID, json_mode=True)),
+        make_call(request=ChatRequest(messages=(), prompt="def f(")),
+    ],
+)
+def test_what_has_a_form_to_keep_is_never_continued(call: Call) -> None:
+    assert not continued.possible(call)
+    assert continued.possible(make_call())
+
+
+def test_a_call_of_a_tool_that_nobody_asked_for_is_not_continued_either() -> None:
+    async def main() -> None:
+        begun = [Opened(200), TextDelta("I look"), ToolCallDelta(0, "c", "f", "{"), CUT]
+        house = House({"groq": ScriptedBackend(begun), "gemini": ScriptedBackend()},
+                      settings=CONTINUE)  # fmt: skip
+        with pytest.raises(StreamInterrupted):
+            await house.ask()
+        assert house.backends["gemini"].asked == []
 
     run(main())
 

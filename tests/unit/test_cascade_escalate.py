@@ -12,14 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from localfirst.cascade import escalate
 from localfirst.cascade.alarm import Alarm
-from localfirst.cascade.escalate import Thresholds
-from localfirst.cascade.health import Health
+from localfirst.cascade.escalate import Decision, Thresholds
+from localfirst.cascade.health import NEVER, Cooldown, Health
 from localfirst.ledger import history
 from localfirst.ledger.db import Ledger
 from localfirst.settings import EscalationSettings, Secret
 from localfirst.transport.clock import SystemClock
-from localfirst.types import Attempt
+from localfirst.types import Attempt, FailureClass
 
 SETTINGS = EscalationSettings(same_error=3, failures=5, window_s=100.0)
 
@@ -47,6 +48,89 @@ def test_what_lies_outside_the_window_does_not_count() -> None:
     rules = Thresholds(SETTINGS)
     found = [rules.failed(failure(at=1000.0 + n * 60), 1000.0 + n * 60) for n in range(9)]
     assert found == [None] * 9
+
+
+def test_different_errors_of_one_provider_are_not_the_same_error() -> None:
+    rules = Thresholds(SETTINGS)
+    outcomes = ("timeout", "network", "unavailable")
+    assert [rules.failed(failure(outcome=one), 1000.0) for one in outcomes] == [None] * 3
+
+
+def test_a_threshold_of_zero_is_never_met() -> None:
+    rules = Thresholds(EscalationSettings(same_error=0, failures=0))
+    assert [rules.failed(failure(), 1000.0) for _ in range(50)] == [None] * 50
+
+
+def test_many_failures_are_told_once_an_hour_whoever_fails() -> None:
+    rules = Thresholds(msgspec.structs.replace(SETTINGS, same_error=0, window_s=1e6))
+    found = [rules.failed(failure(f"p{n}", at=n), 1000.0 + n) for n in range(3604)]
+    assert [n for n, one in enumerate(found) if one] == [4]
+    again = rules.failed(failure("p"), 1004.0 + 3600.0)
+    assert again is not None and again.rule == "failures"
+
+
+def test_many_failures_are_over_when_all_answer_again() -> None:
+    rules = Thresholds(msgspec.structs.replace(SETTINGS, failures=2))
+    rules.failed(failure("groq"), 1000.0)
+    decision = rules.failed(failure("gemini"), 1000.0)
+    assert decision is not None and decision.providers == ("groq", "gemini")
+    rules.succeeded("groq", 1001.0)
+    assert not rules.is_over(decision)
+    rules.succeeded("gemini", 1001.0)
+    assert rules.is_over(decision)
+
+
+def test_an_answer_from_before_the_trouble_is_no_recovery() -> None:
+    rules = Thresholds(msgspec.structs.replace(SETTINGS, same_error=1))
+    rules.succeeded("groq", 999.0)
+    decision = rules.failed(failure(), 1000.0)
+    assert decision is not None and not rules.is_over(decision)
+
+
+@pytest.mark.parametrize("cls", sorted(set(FailureClass) - escalate.OWN_FAULT))
+def test_whoever_is_woken_is_told_what_to_do(cls: FailureClass) -> None:
+    decision = Thresholds(SETTINGS).exhausted([failure(outcome=cls)], 1000.0)
+    assert decision is not None
+    told = escalate.message(decision)
+    assert decision.reason in told
+    # Of what nobody knows, only a look around is left to propose.
+    assert ("\nrun `localfirst doctor`" in told) == (cls in {"unknown", "config"})
+
+
+def test_the_file_tells_everything_that_is_known() -> None:
+    decision = Decision(
+        rule="same_error", reason="why", providers=("groq",), cls="auth", at_unix=1_795_176_000.0
+    )
+    tried = Attempt(
+        provider="groq", model="m", key_label="K", outcome="auth", status=401, message="no",
+        started_unix=1_795_175_999.0,
+    )  # fmt: skip
+    cools = Cooldown(
+        provider="groq", key_label="K", model="", cls=FailureClass.AUTH, message="no",
+        since_unix=0.0, until_unix=NEVER, duration_s=NEVER,
+    )  # fmt: skip
+    soon = msgspec.structs.replace(cools, until_unix=1_795_176_060.0)
+    found = escalate.document(
+        decision, history=[tried] * 60, cooldowns=[cools, soon], context={"version": "1"},
+        prompt="user: hi",
+    )  # fmt: skip
+    assert len(found.pop("history")) == 50  # type: ignore[arg-type]
+    row = {"provider": "groq", "key": "K", "model": "", "class": "auth", "message": "no"}
+    assert found == {
+        "at": "2026-11-20T12:00:00Z",
+        "rule": "same_error",
+        "reason": "why",
+        "providers": ["groq"],
+        "context": {"version": "1"},
+        "cooling": [row | {"until": None}, row | {"until": "2026-11-20T12:01:00Z"}],
+        "proposal": "renew the key and restart, or run `localfirst config`",
+        "prompt": "user: hi",
+    }
+    (one,) = escalate.document(decision, history=[tried], cooldowns=[], context={})["history"]  # type: ignore[misc,union-attr]
+    assert one == {
+        "at": "2026-11-20T11:59:59Z", "provider": "groq", "model": "m", "key": "K",
+        "class": "auth", "status": 401, "message": "no",
+    }  # fmt: skip
 
 
 def test_an_exhausted_ladder_is_over_when_anybody_answers_again() -> None:
@@ -123,6 +207,7 @@ def test_an_escalation_is_written_told_and_closed_by_recovery(tmp_path: Path) ->
         "https://api.telegram.org/bot123:TOKEN/sendMessage",
     ]
     assert post.sent[1][1]["chat_id"] == "42"
+    assert "groq failed 3 times with timeout" in str(post.sent[1][1]["text"])
     assert "TOKEN" not in path.read_text()
 
 
@@ -159,6 +244,8 @@ def test_two_escalations_of_one_second_are_two_files(tmp_path: Path) -> None:
         await alarm.aclose()
 
     asyncio.run(main())
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names == ["escalation_20261118_110640.json", "escalation_20261118_110640_2.json"]
     told = [json.loads(path.read_text())["rule"] for path in sorted(tmp_path.iterdir())]
     assert sorted(told) == ["exhausted", "same_error"]
 
