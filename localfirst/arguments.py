@@ -168,13 +168,14 @@ def json_schema(schema: Any) -> dict[str, Json]:
 
 
 def needs_of(request: ChatRequest) -> Needs:
-    """What a candidate must be able to do; about four characters make a token."""
-    characters = sum(len(message.text) for message in request.messages) + len(request.prompt or "")
+    """What a candidate must be able to do, and how long the prompt may be."""
+    from localfirst.wire import estimate
+
     return Needs(
         tools=bool(request.tools),
         vision=any(message.images for message in request.messages),
         schema=request.schema is not None,
         thinking=bool(request.think),
-        prompt_tokens=characters // 4,
+        prompt_tokens=estimate.prompt_tokens(request),
         max_tokens=request.max_tokens or 0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from localfirst.arguments import build_call
 from localfirst.errors import ConfigError, InvalidRequest
 from localfirst.settings import Settings
 from localfirst.types import Message
+from localfirst.wire.openai import requests
 
 
 @pytest.mark.parametrize(
@@ -109,3 +111,29 @@ def test_options_arrive_as_a_request_holds_them() -> None:
     assert (call.request.max_tokens, call.request.seed) == (5, None)
     one = build_call("x", model="auto", stream=False, stop="a").request
     assert one is not None and one.stop == ("a",)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": f"tool_{number}", "description": "what it does " * 30},
+    }
+    for number in range(50)
+]
+SEEN = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+@pytest.mark.parametrize(
+    ("content", "more"),
+    [("你好" * 3000, {}), ("hi", {"tools": TOOLS}), ([SEEN], {})],
+    ids=["chinese", "tools", "image"],
+)
+def test_a_prompt_is_as_long_to_the_library_as_to_the_gateway(
+    content: Any, more: dict[str, Any]
+) -> None:
+    """Its length chooses a local model's window, and which clouds are asked at all."""
+    messages = [{"role": "user", "content": content}]
+    here = build_call(messages, model="auto", stream=False, **more).needs
+    body = json.dumps({"messages": messages, **more}, ensure_ascii=False).encode()
+    there = requests.peek(body).needs
+    assert here.prompt_tokens == pytest.approx(there.prompt_tokens, rel=0.25)
