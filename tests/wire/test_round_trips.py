@@ -96,7 +96,7 @@ def summary(events: list[Event]) -> Any:
 @given(events=answers(), size=st.sampled_from([1, 2, 7, 64, 10**6]))
 def test_any_streamed_answer_is_read_back(dialect: str, events: list[Event], size: int) -> None:
     _, reading, writing = DIALECTS[dialect]
-    writer = writing.StreamWriter(**GIVEN, include_usage=True)
+    writer = writing.StreamWriter(**GIVEN, request=ChatRequest(include_usage=True))
     stream = b"".join(map(writer.write, events))
     heard = hear(reading.StreamReader(), sliced(stream, size))
     assert heard.error is None

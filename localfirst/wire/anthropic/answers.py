@@ -73,7 +73,6 @@ class StreamWriter:
         request_id: str,
         created: int = 0,
         request: ChatRequest | None = None,
-        include_usage: bool = True,
         prompt_tokens: int = 0,
     ) -> None:
         if request is not None and not prompt_tokens:

@@ -58,9 +58,7 @@ def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) ->
     return _ENCODER.encode(fields)
 
 
-def splice(
-    body: bytes, *, model: str, quirks: Quirks = quirks.NONE, include_usage: bool = True
-) -> bytes:
+def splice(body: bytes, *, model: str, quirks: Quirks = quirks.NONE) -> bytes:
     """A client's own body for a backend of this dialect: only what must change is touched."""
     fields: dict[str, Json] = dict(peek.raw_object(body))
     fields["model"] = model

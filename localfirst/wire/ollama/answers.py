@@ -53,7 +53,6 @@ class StreamWriter:
         request_id: str = "",
         created: float,
         request: ChatRequest | None = None,
-        include_usage: bool = True,
         generate: bool = False,
         now_unix: Callable[[], float] | None = None,
     ) -> None:

@@ -74,7 +74,6 @@ class StreamWriter:
         request_id: str,
         created: int,
         request: ChatRequest | None = None,
-        include_usage: bool = True,
     ) -> None:
         self._response = response_object(
             model=model, request_id=request_id, created=created, request=request
