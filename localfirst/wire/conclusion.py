@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,6 +17,7 @@ from localfirst.errors import Breakage, UpstreamBroken, UpstreamError, UpstreamN
 from localfirst.events import Finished, FinishReason, ToolCallDelta, Usage
 from localfirst.types import Json
 from localfirst.wire.framing import SseEvent, begins_event
+from localfirst.wire.refusal import in_band, is_error_object
 
 CALLS_MOST = 1024
 """More calls than any answer has; telling them apart takes longer with each."""
@@ -45,12 +47,17 @@ class Pieces:
         return any(piece.strip() for piece in self.arguments)
 
 
+Stops = Callable[[], Sequence[str]]
+"""Tells the stop sequences that were asked for, where that has to be known."""
+
+
 class Conclusion:
     """Collects what a stream said and turns its terminator into a `Finished`."""
 
-    __slots__ = ("_slots", "calls", "reason", "said", "usage")
+    __slots__ = ("_slots", "_stops", "calls", "reason", "said", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, stops: Stops = tuple) -> None:
+        self._stops = stops
         self.calls: list[Pieces] = []
         self._slots: dict[int, int] = {}
         self.reason: FinishReason | None = None
@@ -117,19 +124,31 @@ class Conclusion:
         The `Finished` of an answer whose terminator came.
 
         Raises:
-            UpstreamNonsense: nothing was said, and no stop sequence is named that was met at
-                once; or a tool call's arguments are not whole.
+            UpstreamNonsense: nothing was said, and no stop sequence was met at once; or a tool
+                call's arguments are not whole.
         """
         reason = self.reason or FinishReason.STOP
         if self.calls and reason is FinishReason.STOP:
             reason = FinishReason.TOOL_CALLS
-        met = self.said or stop_sequence
-        if not met and reason in {FinishReason.STOP, FinishReason.TOOL_CALLS}:
-            raise UpstreamNonsense("an empty answer: no text, no reasoning, no tool call")
+        if not self.said and reason in {FinishReason.STOP, FinishReason.TOOL_CALLS}:
+            stop_sequence = stop_sequence or self._met_at_once()
+            if not stop_sequence:
+                raise UpstreamNonsense("an empty answer: no text, no reasoning, no tool call")
         # A call cut by the token limit is what the model wrote, and `length` says so.
         if reason is not FinishReason.LENGTH:
             self._check_calls()
         return Finished(reason, self.usage, stop_sequence, timings or {})
+
+    def _met_at_once(self) -> str:
+        """
+        The stop sequence that ended an answer before its first word, or "".
+
+        Few servers name it. Tokens that were counted and not shown are one, where one was
+        asked for: of several the first is named.
+        """
+        usage = self.usage or Usage()
+        shown = usage.completion_tokens > usage.reasoning_tokens
+        return next(iter(self._stops()), "") if shown else ""
 
     def _check_calls(self) -> None:
         for call in self.calls:
@@ -180,6 +199,15 @@ def whole_events(rest: list[SseEvent]) -> list[SseEvent]:
     return [
         event for event in rest if not event.data or event.data == b"[DONE]" or is_json(event.data)
     ]
+
+
+def check_comment(frame: SseEvent) -> None:
+    """Raises for what stands where a comment may, between events, and is none: an error, a page."""
+    text = frame.raw.strip()
+    if text.startswith((b"{", b"[")) and is_error_object(text):
+        raise in_band(text)
+    if text.startswith((b"<", b"{", b"[")):
+        raise UpstreamNonsense("the answer is no event stream")
 
 
 def unfinished(began: bool, rest: list[SseEvent], terminator: str) -> UpstreamError:

@@ -29,7 +29,13 @@ from localfirst.wire.anthropic.frames import (
     Delta,
     Frame,
 )
-from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
+from localfirst.wire.conclusion import (
+    Conclusion,
+    check_comment,
+    object_text,
+    unfinished,
+    whole_events,
+)
 from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.refusal import in_band, is_error_object
 
@@ -119,7 +125,8 @@ class StreamReader:
             return events
         if not data:
             self._began |= frame.raw.startswith(b":")
-            return _comment(frame)
+            check_comment(frame)
+            return []
         self._began = True
         if frame.event == "error" or (b'"error"' in data and is_error_object(data)):
             raise in_band(data)
@@ -245,15 +252,6 @@ def block_events(index: int, block: Block, so_far: Conclusion) -> list[Event]:
         given = object_text(block.input) if block.input else ""
         piece = so_far.tool(index, block.id or "", block.name or "", given)
         return [piece] if piece else []
-    return []
-
-
-def _comment(frame: SseEvent) -> list[Event]:
-    text = frame.raw.strip()
-    if text.startswith((b"{", b"[")) and is_error_object(text):
-        raise in_band(text)
-    if text.startswith((b"<", b"{", b"[")):
-        raise UpstreamNonsense("the answer is no event stream")
     return []
 
 

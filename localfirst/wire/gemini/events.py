@@ -14,7 +14,13 @@ import msgspec
 
 from localfirst.errors import UpstreamError, UpstreamNonsense
 from localfirst.events import Event, Finished, FinishReason, ReasoningDelta, TextDelta
-from localfirst.wire.conclusion import Conclusion, object_text, unfinished, whole_events
+from localfirst.wire.conclusion import (
+    Conclusion,
+    check_comment,
+    object_text,
+    unfinished,
+    whole_events,
+)
 from localfirst.wire.forgiving import NO_ERROR
 from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.gemini.frames import (
@@ -103,7 +109,8 @@ class StreamReader:
             return [event for one in found for event in self._answer.take(one)]
         if not data:
             self._began |= frame.raw.startswith(b":")
-            return _comment(frame)
+            check_comment(frame)
+            return []
         self._began = True
         if data == b"[DONE]":  # of a proxy that speaks OpenAI's dialect elsewhere
             return []
@@ -216,12 +223,3 @@ def _read(data: bytes) -> Frame:
     if frame.error not in NO_ERROR or (frame.says_nothing and is_error_object(data)):
         raise in_band(data)
     return frame
-
-
-def _comment(frame: SseEvent) -> list[Event]:
-    text = frame.raw.strip()
-    if text.startswith((b"{", b"[")) and is_error_object(text):
-        raise in_band(text)
-    if text.startswith((b"<", b"{", b"[")):
-        raise UpstreamNonsense("the answer is no event stream")
-    return []
