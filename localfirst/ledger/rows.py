@@ -38,6 +38,8 @@ _SAVE_MANY = _SAVE_ATTEMPTS + ",".join([_ONE] * _AT_ONCE)
 KEEP_DAYS = 90
 ROWS_MOST = 1_000_000
 """Attempts that are kept at most, about 200 MB: one every eight seconds for all those days."""
+_TOKENS_MOST = 2**40
+"""No answer has as many; SQLite takes 2**63, and the sum of all rows must stay below it too."""
 _FORGOTTEN_AT_ONCE = 2000
 """Rows a statement, so that other processes wait for milliseconds to write theirs."""
 
@@ -149,8 +151,9 @@ def _attempt(row: AttemptRow, now_unix: float) -> tuple[object, ...]:
         attempt.message,
         attempt.duration_s,
         first_token_s,
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.cached_tokens,
+        *(
+            min(max(0, tokens), _TOKENS_MOST)
+            for tokens in (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        ),
         usd,
     )
