@@ -31,6 +31,9 @@ from localfirst.types import Attempt, Call, Clock, Target
 
 log = logging.getLogger(__name__)
 
+# What SQLite says, and what Python says of a value that SQLite cannot keep.
+UNUSABLE = (sqlite3.Error, OverflowError, ValueError)
+
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], None]
 
@@ -179,7 +182,7 @@ class Ledger:
             result: T | None = None
             try:
                 result = work(db)
-            except sqlite3.Error as error:
+            except UNUSABLE as error:
                 self._broken(error)
             finally:
                 done.set_result(result)
@@ -253,7 +256,7 @@ class Ledger:
             if batch:
                 rows.save_attempts(db, batch, self._clock.unix())
             windows.save(db, limits)
-        except sqlite3.Error as error:
+        except UNUSABLE as error:
             if _locked(error):
                 self._attempts.extendleft(reversed(batch))
                 self._windows = limits | self._windows
