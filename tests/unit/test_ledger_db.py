@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from localfirst.cascade.health import NEVER, Cooldown, Gate, Health
 from localfirst.events import Usage
 from localfirst.ledger import db as ledger_db
@@ -369,3 +372,69 @@ def test_nothing_is_done_before_it_is_opened_or_after_it_is_closed(tmp_path: Pat
         assert not ledger.working
 
     asyncio.run(main())
+
+
+def test_a_count_that_nobody_can_have_used_is_bounded_and_the_rest_is_kept(tmp_path: Path) -> None:
+    """SQLite takes no such number: its thread ended, and whoever asked for history hung."""
+
+    async def main() -> None:
+        ledger = Ledger(tmp_path / "x.db", SystemClock())
+        ledger.open()
+        ledger.record_attempt(attempt(), usage=Usage(prompt_tokens=10**30, completion_tokens=-5))
+        ledger.record_attempt(attempt(), usage=Usage(prompt_tokens=10**30, cached_tokens=7))
+        async with asyncio.timeout(5):
+            (row,) = await ledger.run(lambda db: usage.totals(db, 0.0)) or ()
+        assert (row.prompt_tokens, row.completion_tokens, row.cached_tokens) == (2**41, 0, 7)
+        assert ledger.working
+        await ledger.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("odd", [{"message": "\ud800"}, {"status": 2**70}])
+def test_a_value_that_cannot_be_kept_costs_the_history_and_leaves_nobody_waiting(
+    tmp_path: Path, odd: dict[str, object]
+) -> None:
+    async def main() -> None:
+        ledger = Ledger(tmp_path / "x.db", SystemClock())
+        ledger.open()
+        ledger.record_attempt(attempt(**odd))
+        async with asyncio.timeout(5):
+            await ledger.flush()
+            assert await ledger.run(lambda db: history.errors(db)) is None
+        assert not ledger.working and ledger.reason
+        await ledger.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_failed_and_what_was_told_is_read_as_it_was_written(tmp_path: Path) -> None:
+    failed = Attempt(provider="groq", model="m", outcome="timeout", key_label="K", status=504,
+                     message="too slow", started_unix=1000.0, duration_s=2.5)  # fmt: skip
+    told = history.Escalated(id=0, at_unix=1000.0, reason="why", providers=("groq", "gemini"),
+                             body="{}", file="/x.json")  # fmt: skip
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as db:
+        rows.save_attempts(db, [(failed, None, None, None, 0.0, None)], 0.0)
+        assert history.errors(db) == [failed]
+        assert history.errors(db, since_unix=1000.5) == []
+        first = history.save_escalation(db, told)
+        second = history.save_escalation(db, history.Escalated(
+            id=0, at_unix=2000.0, reason="then", providers=(), body="{}"))  # fmt: skip
+        history.resolve(db, [first], 3000.0)
+        history.resolve(db, [first], 4000.0)  # it ended when it ended
+        latest, before = history.escalations(db)
+        assert before == msgspec.structs.replace(told, id=first, resolved_unix=3000.0)
+        assert (latest.id, latest.providers, latest.resolved_unix) == (second, (), None)
+        assert history.escalations(db, only_open=True) == [latest]
+
+
+def test_a_cooldown_is_read_as_it_was_written(tmp_path: Path) -> None:
+    entry = Cooldown(provider="groq", key_label="K", model="m", cls=FailureClass.AUTH,
+                     since_unix=1.0, until_unix=NEVER, duration_s=NEVER, fact=True, strikes=3,
+                     message="no", mark="digest")  # fmt: skip
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as db:
+        rows.save_cooldown(db, entry)
+        assert rows.load_cooldowns(db) == (entry,)
+        db.execute("UPDATE cooldowns SET cls = 'of a later version'")
+        (read,) = rows.load_cooldowns(db)
+        assert read.cls is FailureClass.UNKNOWN
