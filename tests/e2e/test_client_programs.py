@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import ollama
 import openai
 import pytest
@@ -17,6 +18,7 @@ from tests.fakes.backends import CloudBackend, EmbeddedBackend, OllamaBackend, b
 from tests.fakes.engine_bench import NO_REAL, REAL, real_daemon
 from tests.fakes.house import house
 
+HI: Any = [{"role": "user", "content": "hi"}]
 SHORT: Any = {"num_predict": 4, "temperature": 0, "seed": 1}
 
 
@@ -128,6 +130,35 @@ def test_a_conversation_is_the_one_that_ollama_itself_would_have(tmp_path: Path)
     direct, through = asyncio.run(both())
     assert through == direct
     assert len(through[1][1]) > len(through[0][1])
+
+
+# --- a stop sequence that is met at once ----------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_over_before_its_first_word_is_none_that_failed(
+    daemon: OllamaBackend, stream: bool
+) -> None:
+    daemon.prepare("silent")
+    asked: Any = {"model": "tiny", "messages": HI, "stream": stream}
+    url = daemon.house.url
+    with closing(ollama.Client(url)) as own:
+        found: Any = own.chat("tiny", HI, options={"stop": ["END"]}, stream=stream)
+        last = [*found][-1] if stream else found
+        assert (last.message.content, last.done_reason) == ("", "stop")
+        with pytest.raises(ollama.ResponseError, match="empty answer"):
+            own.chat("tiny", HI)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        answer: Any = client.chat.completions.create(**asked, stop="END")
+        choices = [one.choices[0] for one in answer if one.choices] if stream else answer.choices
+        assert choices[-1].finish_reason == "stop"
+        assert not any((one.delta if stream else one.message).content for one in choices)
+    with anthropic.Anthropic(base_url=url, api_key="x", max_retries=0) as third:
+        told: Any = third.messages.create(**asked, max_tokens=9, stop_sequences=["END"])
+        ends = [e.delta for e in told if e.type == "message_delta"] if stream else [told]
+        assert (ends[-1].stop_reason, ends[-1].stop_sequence) == ("stop_sequence", "END")
+    # One for each that was answered, and two tries for the one that nothing explains.
+    assert len(daemon.asked()) == 5
 
 
 # --- embeddings ----------------------------------------------------------------------------

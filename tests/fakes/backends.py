@@ -182,6 +182,7 @@ class OllamaBackend(Backend):
             "schema": {"says": [{"content": OBJECT[:5]}, {"content": OBJECT[5:]}]},
             "schema_logprobs": {"says": [{"content": OBJECT, "logprobs": [LIKELY]}]},
             "embed": {"embeds": True},
+            "silent": {"says": [{"content": ""}]},
             "anything": {"embeds": True, "window": WIDE, "context": WIDE},
             "cut": {"reply": "runner_killed_chat"},
             "unfinished": {"cut_after": 3},

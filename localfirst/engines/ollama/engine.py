@@ -181,6 +181,7 @@ class OllamaEngine:
             limits=limits,
             local_only=call.local_only,
             relay=relay,
+            stops=lambda: call.chat.stop,
             others_moved_at=lambda: self._moved_at.get(key, -math.inf),
         )
         async with aclosing(exchange.events()) as events:

@@ -25,6 +25,7 @@ from localfirst.errors import (
 from localfirst.events import Event, Opened, Progress
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Clock
+from localfirst.wire.conclusion import Stops
 from localfirst.wire.ollama.events import StreamReader
 
 LOOK_EVERY_S = 1.0
@@ -36,6 +37,7 @@ class Exchange:
     """
     One request to one daemon; `events` is read once.
 
+    *stops* tells the stop sequences that its caller asked for.
     *others_moved_at* tells the monotonic instant at which the daemon last said something
     to another request for the same model: it answers few at once, and the rest wait in it.
     """
@@ -52,6 +54,7 @@ class Exchange:
         limits: Limits,
         local_only: bool,
         relay: bool,
+        stops: Stops = tuple,
         others_moved_at: Callable[[], float] = lambda: -math.inf,
     ) -> None:
         self._daemon = daemon
@@ -63,6 +66,7 @@ class Exchange:
         self._limits = limits
         self._local_only = local_only
         self._relay = relay
+        self._stops = stops
         self._others_moved_at = others_moved_at
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -131,7 +135,7 @@ class Exchange:
                 body = await response.read(ERROR_BYTES)
                 raise UpstreamRefused(response.status, body, response.headers)
             yield Opened(response.status, tuple(response.headers))
-            reader = StreamReader(relay=self._relay)
+            reader = StreamReader(relay=self._relay, stops=self._stops)
             async for chunk in response:
                 for event in reader.feed(chunk):
                     yield event

@@ -29,7 +29,7 @@ from localfirst.events import (
 )
 from localfirst.types import Json
 from localfirst.wire import forgiving
-from localfirst.wire.conclusion import Conclusion, is_json, object_text
+from localfirst.wire.conclusion import Conclusion, Stops, is_json, object_text
 from localfirst.wire.forgiving import ABSENT, NO_ERROR
 from localfirst.wire.framing import NdjsonDecoder
 from localfirst.wire.refusal import in_band, is_error_object
@@ -85,15 +85,16 @@ _LINE = forgiving.Decoder(_Line)
 
 class StreamReader:
     """
-    Reads one stream of lines; `relay` yields the lines themselves.
+    Reads one stream of lines; `relay` yields the lines themselves. `stops` tells the stop
+    sequences that were asked for.
 
     An error that follows events in the same read is raised by the next `feed` or `close`,
     so that what came before it is not lost; `failure` shows it at once.
     """
 
-    def __init__(self, relay: bool = False) -> None:
+    def __init__(self, relay: bool = False, *, stops: Stops = tuple) -> None:
         self._lines = NdjsonDecoder()
-        self._so_far = Conclusion()
+        self._so_far = Conclusion(stops)
         self._relay = relay
         self._began = False
         self._over = False
@@ -159,7 +160,8 @@ class StreamReader:
             return events
         ending = events[-1] if self._over else None
         if isinstance(ending, Finished):
-            return [Relayed(data + b"\n", said, True, ending.usage, ending.reason)]
+            content = said or bool(ending.stop_sequence)
+            return [Relayed(data + b"\n", content, True, ending.usage, ending.reason)]
         return [Relayed(data + b"\n", said)]
 
 
