@@ -13,7 +13,7 @@ from localfirst.transport.http import is_loopback
 _PRIVATE_SUFFIXES = (".local", ".internal", ".lan", ".home.arpa", ".localhost")
 
 
-def check_base_url(provider: str, url: str, *, source: str = "") -> str:
+def check_base_url(provider: str, url: str) -> str:
     """
     *url* without its last slash.
 
@@ -28,13 +28,13 @@ def check_base_url(provider: str, url: str, *, source: str = "") -> str:
     except ValueError:
         parts, host = urlsplit(""), ""
     if parts.scheme not in {"http", "https"} or not host or not _is_plain(url.strip()):
-        raise _wrong(setting, source, "must be `https://host/path`")
+        raise _wrong(setting, "must be `https://host/path`")
     if "@" in parts.netloc:
-        raise _wrong(setting, source, "must not hold credentials; put the key into `keys`")
+        raise _wrong(setting, "must not hold credentials; put the key into `keys`")
     if parts.query or parts.fragment:
-        raise _wrong(setting, source, "must not hold a query or a fragment")
+        raise _wrong(setting, "must not hold a query or a fragment")
     if parts.scheme == "http" and not is_private(host):
-        raise _wrong(setting, source, "is plain http to a public host; use https")
+        raise _wrong(setting, "is plain http to a public host; use https")
     return url.strip().rstrip("/")
 
 
@@ -54,5 +54,5 @@ def _is_plain(url: str) -> bool:
     return url.isascii() and url.isprintable() and " " not in url and "\\" not in url
 
 
-def _wrong(setting: str, source: str, why: str) -> ConfigError:
-    return ConfigError(f"`{setting}` {why}", setting=setting, source=source)
+def _wrong(setting: str, why: str) -> ConfigError:
+    return ConfigError(f"`{setting}` {why}", setting=setting)

@@ -27,7 +27,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _OUTSIDE_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{]+)|([\]}]+)', re.DOTALL)
 
 
-def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
+def loads(body: bytes) -> Json:
     """
     The JSON value in *body*.
 
@@ -36,7 +36,7 @@ def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
             key, NaN or Infinity, a number that overflows, or a lone surrogate.
     """
     text = text_of(body)
-    check_depth(body, max_depth)
+    check_depth(body)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as exc:
@@ -49,9 +49,9 @@ def loads(body: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     return value
 
 
-def load_object(body: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Json]:
+def load_object(body: bytes) -> dict[str, Json]:
     """`loads`, and the top level must be an object."""
-    value = loads(body, max_depth=max_depth)
+    value = loads(body)
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid-json")
     return value
@@ -71,17 +71,17 @@ def text_of(body: bytes) -> str:
         ) from exc
 
 
-def check_depth(body: bytes, max_depth: int = MAX_DEPTH) -> None:
-    """Raises `InvalidRequest` when *body* nests deeper than *max_depth*."""
-    if body.count(b"[") + body.count(b"{") <= max_depth:
+def check_depth(body: bytes) -> None:
+    """Raises `InvalidRequest` when *body* nests deeper than `MAX_DEPTH`."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
     depth = 0
     for match in _OUTSIDE_STRINGS.finditer(body):
         if match.lastindex == 1:
             depth += match.end() - match.start()
-            if depth > max_depth:
+            if depth > MAX_DEPTH:
                 raise InvalidRequest(
-                    f"the body nests deeper than {max_depth} levels", code="invalid-json"
+                    f"the body nests deeper than {MAX_DEPTH} levels", code="invalid-json"
                 )
         elif match.lastindex == 2:
             depth -= match.end() - match.start()
