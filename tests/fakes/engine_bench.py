@@ -65,9 +65,8 @@ async def fake_daemon(script: dict[str, Any]) -> AsyncIterator[Served]:
     said: list[bytes] = []
     child = process.spawn(
         [sys.executable, "-m", "tests.fakes.ollama_daemon", json.dumps(script)],
-        env=process.child_environ(os.environ),
+        env=process.child_environ(os.environ, {"PYTHONPATH": str(ROOT)}),
         on_stdout=said.append,
-        cwd=ROOT,
     )
     try:
         await until(lambda: b"\n" in b"".join(said) or not child.alive, "the fake's port")
