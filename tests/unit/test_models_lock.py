@@ -44,6 +44,8 @@ def test_a_lock_reads_back_as_it_was_written() -> None:
         "version = 1\n[[model]]\nname = '../x'\ndigest = '" + "ab" * 32 + "'\nsize_bytes = 1",
         "version = 1\n[[model]]\nname = 'x'\ndigest = 'short'\nsize_bytes = 1",
         "version = 1\n[[model]]\nname = 'x'\ndigest = 7\nsize_bytes = 1",
+        "version = 1\n[[model]]\nname = 'x'\ndigest = '" + "ab" * 32 + "'\nsize_bytes = 1\n"
+        "blobs = [{digest = 'sha256:../x', size_bytes = 1, kind = 'model'}]",
         "not toml",
     ],
 )
@@ -51,6 +53,22 @@ def test_what_is_no_lock_is_refused_with_its_name(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         lock.read(text, source="models.lock")
     assert "models.lock" in caught.value.message and caught.value.exit_code == 2
+    assert "localfirst lock" in caught.value.hint and caught.value.code == "lock-invalid"
+
+
+def test_a_lock_says_what_it_is_and_names_every_blob() -> None:
+    layer = manifest.Layer(
+        media_type=manifest.LAYER_PREFIX + "model", digest="sha256:" + "cd" * 32, size_bytes=12
+    )
+    config = manifest.Layer(
+        media_type=manifest.CONFIG_TYPE, digest="sha256:" + "ef" * 32, size_bytes=3
+    )
+    one = lock.locked("llama3.2:3b", manifest.parse(manifest.build(config, (layer,))))
+    assert (one.name, one.size_bytes) == ("llama3.2:3b", 15)
+    assert [(blob.kind, blob.size_bytes) for blob in one.blobs] == [
+        ("model", 12), (manifest.CONFIG_TYPE, 3),
+    ]  # fmt: skip
+    assert lock.write(lock.of([one])).startswith("# ")
 
 
 @pytest.fixture(scope="module")

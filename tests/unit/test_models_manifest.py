@@ -55,6 +55,14 @@ def test_what_is_no_manifest_is_refused(data: bytes) -> None:
         manifest.parse(data)
 
 
+def test_what_old_registries_leave_out_is_not_missed() -> None:
+    layer = b'{"digest":"' + A.encode() + b'","size":0}'
+    for config in (b"null", b"{}"):
+        read = manifest.parse(b'{"config":' + config + b',"layers":[' + layer + b"]}")
+        assert read.config is None
+        assert (read.size_bytes, [blob.short for blob in read.blobs]) == (0, ["a" * 12])
+
+
 def test_a_built_manifest_reads_back() -> None:
     layer = manifest.Layer(media_type=manifest.LAYER_PREFIX + "model", digest=A, size_bytes=3)
     config = manifest.Layer(media_type=manifest.CONFIG_TYPE, digest=B, size_bytes=4)

@@ -64,7 +64,8 @@ def test_a_name_is_read_as_ollama_reads_it(text: str) -> None:
     name = names.parse(text)
     assert (name.host, name.namespace, name.model, name.tag) == (host, namespace, model, tag)
     assert name.display == display
-    assert names.parse(name.full) == name
+    assert names.parse(name.full) == name and names.is_valid(text)
+    assert str(name) == display
     assert name.path.parts == (host, namespace, model, tag)
 
 
@@ -74,6 +75,8 @@ def test_what_is_no_name_is_refused_and_says_why(text: str) -> None:
         names.parse(text)
     assert caught.value.field == "model"
     assert caught.value.message.isprintable() and caught.value.message.isascii()
+    assert len(caught.value.message) < 200
+    assert not names.is_valid(text)
 
 
 def test_a_host_in_front_may_carry_its_scheme() -> None:
