@@ -6,7 +6,7 @@ as little as Python itself. stdout is data, stderr is progress and messages.
 
     exit codes  0 ok · 1 failed · 2 usage or configuration · 3 not available now
                 4 not enough disk or memory · 5 verification failed
-                130 interrupted · 141 the reader of our output went away · 143 ended
+                130 interrupted · 141 the reader of our output went away · 129, 143 ended
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MEANT = {
 USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-TERMINATED = 143
+SIGNALLED = 128  # and the signal's number, as shells count
 
 
 def main(argv: list[str] | None = None) -> int:

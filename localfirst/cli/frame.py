@@ -8,8 +8,9 @@ import errno
 import inspect
 import signal
 import sys
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from importlib import import_module
+from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
 from localfirst import cli, config
@@ -59,7 +60,7 @@ def run(name: str, module: str, summary: str, words: list[str]) -> int:
     )
     try:
         given = parser.parse_args(words)
-        signal.signal(signal.SIGTERM, end)
+        at_the_end(end)
         return drive(command, given)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -72,14 +73,40 @@ def run(name: str, module: str, summary: str, words: list[str]) -> int:
 def drive(command: Command, given: argparse.Namespace) -> int:
     """Call the command, on an event loop when it wants one."""
     if inspect.iscoroutinefunction(command.run):
-        work: Coroutine[Any, Any, int] = command.run(given)
-        return asyncio.run(work)
+        return asyncio.run(cancellable(command.run(given)))
     return cast(int, command.run(given))
 
 
-def end(*_: object) -> NoReturn:
-    """SIGTERM: leave through every `finally`, so that what we started is stopped."""
-    raise SystemExit(cli.TERMINATED)
+async def cancellable(work: Coroutine[Any, Any, int]) -> int:
+    """Do *work*, and have SIGTERM and SIGHUP cancel it as SIGINT does: nothing breaks midway."""
+    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), []
+    assert task is not None
+
+    def cancel(number: int, _: object) -> None:
+        came.append(number)
+        task.cancel()
+        loop.call_soon_threadsafe(lambda: None)  # wakes the loop where it waits for sockets
+
+    at_the_end(cancel)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if came:
+            end(came[0], None)
+        raise
+
+
+def at_the_end(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Have *handler* called when we are to end; `nohup` has us outlive a terminal."""
+    signal.signal(signal.SIGTERM, handler)
+    hung_up = getattr(signal, "SIGHUP", None)
+    if hung_up and signal.getsignal(hung_up) is not signal.SIG_IGN:
+        signal.signal(hung_up, handler)
+
+
+def end(number: int, _: object) -> NoReturn:
+    """Leave through every `finally`, so that what we started is stopped."""
+    raise SystemExit(cli.SIGNALLED + number)
 
 
 def file_failed(error: OSError) -> LocalFirstError:

@@ -7,6 +7,7 @@ What a model or a server wrote is stripped of control characters before a termin
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import sys
@@ -60,8 +61,12 @@ def shown(text: str, stream: IO[str] | None = None) -> str:
 
 
 def say(text: str = "") -> None:
-    """A line of progress or a message, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line of progress or a message, to stderr; to nobody once the terminal is gone."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 def problem(message: str, *, hint: str = "", code: str = "") -> None:

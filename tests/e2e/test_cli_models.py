@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,6 +259,57 @@ def test_an_interrupted_download_is_listed_and_gone_on_with_or_given_up(
     assert 0 < int(str(pending["completed_bytes"])) < 16 * 2**20
     assert run(tmp_path, shop, "pulls", "rm", "large").code == 0
     assert lines(run(tmp_path, shop, "pulls", "--json")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_download_that_is_ended_from_outside_keeps_all_that_it_told_of(
+    tmp_path: Path, shop: FakeRegistry, number: signal.Signals
+) -> None:
+    """A session that ends hangs up on what runs in it; that lost what was not yet written down."""
+    shop.publish("library/large", model=bytes(16 * 2**20))
+    shop.knobs(rate=4_000_000)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "localfirst", "pull", "large", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=terminal.environ(
+            tmp_path, LOCALFIRST_PULL_MIRRORS=f"registry.ollama.ai=http://127.0.0.1:{shop.port}"
+        ),
+    )
+    assert child.stdout is not None
+    told = 0
+    while told < 2**20:
+        told = json.loads(child.stdout.readline())["completed_bytes"]
+    child.send_signal(number)
+    _, said = child.communicate(timeout=terminal.LONGEST_S)
+    assert child.returncode == 128 + number
+    assert "goes on where it stopped" in said and "Traceback" not in said
+    (pending,) = lines(run(tmp_path, shop, "pulls", "--json"))
+    assert int(str(pending["completed_bytes"])) >= told
+
+
+def test_a_download_ends_with_its_terminal_unless_it_was_told_not_to(
+    tmp_path: Path, shop: FakeRegistry
+) -> None:
+    shop.publish("library/large", model=bytes(4 * 2**20))
+    shop.knobs(rate=1_000_000)
+    mirrors = f"registry.ollama.ai=http://127.0.0.1:{shop.port}"
+    with terminal.terminal(tmp_path, "pull", "large", LOCALFIRST_PULL_MIRRORS=mirrors) as screen:
+        screen.until("M/4.19M")
+        screen.close()
+        assert screen.child.wait(terminal.LONGEST_S) > 0, "it left by itself"
+    (pending,) = lines(run(tmp_path, shop, "pulls", "--json"))
+    assert pending["active"] is False
+    with terminal.terminal(
+        tmp_path, "pull", "large", before=["nohup"], LOCALFIRST_PULL_MIRRORS=mirrors
+    ) as screen:
+        log = tmp_path / "nohup.out"
+        while not (log.exists() and "large" in log.read_text()):
+            assert screen.child.poll() is None
+            time.sleep(0.01)
+        screen.close()
+        assert screen.child.wait(terminal.LONGEST_S) == 0
 
 
 # --- bundles --------------------------------------------------------------------------------------
