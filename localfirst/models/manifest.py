@@ -37,8 +37,6 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     media_type: str
     digest: str
     size_bytes: int
-    name: str = ""
-    origin: str = ""
 
     @property
     def kind(self) -> str:
@@ -87,8 +85,6 @@ class _WireLayer(msgspec.Struct):
     mediaType: str = ""  # noqa: N815 - the format's own spelling
     digest: str = ""
     size: int = 0
-    name: str = ""
-    from_: str = msgspec.field(name="from", default="")
 
 
 class _WireManifest(msgspec.Struct):
@@ -134,8 +130,6 @@ def _layer(wire: _WireLayer) -> Layer:
         media_type=wire.mediaType,
         digest=normal_digest(wire.digest),
         size_bytes=wire.size,
-        name=wire.name,
-        origin=wire.from_,
     )
 
 

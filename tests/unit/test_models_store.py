@@ -116,6 +116,41 @@ def test_a_blob_of_the_wrong_size_is_not_trusted(tmp_path: Path) -> None:
         store.model_file("tiny")
 
 
+def test_a_model_that_cannot_be_run_says_what_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    add(store, "words:v1", template=b"{{ .Prompt }}")
+    with pytest.raises(VerificationFailed, match="has no GGUF") as caught:
+        store.model_file("words:v1")
+    assert "GGUF" in caught.value.hint
+    add(store, "torn:v1", model=b"GGUF")
+    store.blob_path(digest(b"GGUF")).unlink()
+    with pytest.raises(VerificationFailed, match="absent or cut short") as caught:
+        store.model_file("torn:v1")
+    assert "verify --repair torn:v1" in caught.value.hint
+    with pytest.raises(UnknownModel) as missed:
+        store.model_file("quite-another")
+    assert missed.value.nearest == () and "localfirst list" in missed.value.hint
+
+
+def test_a_text_that_is_no_utf_8_is_shown_as_far_as_it_can_be(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    add(store, "odd:v1", model=b"GGUF", license=b"\xff free")
+    assert store.text("odd:v1", "license") == "\ufffd free"
+
+
+@pytest.mark.parametrize("folder", ["", "manifests", "blobs", ".localfirst"])
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_each_folder_of_a_store_must_be_writable(tmp_path: Path, folder: str) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    assert store.writable() == ""
+    (tmp_path / folder).chmod(0o500)
+    try:
+        assert "cannot be written" in store.writable()
+    finally:
+        (tmp_path / folder).chmod(0o700)
+
+
 def test_stray_files_are_no_models_and_are_named(tmp_path: Path) -> None:
     """The very files of the recorded case `store/odd_manifest_files`."""
     store = Store(tmp_path)
