@@ -20,8 +20,6 @@ from localfirst.types import Clock
 
 log = logging.getLogger("localfirst.engines")
 
-SIGKILL = -9
-
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """
@@ -100,11 +98,7 @@ class Life:
 
     async def _last_words(self, child: process.Child) -> str:
         await child.drained()
-        code = child.returncode
-        killed = code == SIGKILL
-        how = "was killed, perhaps out of memory" if killed else f"ended with status {code}"
-        words = next((line for line in reversed(child.log.tail(5)) if line.strip()), "")
-        return f"it {how}: {words.strip()[:300]}" if words else f"it {how}"
+        return f"it {child.ending}"
 
     async def end(self) -> None:
         """End it and its group, and give its pipes back; not to be interrupted half-way."""

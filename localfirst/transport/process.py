@@ -27,6 +27,7 @@ from localfirst.transport.childlog import LogRing, RotatedFile
 WINDOWS = sys.platform.startswith("win")
 LINUX = sys.platform.startswith("linux")
 OUTPUT_BYTES = 2**20
+KILLED = -9  # `Popen.returncode` of SIGKILL, which Windows does not name
 
 # What a program needs to find its home, its libraries, its GPU and the way out; names as
 # in Ollama's envconfig, the CUDA, ROCm and ggml runtimes, and the Windows loader.
@@ -203,6 +204,20 @@ class Child:
     def returncode(self) -> int | None:
         """Its exit status once it ended."""
         return self._done.result() if self._done.done() else None
+
+    @property
+    def killed(self) -> bool:
+        """Whether it ended by the signal that nothing outlives, the system's for want of memory."""
+        return self.returncode == KILLED
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for people, with the last line it wrote."""
+        killed, status = "was killed, perhaps out of memory", f"ended with status {self.returncode}"
+        lines = (line.strip() for line in reversed(self.log.tail(5)))
+        words = next((line[:300] for line in lines if line), "")
+        how = killed if self.killed else status
+        return f"{how}: {words}" if words else how
 
     async def wait(self) -> int:
         """Its exit status, once it and its group have ended; pipes held elsewhere do not count."""

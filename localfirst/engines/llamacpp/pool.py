@@ -19,7 +19,7 @@ import msgspec
 from localfirst.engines.experience import Experience, Loading
 from localfirst.engines.llamacpp import room
 from localfirst.engines.llamacpp.plan import MIN_CONTEXT_TOKENS, ChildPlan
-from localfirst.engines.llamacpp.runner import SIGKILL, STOP_GRACE_S, Runner
+from localfirst.engines.llamacpp.runner import STOP_GRACE_S, Runner
 from localfirst.engines.queue import busy
 from localfirst.errors import EngineUnavailable, LocalFirstError, Unavailable, UpstreamError
 from localfirst.machine.fit import Fit, Hardware, ModelShape
@@ -272,7 +272,7 @@ class Pool:
         A kill that we did not send is taken for that when the fit was tight, or when it
         happened twice: a single one may have been a person's.
         """
-        if runner.child is None or runner.child.returncode != SIGKILL:
+        if runner.child is None or not runner.child.killed:
             return
         trouble = self._trouble.setdefault(key, Trouble())
         if runner.tight or trouble.failures >= 1:

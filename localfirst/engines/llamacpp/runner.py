@@ -23,7 +23,6 @@ from localfirst.transport.childlog import RotatedFile
 from localfirst.types import Clock
 
 STOP_GRACE_S = 2.0
-SIGKILL = -9
 
 
 class Runner:
@@ -145,11 +144,8 @@ class Runner:
 
     def death(self) -> UpstreamError:
         """What to raise when the child is gone; names the signal and its last words."""
-        code = self.child.returncode if self.child else None
-        how = "was killed, perhaps out of memory" if code == SIGKILL else f"ended with {code}"
-        last = self.child.log.tail(1) if self.child else []
-        words = f": {last[0].strip()[:200]}" if last and last[0].strip() else ""
-        return UpstreamBroken(Breakage.ENGINE_DIED, f"the engine's process {how}{words}")
+        how = self.child.ending if self.child else "is gone"
+        return UpstreamBroken(Breakage.ENGINE_DIED, f"the engine's process {how}")
 
     async def died_within(self, seconds: float) -> bool:
         """Whether the child is gone, or goes within *seconds*: sockets break a little earlier."""
