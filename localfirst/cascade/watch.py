@@ -74,10 +74,9 @@ class Watch:
     one attempt and by its own timer.
     """
 
-    __slots__ = (
-        "_cancelling", "_loop", "_task", "_watches",
-        "abandoned", "expired", "kind", "limit_s", "since",
-    )  # fmt: skip
+    kind = Breakage.FIRST_TOKEN_TIMEOUT
+    abandoned = expired = False
+    _cancelling = 0
 
     def __init__(
         self, watches: Watches, loop: asyncio.AbstractEventLoop, now: float, limit_s: float
@@ -85,10 +84,7 @@ class Watch:
         self._watches = watches
         self._loop = loop
         self._task = asyncio.current_task(loop)
-        self._cancelling = 0
         self.limit_s = limit_s
-        self.kind = Breakage.FIRST_TOKEN_TIMEOUT
-        self.expired = self.abandoned = False
         self.since: float | None = now
 
     def restart(self, limit_s: float, kind: Breakage) -> None:

@@ -22,12 +22,13 @@ REFRESH_S = 5.0
 
 
 class Budget:
-    """Counts cloud requests since midnight UTC."""
+    """Counts cloud requests since midnight UTC; `limited` where there is any limit at all."""
 
     def __init__(
         self, settings: BudgetSettings, ledger: Ledger, clock: Clock, *, own: Collection[str]
     ) -> None:
         self._settings = settings
+        self.limited = bool(settings.cloud_requests_per_day or settings.usd_per_day)
         self._ledger = ledger
         self._clock = clock
         self._own = frozenset(own) | {"local", "pull"}
@@ -36,11 +37,6 @@ class Budget:
         self._usd = 0.0
         self._read = float("-inf")
         self._reading: asyncio.Task[None] | None = None
-
-    @property
-    def limited(self) -> bool:
-        """Whether there is any limit at all."""
-        return bool(self._settings.cloud_requests_per_day or self._settings.usd_per_day)
 
     async def start(self) -> None:
         """Read what was spent today."""

@@ -7,12 +7,17 @@ provider's name.
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 
 from localfirst.types import Json
 
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""What OpenAI-style APIs call the limit on generated tokens."""
 
-class Quirks(msgspec.Struct, frozen=True, kw_only=True):
+
+class Quirks(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
     Changes to a request before it is sent.
 
@@ -56,6 +61,18 @@ class Quirks(msgspec.Struct, frozen=True, kw_only=True):
     json_schema: bool = True
     stream_usage: bool = True
     done_required: bool = True
+
+    @functools.cached_property
+    def concerns(self) -> frozenset[str] | None:
+        """Top-level fields that something is done about; None where every request is changed."""
+        if self.defaults or self.forced or self.tool_id_most or self.reaches_inside:
+            return None
+        others = {name for name in LIMITS if name != self.max_tokens_field}
+        if self.with_tools:
+            others.add("tools")
+        if not self.json_schema:
+            others.add("response_format")
+        return self.drop.union(self.rename, self.caps, self.floors, others)
 
     @property
     def reaches_inside(self) -> bool:

@@ -72,7 +72,7 @@ def splice(
         name: value
         for name, value in (fields or peek.raw_object(body)).items()
         # Long values are not copied to find out.
-        if memoryview(value).nbytes > SHORT_BYTES or bytes(value) not in NOTHING
+        if len(value) > SHORT_BYTES or bytes(value) not in NOTHING
     }
     passed["model"] = model
     if not quirks.stream_usage:

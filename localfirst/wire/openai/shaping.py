@@ -14,9 +14,8 @@ import zlib
 import msgspec
 
 from localfirst.types import Json
-from localfirst.wire.quirks import Quirks
+from localfirst.wire.quirks import LIMITS, Quirks
 
-LIMITS = ("max_tokens", "max_completion_tokens")
 OURS = frozenset({"options", "keep_alive", "think", "num_ctx"})
 """Fields that this gateway understands beyond OpenAI's; no cloud does."""
 
@@ -38,7 +37,10 @@ def opened(value: Json) -> Json:
 
 def shape(fields: dict[str, Json], quirks: Quirks) -> None:
     """Change *fields* in place, in the order that `Quirks` documents."""
+    concerns = quirks.concerns
     # Asked this way round a set looks at the few fields there are, not at all it knows.
+    if concerns is not None and concerns.isdisjoint(fields) and OURS.isdisjoint(fields):
+        return
     for name in OURS.intersection(fields):
         del fields[name]
     _limit(fields, quirks)
