@@ -41,7 +41,9 @@ def leaf(folder: Path, name: str, names: str, *more: str) -> None:
         folder, "req", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key",
         "-out", f"{name}.csr", "-subj", f"/CN={name}",
     )  # fmt: skip
-    (folder / f"{name}.ext").write_text(f"subjectAltName={names}\n")
+    (folder / f"{name}.ext").write_text(
+        f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n"
+    )
     openssl(
         folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
         "-CAcreateserial", "-out", f"{name}.pem", "-extfile", f"{name}.ext", *more,
@@ -55,6 +57,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl(
         folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key",
         "-out", "ca.pem", "-subj", "/CN=throw-away", "-days", "2",
+        # As RFC 5280 wants it; Python 3.13 and later look.
+        "-addext", "keyUsage=critical,keyCertSign,cRLSign",
     )  # fmt: skip
     leaf(folder, "good", "DNS:localhost,IP:127.0.0.1", "-days", "2")
     leaf(folder, "other", "DNS:example.com", "-days", "2")
