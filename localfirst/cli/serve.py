@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from localfirst import cli, config
-from localfirst.cli import render, session
+from localfirst.cli import drafts, render, session
 from localfirst.config import Loaded
 from localfirst.errors import ConfigError
 from localfirst.settings import Settings
@@ -87,8 +87,7 @@ def install(given: argparse.Namespace) -> int:
     if given.print:
         print(unit.text, end="")
         return 0
-    unit.path.parent.mkdir(parents=True, exist_ok=True)
-    unit.path.write_text(unit.text)
+    drafts.write(unit.path, unit.text, mode=0o644)
     render.say(f"wrote {unit.path}; switch it on with:")
     for words in unit.commands:
         print(" ".join(words))

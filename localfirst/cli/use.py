@@ -8,7 +8,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from localfirst.cli import render, session
+from localfirst.cli import drafts, render, session
 from localfirst.config import PROVIDER_VARIABLES
 from localfirst.errors import ConfigError
 from localfirst.settings import ORDER
@@ -30,7 +30,7 @@ def run(given: argparse.Namespace) -> int:
     order = () if name == "auto" else first(name, settings.order, set(settings.providers))
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     try:
-        write(file, changed(text, order))
+        drafts.write(file, changed(text, order), mode=0o600)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"`order` in `{file}` is written in a way that cannot be changed here",
@@ -67,18 +67,3 @@ def changed(text: str, order: tuple[str, ...]) -> str:
     made = line + (head + "\n" if head else "") + (mark.lstrip("\n") if mark else "") + tables
     tomllib.loads(made)
     return made
-
-
-def write(file: Path, text: str) -> None:
-    """Replace the file, whole or not at all; a link to it, as dotfiles are kept, stays one."""
-    try:
-        file = file.resolve()
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = file.with_suffix(".new")
-        draft.touch(mode=0o600)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(file)
-    except OSError as error:
-        raise ConfigError(
-            f"`{file}` cannot be written: {error.strerror}", setting="order", source=str(file)
-        ) from error

@@ -58,6 +58,28 @@ def test_a_disk_that_fills_up_leaves_nothing_and_names_the_file(tmp_path: Path, 
     assert not list(tmp_path.glob("*full*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("use groq", "config.toml"),
+        ("serve --install-service", ".config/systemd/user/localfirst.service"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="another service file")
+def test_a_full_disk_does_not_cost_the_file_that_was_there(
+    tmp_path: Path, words: str, file: str
+) -> None:
+    """The service file was emptied first, and with it the next start of the gateway."""
+    before = "# mine\n" + "# and long\n" * 99
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(before)
+    (tmp_path / "state").mkdir()
+    line = f"trap '' XFSZ; ulimit -f 1; PYTHONDONTWRITEBYTECODE=1 localfirst {words}"
+    said_once(shell(tmp_path, line), f"`{tmp_path / file}`: File too large", code=4)
+    assert (tmp_path / file).read_text() == before
+    assert [path.name for path in (tmp_path / file).parent.glob("*.new")] == []
+
+
 @pytest.mark.parametrize("words", ["lock", "bundle export"])
 @pytest.mark.parametrize(
     ("file", "why"),

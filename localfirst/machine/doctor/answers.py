@@ -70,7 +70,9 @@ def models(facts: Facts) -> Iterator[Finding]:
         code="models" if count else "models-none",
         area="models",
         severity=Severity.OK if count else Severity.WARN,
-        title=f"{count} local models" if count else "no local model is installed",
+        title=("1 local model" if count == 1 else f"{count} local models")
+        if count
+        else "no local model is installed",
         evidence=", ".join(map(_told, installed[:8])) or f"`{facts.store.root}`",
         fix="" if count else "`localfirst recommend` names the best for this machine",
     )
