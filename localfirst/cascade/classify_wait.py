@@ -26,7 +26,7 @@ _IN_TEXT = re.compile(
     r"(?:in|after|for|at least|approximately)?\s*"
     rf"(?:(?P<go>(?:{_PIECE}\s?)+)(?![a-z])"
     r"|(?P<n>\d+(?:\.\d+)?)\s*(?P<word>second|sec|minute|min|hour|day)s?)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,  # in Unicode, ſ is an s too, and no word here has one
 )
 _DATE_IN_TEXT = re.compile(
     r"(?:regain access|available again|try again|resets?|retry)\s+(?:on|at|after)\s+"

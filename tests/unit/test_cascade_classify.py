@@ -217,6 +217,11 @@ def test_the_wait_that_an_inner_gateway_was_told_is_the_wait() -> None:
     assert refused(429, body).retry_after_s == 90.0
 
 
+def test_a_unit_that_only_looks_like_one_is_none() -> None:
+    found = refused(429, {"error": {"message": "try again in 5 \u017feconds"}})
+    assert (found.cls, found.retry_after_s) == (FailureClass.RATE_LIMIT, None)
+
+
 def test_the_reset_of_a_spent_limit_is_the_wait() -> None:
     headers = {
         "x-ratelimit-remaining-requests": "0",
