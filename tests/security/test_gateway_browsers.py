@@ -44,6 +44,13 @@ PAGES = [
         403,
         "origin-not-allowed",
     ),
+    # Of its own page no browser asks this; whoever does is none.
+    Attack(
+        "W3-own-page",
+        get(CHAT, b"Origin: http://127.0.0.1:PORT").replace(b"GET", b"OPTIONS"),
+        403,
+        "origin-not-allowed",
+    ),
     Attack("W3-no-origin", get(CHAT).replace(b"GET", b"OPTIONS"), 405, "method-not-allowed"),
     *(
         Attack(
@@ -112,6 +119,7 @@ def test_w4_its_preflight_lists_methods_and_headers() -> None:
     answer = with_origin({"origin": "https://app.example"}, "OPTIONS")
     assert answer.status == 204
     assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST, OPTIONS"
+    assert answer.headers["access-control-max-age"] == "600"
     assert "x-api-key" in answer.headers["access-control-allow-headers"]
     assert "*" not in str(answer.headers)
 
