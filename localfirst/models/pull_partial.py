@@ -51,7 +51,7 @@ class Partial:
     """
     One partial blob, opened for writing by the one process that holds its lock.
 
-    Bytes are written with `os.pwrite(partial.descriptor, …)`; `written` and `synced` note
+    Bytes are written with `os.pwrite(partial.descriptor, …)`; `written` and `sync` note
     them. `done` is what the journal granted when it was opened.
     """
 

@@ -1,1 +1,1 @@
-"""Bytes and events, without I/O: framing and the three dialects."""
+"""Bytes and events, without I/O: framing and the four dialects."""
