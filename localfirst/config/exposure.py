@@ -12,6 +12,7 @@ from localfirst.config.table import SETTINGS
 
 KEY_ENDINGS = ("_KEY", "_KEYS", "_TOKEN")
 _SECRET = frozenset(setting.path.rpartition(".")[2] for setting in SETTINGS if setting.secret)
+_SECRET_VARIABLES = frozenset(setting.variable for setting in SETTINGS if setting.secret)
 
 
 def warnings(
@@ -20,8 +21,12 @@ def warnings(
     """A line for each file whose keys others can read, with the command that closes it."""
     if _holds_keys(document):
         yield from _readable(config_file)
-    if any(name.upper().rstrip("_0123456789").endswith(KEY_ENDINGS) for name in dotenv):
+    if any(_names_key(name.upper()) for name in dotenv):
         yield from _readable(dotenv_file)
+
+
+def _names_key(variable: str) -> bool:
+    return variable in _SECRET_VARIABLES or variable.rstrip("_0123456789").endswith(KEY_ENDINGS)
 
 
 def _holds_keys(node: Mapping[str, Any]) -> bool:

@@ -49,9 +49,13 @@ def test_nothing_is_said_where_there_is_nothing_to_hide(tmp_path: Path) -> None:
     assert not told(tmp_path, "COLOUR=blue", 0o644, name=".env")
 
 
-@pytest.mark.parametrize("name", ["GROQ_API_KEY", "GROQ_API_KEY_2", "HF_TOKEN"])
+@pytest.mark.parametrize(
+    "name",
+    ["GROQ_API_KEY", "GROQ_API_KEY_2", "HF_TOKEN", "groq_api_key", "LOCALFIRST_GATEWAY_KEYS",
+     "LOCALFIRST_ESCALATION_TELEGRAM"],
+)  # fmt: skip
 def test_a_dotenv_with_keys_is_told_of_too(tmp_path: Path, name: str) -> None:
-    (line,) = told(tmp_path, f"{name}={KEY}", 0o644, name=".env")
+    (line,) = told(tmp_path, f"{name}={KEY}@1", 0o644, name=".env")
     assert f"chmod 600 {tmp_path / '.env'}" in line
 
 
