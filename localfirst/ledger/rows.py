@@ -136,6 +136,9 @@ def _forget(db: sqlite3.Connection, which: str, value: float) -> bool:
 def _attempt(row: AttemptRow, now_unix: float) -> tuple[object, ...]:
     attempt, call, target, usage, first_token_s, usd = row
     usage = usage or Usage()
+    tokens = [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens]
+    if min(tokens) < 0 or max(tokens) > _TOKENS_MOST:
+        tokens = [min(max(0, count), _TOKENS_MOST) for count in tokens]
     return (
         attempt.started_unix or now_unix,
         call.request_id if call else "",
@@ -151,9 +154,6 @@ def _attempt(row: AttemptRow, now_unix: float) -> tuple[object, ...]:
         attempt.message,
         attempt.duration_s,
         first_token_s,
-        *(
-            min(max(0, tokens), _TOKENS_MOST)
-            for tokens in (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        ),
+        *tokens,
         usd,
     )
