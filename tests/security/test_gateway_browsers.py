@@ -12,7 +12,7 @@ from localfirst.gateway import guard
 from localfirst.gateway.listener import check_exposure
 from localfirst.gateway.routes import ROUTES
 from localfirst.gateway.server import serve
-from localfirst.settings import GatewaySettings, Settings
+from localfirst.settings import GatewaySettings, Secret, Settings
 from tests.fakes.gateway_host import Answer, hosted, read_answer, run
 from tests.fakes.scripted_runtime import ScriptedRuntime
 from tests.security.attack import BODY, Attack, get, post, stage
@@ -249,6 +249,17 @@ def test_a2_all_refusals_are_the_same_but_for_their_id() -> None:
 def test_a2_a_megabyte_is_not_even_read() -> None:
     attack = post(CHAT, b"Authorization: Bearer " + b"a" * 2**20)
     stage(Attack("A2-1-mb", attack, 431), ScriptedRuntime(key="right"))
+
+
+@pytest.mark.parametrize(("key", "status"), [("one", 200), ("two", 200), ("onetwo", 401)])
+def test_a3_each_of_several_keys_opens(key: str, status: int) -> None:
+    door = GatewaySettings(port=0, keys=(Secret("one", "a"), Secret("two", "b")))
+
+    async def main() -> Answer:
+        async with hosted(ScriptedRuntime(gateway=door)) as host:
+            return await host.ask("POST", CHAT.decode(), BODY, {"authorization": f"Bearer {key}"})
+
+    assert run(main()).status == status
 
 
 @pytest.mark.parametrize(
