@@ -9,7 +9,6 @@ from localfirst.cascade.plan_world import World
 from localfirst.settings import RouteSettings
 from localfirst.types import Rung
 
-STRATEGIES = ("order", "balance", "fastest", "cheapest", "cloud_first")
 MEASURED = frozenset({"balance", "fastest"})
 """Strategies whose answer changes with every request: their plans are not kept."""
 

@@ -74,7 +74,7 @@ SETTINGS: tuple[Setting, ...] = (
         "http://127.0.0.1:11434",
         variables=("OLLAMA_HOST", "OLLAMA_BASE_URL"),
     ),
-    S("local.hosts", "list", "further Ollama hosts", ()),
+    S("local.hosts", "ollama_hosts", "further Ollama hosts", ()),
     S("local.models_dir", "path", "Ollama's model store", "", variables=("OLLAMA_MODELS",)),
     S("local.num_ctx", "int", "context in tokens, 0 chooses", 0, least=0),
     S("local.start", "bool", "start an installed Ollama when none runs", True),

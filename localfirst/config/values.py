@@ -151,10 +151,9 @@ def ollama_host(value: Any) -> str:
 
     A wildcard address means "this machine" for a client. Source: ollama envconfig.Host().
     """
-    written = text(value).strip("'\"")
+    written = text(value).strip("'\"").strip()
     scheme, separator, rest = written.partition("://")
-    if not separator:
-        scheme, rest = "http", written
+    scheme, rest = (scheme.lower(), rest) if separator else ("http", written)
     if scheme not in {"http", "https"}:
         raise ValueError("`http://HOST:PORT`")
     if rest.count(":") > 1 and not rest.startswith("["):
@@ -171,6 +170,11 @@ def ollama_host(value: Any) -> str:
     default = {"http": 80, "https": 443}[scheme] if separator else 11434
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}:{port or default}{parts.path.rstrip('/')}"
+
+
+def ollama_hosts(value: Any) -> tuple[str, ...]:
+    """Several of them."""
+    return tuple(map(ollama_host, words(value)))
 
 
 def url(value: Any) -> str:
@@ -244,6 +248,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "url": url,
     "path": folder,
     "ollama_host": ollama_host,
+    "ollama_hosts": ollama_hosts,
     "secret": unrevealed,
     "secrets": secrets,
 }

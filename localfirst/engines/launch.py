@@ -17,9 +17,11 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from localfirst.config import values
 from localfirst.engines.ollama.daemon import Daemon
 from localfirst.errors import (
     Breakage,
+    ConfigError,
     EngineUnavailable,
     UpstreamBroken,
     UpstreamError,
@@ -74,26 +76,17 @@ async def look(endpoint: str, upstream: UpstreamClient, timeout_s: float = 1.0) 
 
 def connectable(host: str) -> str:
     """
-    An address that was meant for listening, as one to connect to.
+    An address that was meant for listening, as one to connect to: as Ollama's own client does.
 
-    As Ollama's own client does: no host or an unspecified one is loopback, no scheme is
-    http, no port 11434 (80 and 443 when the scheme was written out).
+    Raises:
+        ConfigError: it is none; only settings that were built by hand still hold such a one.
     """
-    text = host.strip().strip("\"'").strip()
-    scheme, said, rest = text.rpartition("://")
-    scheme = (scheme or "http").lower() if said else "http"
-    default = {"http": 80, "https": 443}.get(scheme, 11434) if said else 11434
-    if rest.count(":") > 1 and not rest.startswith("["):
-        rest = f"[{rest}]"
-    parts = urlsplit(f"//{rest}")
-    name = parts.hostname or "127.0.0.1"
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
     try:
-        port = parts.port or default
-    except ValueError:
-        port = default
-    shown = f"[{name}]" if ":" in name else name
-    return f"{scheme}://{shown}:{port}{parts.path.rstrip('/')}"
+        return values.ollama_host(host)
+    except ValueError as error:
+        raise ConfigError(
+            f"`{host[:80]}` is no address of an Ollama: expected {error}", setting="local.host"
+        ) from None
 
 
 def port_of(endpoint: str) -> int:

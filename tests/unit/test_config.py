@@ -95,6 +95,8 @@ def test_an_explicit_config_file_shuts_the_users_file_and_dotenv_out(tmp_path: P
         ({"LLM_FALLBACK_ORDER": "groq,groq"}, "", "at most once"),
         ({"LLM_DEFAULT_PROVIDER": "nobody"}, "", "LLM_DEFAULT_PROVIDER"),
         ({"OLLAMA_HOST": "ftp://x"}, "", "http://HOST:PORT"),
+        ({"LOCALFIRST_LOCAL_HOSTS": "gpu1,gpu2:99999"}, "", "http://HOST:PORT"),
+        ({}, "[local]\nhosts = ['http://u:p@[x']", "`local.hosts`"),
         ({"OLLAMA_HOST": "http://u:p@x"}, "", "http://HOST:PORT"),
         ({}, "privacyy = 'x'", "`privacy`"),
         ({}, "[gateway]\nprot = 1", "gateway.port"),
@@ -250,7 +252,7 @@ def test_the_default_provider_goes_first_and_fallback_can_be_switched_off(tmp_pa
         ("[::1]:1337", "http://[::1]:1337"),
         (' "1.2.3.4" ', "http://1.2.3.4:11434"),
         ("http://1.2.3.4", "http://1.2.3.4:80"),
-        ("https://example.com/ollama", "https://example.com:443/ollama"),
+        ("HTTPS://example.com/ollama", "https://example.com:443/ollama"),
     ],
 )
 def test_ollama_host_is_read_as_ollama_reads_it(written: str, url: str, tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ def recorded(name: str) -> bytes:
         ("https://example.com/ollama", "https://example.com:443/ollama"),
         ("https://0.0.0.0:4321", "https://127.0.0.1:4321"),
         ("0.0.0.0:80", "http://127.0.0.1:80"),
-        ("example.com:99999", "http://example.com:11434"),
     ],
 )
 def test_a_listening_address_becomes_one_to_connect_to(said: str, endpoint: str) -> None:
