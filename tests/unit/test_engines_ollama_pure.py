@@ -82,6 +82,8 @@ def test_a_shown_model_tells_its_window_and_its_own_context() -> None:
     assert shown.context_tokens == 2048
     shown.parameters = 'stop      "</s>"\nnum_ctx       8192\n'
     assert shown.num_ctx == 8192
+    for odd in ("²", "-1", "9" * 5000, "many"):  # a model's own file says it: anything may
+        assert msgspec.structs.replace(shown, parameters=f"num_ctx {odd}").num_ctx < 10**9
 
 
 @pytest.mark.parametrize(

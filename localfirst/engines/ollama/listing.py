@@ -62,8 +62,8 @@ class Shown(msgspec.Struct):
         """`num_ctx` of the model's own parameters, 0 when it has none."""
         for line in self.parameters.splitlines():
             name, _, value = line.strip().partition(" ")
-            if name == "num_ctx" and value.strip().isdigit():
-                return int(value.strip())
+            if name == "num_ctx" and value.strip().isdecimal():
+                return int(value.strip()[:9])
         return 0
 
 
