@@ -85,6 +85,17 @@ ROUTES: tuple[Route, ...] = (
 )
 
 
+SERVED = "what is served is listed at `/localfirst/openapi.json`"
+
+ELSEWHERE = {
+    b"/api/copy": "models are copied by Ollama itself, at its own address",
+    b"/api/create": "models are made by Ollama itself, at its own address",
+    b"/api/delete": "a model is removed by `localfirst rm NAME`",
+    b"/api/push": "models are published by Ollama itself, at its own address",
+}
+"""What clients of Ollama have a call for and this gateway has not: it changes no model."""
+
+
 class Table:
     """`ROUTES`, looked up by raw path, then by method."""
 
@@ -110,7 +121,8 @@ class Table:
         """
         methods = self._exact.get(path) or self._by_prefix(path)
         if methods is None:
-            raise AccessDenied("there is nothing at this path", code="route-unknown", status=404)
+            words = ELSEWHERE.get(path, "there is nothing at this path")
+            raise AccessDenied(words, code="route-unknown", status=404, hint=SERVED)
         route = methods.get(method)
         if route is None:
             raise AccessDenied(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -174,3 +176,66 @@ def test_token_ids_are_refused_by_who_would_read_them_as_others(daemon: OllamaBa
     body: Any = refused.value.body
     assert body["param"] == "input" and "check_embedding_ctx_length=False" in body["hint"]
     assert daemon.embeddings() == []
+
+
+# --- what would silently be missing --------------------------------------------------------
+
+HOSTED: list[dict[str, Any]] = [
+    {"web_search_options": {}},
+    {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}},
+]
+
+
+@pytest.mark.parametrize("said", HOSTED)
+def test_what_only_openai_can_do_is_asked_of_its_dialect_alone(
+    cloud: CloudBackend, embedded: EmbeddedBackend, said: dict[str, Any]
+) -> None:
+    cloud.prepare("text")
+    with openai.OpenAI(base_url=f"{cloud.house.url}/v1", api_key="x", max_retries=0) as client:
+        client.chat.completions.create(model="auto", messages=HI, **said)
+        client.chat.completions.create(model="auto", messages=HI, modalities=["text"])
+    assert {name: cloud.asked()[0][name] for name in said} == said
+    with (
+        openai.OpenAI(base_url=f"{embedded.house.url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.BadRequestError, match="does not support"),
+    ):
+        client.chat.completions.create(model="tiny", messages=HI, **said)
+
+
+def test_what_only_anthropic_can_do_is_asked_of_nobody_else(cloud: CloudBackend) -> None:
+    cloud.prepare("text")
+    servers: Any = [{"type": "url", "url": "https://example.com/mcp", "name": "x"}]
+    with anthropic.Anthropic(base_url=cloud.house.url, api_key="x", max_retries=0) as client:
+        asked: Any = {"model": "auto", "max_tokens": 9, "messages": HI}
+        with pytest.raises(anthropic.BadRequestError, match="servers of tools"):
+            client.beta.messages.create(**asked, mcp_servers=servers)
+        assert client.beta.messages.create(**asked, mcp_servers=[]).content
+        counted = client.beta.messages.count_tokens(
+            model="auto", messages=HI, mcp_servers=servers, betas=["mcp-client-2025-11-20"]
+        )
+        assert counted.input_tokens
+    assert len(cloud.asked()) == 1
+
+
+# --- what clients look at before they ask --------------------------------------------------
+
+
+def test_the_version_is_one_that_clients_of_ollama_take(embedded: EmbeddedBackend) -> None:
+    with urllib.request.urlopen(f"{embedded.house.url}/api/version") as answer:
+        version = json.load(answer)["version"]
+    # As VS Code compares it: part by part, as numbers, with 0.6.4.
+    assert [int(part) for part in version.split(".")] >= [0, 6, 4]
+
+
+def test_calls_that_change_models_say_who_takes_them(daemon: OllamaBackend) -> None:
+    with closing(ollama.Client(daemon.house.url)) as client:
+        with pytest.raises(ollama.ResponseError, match="localfirst rm") as refused:
+            client.delete("tiny")
+        assert refused.value.status_code == 404
+        for call in (
+            lambda: client.copy("tiny", "other"),
+            lambda: client.create("other", from_="tiny"),
+            lambda: client.push("me/tiny"),
+        ):
+            with pytest.raises(ollama.ResponseError, match="by Ollama itself"):
+                call()

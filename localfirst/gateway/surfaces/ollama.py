@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from localfirst import __version__
 from localfirst.cascade.plan_names import close_to
 from localfirst.errors import EngineUnavailable, UnknownModel, UpstreamError
 from localfirst.events import Reply
@@ -26,6 +25,9 @@ from localfirst.wire.strict_json import load_object
 if TYPE_CHECKING:
     from localfirst.gateway.app import Gateway
     from localfirst.runtime import Runtime
+
+API_VERSION = "0.33.0"
+"""Clients refuse what is older than they know: VS Code, below 0.6.4; and read numbers alone."""
 
 FOREVER_UNIX = 253402300799.0
 """Year 9999: how a model that is never unloaded expires."""
@@ -137,9 +139,9 @@ async def ps(gateway: Gateway, request: Request) -> None:
 
 
 async def version(gateway: Gateway, request: Request) -> None:
-    """`GET /api/version`: the engine's version where it has one, since clients compare it."""
+    """`GET /api/version`: a running Ollama's own, or that whose API is spoken here."""
     status = await gateway.runtime.engine.status()
-    found = status.version if status.kind == "ollama" and status.version else __version__
+    found = status.version if status.kind == "ollama" and status.version else API_VERSION
     await request.struct({"version": found})
 
 

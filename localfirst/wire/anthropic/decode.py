@@ -67,6 +67,8 @@ def decode(body: bytes) -> ChatRequest:
     refuse(set(fields.values))
     if not fields.has("max_tokens"):
         raise wrong("max_tokens", f"an integer from 1 to {MAX_TOKENS}; it is required")
+    if fields.items("mcp_servers", MAX_TOOLS):
+        raise NotTranslatable("servers of tools", field="mcp_servers")
     return _request(fields)
 
 
