@@ -147,3 +147,70 @@ def test_the_page_leaves_no_letter_of_a_key_to_fetch(tmp_path: Path) -> None:
                 assert connection.getresponse().status == status
             finally:
                 connection.close()
+
+
+CHROMIUM = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), "")
+STUB = """
+<script>
+const pulls = ["first", "second"].map((model) => ({
+  model, state: "pulling", total_bytes: 100, completed_bytes: 0, percent: 0,
+  rate_bytes_s: 9, eta_s: 9,
+}));
+const gateway = { requests: 0, running: 0 };
+const state = { version: "1", gateway, privacy: "p", order: [], pulls };
+const asked = [];
+window.fetch = async (path, options) => {
+  if (options.method) asked.push(JSON.parse(options.body));
+  const found = path.endsWith("explain") ? { steps: [] } : state;
+  return { ok: true, status: 200, json: async () => structuredClone(found) };
+};
+window.setInterval = () => 0;
+addEventListener("load", async () => {
+  const told = [], buttons = () => [...document.querySelectorAll("#jobs button")];
+  const labels = () => buttons().map((one) => one.textContent).join(" ");
+  await show();
+  buttons()[3].focus();
+  const before = document.activeElement;
+  pulls[1].percent = 50; pulls[1].completed_bytes = 50;
+  await show();
+  told.push(document.activeElement === before, document.querySelectorAll("progress")[1].value);
+  pulls[1].state = "paused";
+  await show();
+  told.push(document.activeElement === before, labels());
+  told.push(document.querySelectorAll(".job")[1].innerText);
+  buttons()[2].click();
+  pulls.shift();  // whoever was about to press a button of it must not press one of the next
+  await show();
+  told.push(document.activeElement === before && buttons().includes(before), labels());
+  told.push(asked.map((one) => one.action + " " + one.model).join());
+  document.documentElement.innerHTML = JSON.stringify(told);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no browser is installed")
+def test_a_look_takes_nothing_from_under_the_fingers(tmp_path: Path) -> None:
+    """Each three seconds every button was another one: who reached it by keyboard lost it."""
+    page = resources.files("localfirst.gateway").joinpath("page.html").read_text()
+    (tmp_path / "page.html").write_text(page.replace("<script>", f"{STUB}<script>", 1))
+    ran = subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"),
+            f"--user-data-dir={tmp_path}/profile",
+            "--dump-dom",
+            f"file://{tmp_path}/page.html",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = re.search(r"\[.*\]", ran.stdout)
+    assert found is not None, ran
+    assert json.loads(found[0]) == [
+        *(True, 50),
+        *(True, "pause cancel resume cancel", "second paused · 50 B of 100 B resume cancel"),
+        *(False, "resume cancel"),
+        "resume second",
+    ]
