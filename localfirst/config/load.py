@@ -190,7 +190,7 @@ def choose(
         if path not in {setting.path for setting in SETTINGS}:
             raise unknown(path, "argument", [setting.path for setting in SETTINGS])
     for setting in SETTINGS:
-        value, source = setting.default, "default"
+        value, source = setting.default(), "default"
         for layer in ordered:
             value, source = layer.values.get(setting.path, (value, source))
         if source != "default":

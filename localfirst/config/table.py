@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
-from localfirst.settings import ORDER
+from localfirst.settings import Settings
+
+DEFAULTS = Settings()
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -21,7 +23,6 @@ class Setting(msgspec.Struct, frozen=True):
     path: str
     kind: str
     doc: str
-    default: Any = None
     variables: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     field: str = ""
@@ -33,6 +34,11 @@ class Setting(msgspec.Struct, frozen=True):
         """The setting's own environment variable."""
         return "LOCALFIRST_" + self.path.upper().replace(".", "_")
 
+    def default(self, place: msgspec.Struct = DEFAULTS) -> Any:
+        """What holds where nobody said anything: the default in its *place* of `settings`."""
+        section, _, name = self.path.rpartition(".")
+        return getattr(getattr(place, section) if section else place, self.field or name)
+
     @property
     def secret(self) -> bool:
         """Whether its value is never shown."""
@@ -43,12 +49,11 @@ S = Setting
 ENGINES = ("auto", "ollama", "llamacpp", "none")
 
 SETTINGS: tuple[Setting, ...] = (
-    S("order", "list", "the ladder, top first", ORDER, variables=("LLM_FALLBACK_ORDER",)),
+    S("order", "list", "the ladder, top first", variables=("LLM_FALLBACK_ORDER",)),
     S(
         "privacy",
         "choice",
         "whether a request may leave this machine",
-        "allow-cloud",
         choices=("allow-cloud", "local-only"),
     ),
     S(
@@ -60,93 +65,89 @@ SETTINGS: tuple[Setting, ...] = (
         most=2,
     ),
     S("max_tokens", "int", "when a request does not say", variables=("LLM_MAX_TOKENS",), least=1),
-    S("state_dir", "path", "history, cooldowns, logs, escalations", ""),
-    S("serverless", "choice", "override the detection", "auto", choices=("auto", "1", "0")),
-    S("offline", "bool", "treat the network as absent", False),
-    S("local.engine", "choice", "which local engine answers", "auto", choices=ENGINES),
-    S("local.model", "model", "the local default model", "auto", variables=("OLLAMA_MODEL",)),
-    S("local.last_resort", "model", "pulled when nothing else answers", "llama2:7b"),
-    S("local.auto_pull", "bool", "whether the ladder may download", True),
+    S("state_dir", "path", "history, cooldowns, logs, escalations"),
+    S("serverless", "choice", "override the detection", choices=("auto", "1", "0")),
+    S("offline", "bool", "treat the network as absent"),
+    S("local.engine", "choice", "which local engine answers", choices=ENGINES),
+    S("local.model", "model", "the local default model", variables=("OLLAMA_MODEL",)),
+    S("local.last_resort", "model", "pulled when nothing else answers"),
+    S("local.auto_pull", "bool", "whether the ladder may download"),
     S(
         "local.host",
         "ollama_host",
         "the Ollama to use",
-        "http://127.0.0.1:11434",
         variables=("OLLAMA_HOST", "OLLAMA_BASE_URL"),
     ),
-    S("local.hosts", "ollama_hosts", "further Ollama hosts", ()),
-    S("local.models_dir", "path", "Ollama's model store", "", variables=("OLLAMA_MODELS",)),
-    S("local.num_ctx", "int", "context in tokens, 0 chooses", 0, least=0),
-    S("local.start", "bool", "start an installed Ollama when none runs", True),
-    S("local.queue_limit", "int", "requests that may wait for the engine", 64, least=1),
-    S("local.queue_spill_s", "float", "wait before the next rung is tried, 0 off", 0.0, least=0),
-    S("local.keep_alive_s", "float", "seconds an idle model stays loaded", 300.0, least=0),
-    S("cascade.attempts_per_provider", "int", "tries for a passing fault", 2, least=1, most=10),
-    S("cascade.backoff_s", "floats", "waits between those tries", (0.5, 1.0)),
-    S("cascade.deadline_s", "float", "for the whole ladder", 120.0, least=0.1),
-    S("cascade.wait_for_cooldown_s", "float", "when all are cooling", 5.0, least=0),
-    S("cascade.hedge_after_s", "float", "second request beside a slow one, 0 off", 0.0, least=0),
-    S("cascade.continue_cut_streams", "bool", "go on at the next provider", False),
+    S("local.hosts", "ollama_hosts", "further Ollama hosts"),
+    S("local.models_dir", "path", "Ollama's model store", variables=("OLLAMA_MODELS",)),
+    S("local.num_ctx", "int", "context in tokens, 0 chooses", least=0),
+    S("local.start", "bool", "start an installed Ollama when none runs"),
+    S("local.queue_limit", "int", "requests that may wait for the engine", least=1),
+    S("local.queue_spill_s", "float", "wait before the next rung is tried, 0 off", least=0),
+    S("local.keep_alive_s", "float", "seconds an idle model stays loaded", least=0),
+    S("cascade.attempts_per_provider", "int", "tries for a passing fault", least=1, most=10),
+    S("cascade.backoff_s", "floats", "waits between those tries"),
+    S("cascade.deadline_s", "float", "for the whole ladder", least=0.1),
+    S("cascade.wait_for_cooldown_s", "float", "when all are cooling", least=0),
+    S("cascade.hedge_after_s", "float", "second request beside a slow one, 0 off", least=0),
+    S("cascade.continue_cut_streams", "bool", "go on at the next provider"),
     S(
         "cascade.fallback",
         "bool",
         "false ends the ladder after its first rung",
-        True,
         variables=("LLM_AUTO_FALLBACK",),
     ),
-    S("cascade.cache_ttl_s", "float", "answer cache, 0 off", 0.0, least=0),
-    S("cascade.cache_bytes", "bytes", "size of the answer cache", 64 * 2**20),
-    S("timeouts.connect_s", "float", "to open a connection", 5.0, least=0.05),
-    S("timeouts.first_token_s", "float", "to a cloud's first content", 60.0, least=0.05),
-    S("timeouts.stall_s", "float", "between two pieces of an answer", 60.0, least=0.05),
-    S("timeouts.load_s", "float", "for a local model to load", 600.0, least=0.05),
+    S("cascade.cache_ttl_s", "float", "answer cache, 0 off", least=0),
+    S("cascade.cache_bytes", "bytes", "size of the answer cache"),
+    S("timeouts.connect_s", "float", "to open a connection", least=0.05),
+    S("timeouts.first_token_s", "float", "to a cloud's first content", least=0.05),
+    S("timeouts.stall_s", "float", "between two pieces of an answer", least=0.05),
+    S("timeouts.load_s", "float", "for a local model to load", least=0.05),
     S(
         "timeouts.local_first_token_s",
         "float",
         "to a loaded local model's first content",
-        300.0,
         variables=("OLLAMA_TIMEOUT",),
         least=0.05,
     ),
-    S("gateway.host", "text", "address to listen on", "127.0.0.1"),
-    S("gateway.port", "int", "port to listen on, 0 chooses one", 11435, least=0, most=65535),
-    S("gateway.keys", "secrets", "keys that open the door", ()),
-    S("gateway.origins", "origins", "web pages that may ask", ()),
-    S("gateway.hosts", "list", "Host names accepted beside loopback", ()),
-    S("gateway.workers", "int", "processes", 1, least=1, most=64),
-    S("gateway.drain_s", "float", "for running answers at stop", 10.0, least=0),
-    S("gateway.max_connections", "int", "open connections", 2048, least=8),
-    S("gateway.max_body_bytes", "bytes", "largest request", 32 * 2**20),
-    S("pull.connections", "int", "parallel ranges", 4, least=1, most=32),
-    S("pull.limit_rate", "rate", "bytes per second, 0 unlimited", 0, field="limit_rate_bytes_s"),
-    S("pull.reserve_disk", "bytes", "left free on disk", 2 * 10**9, field="reserve_disk_bytes"),
-    S("pull.mirrors", "mirrors", "registry host to a base URL asked first", {}),
+    S("gateway.host", "text", "address to listen on"),
+    S("gateway.port", "int", "port to listen on, 0 chooses one", least=0, most=65535),
+    S("gateway.keys", "secrets", "keys that open the door"),
+    S("gateway.origins", "origins", "web pages that may ask"),
+    S("gateway.hosts", "list", "Host names accepted beside loopback"),
+    S("gateway.workers", "int", "processes", least=1, most=64),
+    S("gateway.drain_s", "float", "for running answers at stop", least=0),
+    S("gateway.max_connections", "int", "open connections", least=8),
+    S("gateway.max_body_bytes", "bytes", "largest request"),
+    S("pull.connections", "int", "parallel ranges", least=1, most=32),
+    S("pull.limit_rate", "rate", "bytes per second, 0 unlimited", field="limit_rate_bytes_s"),
+    S("pull.reserve_disk", "bytes", "left free on disk", field="reserve_disk_bytes"),
+    S("pull.mirrors", "mirrors", "registry host to a base URL asked first"),
     S(
         "pull.registries",
         "list",
         "hosts a gateway client may pull from; asked where their mirror fails",
-        ("registry.ollama.ai", "hf.co", "huggingface.co"),
     ),
-    S("pull.stall_s", "float", "without a byte before a part is asked again", 30.0, least=0.1),
-    S("budget.usd_per_day", "float", "spent on clouds, 0 off", 0.0, least=0),
-    S("budget.cloud_requests_per_day", "int", "sent to clouds, 0 off", 0, least=0),
-    S("escalation.same_error", "int", "times one error before a human is told", 5, least=1),
-    S("escalation.failures", "int", "failures in the window before", 10, least=1),
-    S("escalation.window_s", "float", "that window", 600.0, least=1),
-    S("escalation.webhook", "url", "URL to post to", ""),
-    S("escalation.telegram", "secret", "`TOKEN@CHAT`", None),
-    S("escalation.include_prompts", "bool", "put prompts into the file", False),
+    S("pull.stall_s", "float", "without a byte before a part is asked again", least=0.1),
+    S("budget.usd_per_day", "float", "spent on clouds, 0 off", least=0),
+    S("budget.cloud_requests_per_day", "int", "sent to clouds, 0 off", least=0),
+    S("escalation.same_error", "int", "times one error before a human is told", least=1),
+    S("escalation.failures", "int", "failures in the window before", least=1),
+    S("escalation.window_s", "float", "that window", least=1),
+    S("escalation.webhook", "url", "URL to post to"),
+    S("escalation.telegram", "secret", "`TOKEN@CHAT`"),
+    S("escalation.include_prompts", "bool", "put prompts into the file"),
 )
 
 PROVIDER_FIELDS: tuple[Setting, ...] = (
     S("model", "text", "default model"),
     S("base_url", "text", "where `/chat/completions` is appended"),
-    S("dialect", "choice", "wire dialect", "", choices=("openai", "anthropic", "gemini")),
+    S("dialect", "choice", "wire dialect", choices=("openai", "anthropic", "gemini")),
     S("keys", "secrets", "`env:NAME` or the key"),
-    S("concurrency", "int", "requests at once, 0 the catalogue's", 0, least=0),
+    S("concurrency", "int", "requests at once, 0 the catalogue's", least=0),
     S("enabled", "bool", "false takes it off the ladder"),
-    S("timeout_s", "float", "to the first content, 0 the general one", 0.0, least=0),
-    S("rung", "choice", "`local` counts as this machine", "", choices=("local", "cloud")),
+    S("timeout_s", "float", "to the first content, 0 the general one", least=0),
+    S("rung", "choice", "`local` counts as this machine", choices=("local", "cloud")),
     S("account", "text", "account id in the base URL"),
 )
 
@@ -156,7 +157,6 @@ ROUTE_FIELDS: tuple[Setting, ...] = (
         "strategy",
         "choice",
         "how they are ordered",
-        "order",
         choices=("order", "balance", "fastest", "cheapest", "cloud_first"),
     ),
     S("weights", "floats", "for `balance`"),
