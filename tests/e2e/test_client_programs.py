@@ -180,27 +180,6 @@ def test_token_ids_are_refused_by_who_would_read_them_as_others(daemon: OllamaBa
 
 # --- what would silently be missing --------------------------------------------------------
 
-HOSTED: list[dict[str, Any]] = [
-    {"web_search_options": {}},
-    {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "wav"}},
-]
-
-
-@pytest.mark.parametrize("said", HOSTED)
-def test_what_only_openai_can_do_is_asked_of_its_dialect_alone(
-    cloud: CloudBackend, embedded: EmbeddedBackend, said: dict[str, Any]
-) -> None:
-    cloud.prepare("text")
-    with openai.OpenAI(base_url=f"{cloud.house.url}/v1", api_key="x", max_retries=0) as client:
-        client.chat.completions.create(model="auto", messages=HI, **said)
-        client.chat.completions.create(model="auto", messages=HI, modalities=["text"])
-    assert {name: cloud.asked()[0][name] for name in said} == said
-    with (
-        openai.OpenAI(base_url=f"{embedded.house.url}/v1", api_key="x", max_retries=0) as client,
-        pytest.raises(openai.BadRequestError, match="does not support"),
-    ):
-        client.chat.completions.create(model="tiny", messages=HI, **said)
-
 
 def test_what_only_anthropic_can_do_is_asked_of_nobody_else(cloud: CloudBackend) -> None:
     cloud.prepare("text")

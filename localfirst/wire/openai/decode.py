@@ -56,7 +56,6 @@ def decode(body: bytes) -> ChatRequest:
     if not messages:
         raise wrong("messages", "a non-empty list")
     check_images(messages)
-    _only_text(fields)
     return ChatRequest(
         model=fields.text("model") or "auto",
         messages=messages,
@@ -70,14 +69,6 @@ def decode(body: bytes) -> ChatRequest:
         extra=fields.rest(_KNOWN),
         dialect=Dialect.OPENAI,
     )
-
-
-def _only_text(fields: Fields) -> None:
-    """Raises `NotTranslatable` for what would silently be missing in a plain answer."""
-    if fields.has("web_search_options"):
-        raise NotTranslatable("a search in the web", field="web_search_options")
-    if set(fields.texts("modalities", MAX_STOPS)) - {"text"}:
-        raise NotTranslatable("answers that are no text", field="modalities")
 
 
 def sampling_of(fields: Fields) -> dict[str, Json]:
