@@ -26,6 +26,7 @@ from localfirst.errors import (
     RegistryRefused,
     UpstreamBroken,
 )
+from localfirst.models.daemon_route import listed
 from localfirst.models.manifest import Layer, ManifestInvalid, normal_digest
 from localfirst.models.names import ModelName
 from localfirst.models.pull_errors import broken, clean, refused
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 STALL_S = 90.0
 TRIES = 3
 PAUSE_S = 1.0
+LIST_S = 10.0
 
 
 class _Line(msgspec.Struct):
@@ -50,14 +52,6 @@ class _Line(msgspec.Struct):
     total: int = 0
     completed: int = 0
     error: str = ""
-
-
-class _Tag(msgspec.Struct):
-    name: str = ""
-
-
-class _Tags(msgspec.Struct):
-    models: list[_Tag] | None = None
 
 
 class DaemonPull:
@@ -157,16 +151,10 @@ class DaemonPull:
 
     async def _lists(self, ref: ModelName) -> bool:
         """Whether the daemon lists the model now."""
-        import httpx
-
-        try:
-            async with http.client(self.url, read_s=10.0) as client:
-                response = await client.get(f"{self.url}/api/tags")
-            tags = msgspec.json.decode(response.content, type=_Tags)
-        except (httpx.HTTPError, msgspec.DecodeError) as error:
-            raise _unreachable(error, self._host) from error
-        wanted = ref.display.lower()
-        return any(tag.name.lower() == wanted for tag in tags.models or ())
+        found = await listed(self.url, LIST_S)
+        if found is None:
+            raise _broke_off(self._host, "it does not tell its models")
+        return ref.display.lower() in map(str.lower, found)
 
 
 async def _changed(lines: AsyncIterator[_Line], seen: str) -> tuple[str, _Line | None]:
@@ -230,10 +218,12 @@ def _worth_again(error: PullError) -> bool:
 
 def _unreachable(error: Exception, host: str) -> PullError:
     cause = broken(error, host)
-    if isinstance(cause, PullStalled):
-        return cause
+    return cause if isinstance(cause, PullStalled) else _broke_off(host, cause.message)
+
+
+def _broke_off(host: str, why: str) -> PullError:
     return PullError(
-        f"the Ollama at `{host}` broke off: {cause.message}",
+        f"the Ollama at `{host}` broke off: {why}",
         hint="is it running? `localfirst doctor` tells",
         code="ollama-unreachable",
     )

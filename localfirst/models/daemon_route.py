@@ -39,27 +39,42 @@ async def route(url: str, store: Store) -> str:
         url: where an Ollama may run; asked for its list, for at most two seconds.
         store: the store we would pull into.
     """
-    listed = await _listed(url)
-    if listed is None:
+    found = await listed(url)
+    if found is None:
         return ""
     if store.writable() or not http.is_loopback(urlsplit(url).hostname or ""):
         return url
-    seen = reads(store, listed)
+    seen = reads(store, found)
     if seen is None:
         seen = any(root == _real(store.root) for root in own_ollama_roots())
     return "" if seen else url
 
 
-def reads(store: Store, listed: Mapping[str, str]) -> bool | None:
+async def listed(url: str, wait_s: float = ASK_S) -> dict[str, str] | None:
+    """Name and digest of what the daemon at *url* lists; None when there is none."""
+    import httpx
+
+    try:
+        async with http.client(url, connect_s=wait_s, read_s=wait_s) as client:
+            answer = await client.get(url.rstrip("/") + "/api/tags")
+        tags = msgspec.json.decode(answer.content, type=_Tags)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, msgspec.DecodeError):
+        return None
+    if answer.status_code != 200:
+        return None
+    return {tag.name: tag.digest for tag in tags.models or () if not tag.remote_host}
+
+
+def reads(store: Store, theirs: Mapping[str, str]) -> bool | None:
     """
-    Whether a daemon that lists *listed* (name to digest) reads *store*; None = cannot tell.
+    Whether a daemon that lists *theirs* (name to digest) reads *store*; None = cannot tell.
 
     One model in common is proof for, one that only either of them has is proof against.
     """
     here = {model.name: model.digest for model in store.models()}
-    if any(here.get(name) == digest for name, digest in listed.items()):
+    if any(here.get(name) == digest for name, digest in theirs.items()):
         return True
-    return False if here or listed else None
+    return False if here or theirs else None
 
 
 def own_ollama_roots() -> Iterator[Path]:
@@ -81,18 +96,3 @@ def own_ollama_roots() -> Iterator[Path]:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
-
-
-async def _listed(url: str) -> dict[str, str] | None:
-    """Name and digest of what the daemon at *url* lists; None when there is none."""
-    import httpx
-
-    try:
-        async with http.client(url, connect_s=ASK_S, read_s=ASK_S) as client:
-            answer = await client.get(url.rstrip("/") + "/api/tags")
-        tags = msgspec.json.decode(answer.content, type=_Tags)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, msgspec.DecodeError):
-        return None
-    if answer.status_code != 200:
-        return None
-    return {tag.name: tag.digest for tag in tags.models or () if not tag.remote_host}
