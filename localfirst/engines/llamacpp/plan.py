@@ -58,9 +58,7 @@ def embedding_batch(context_tokens: int, pooling: str) -> int:
     return fit.EMBEDDED.batch if pooling == "last" else fit.embedding_batch(context_tokens)
 
 
-def context_for(
-    *, asked: int, prompt_tokens: int, max_tokens: int, usual: int, window: int
-) -> int:
+def context_for(*, asked: int, prompt_tokens: int, max_tokens: int, usual: int, window: int) -> int:
     """
     The context to load with, in tokens.
 
