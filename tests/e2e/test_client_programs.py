@@ -178,6 +178,21 @@ def test_token_ids_are_refused_by_who_would_read_them_as_others(daemon: OllamaBa
     assert daemon.embeddings() == []
 
 
+# --- how long it took ----------------------------------------------------------------------
+
+
+def test_the_embedded_engine_tells_how_fast_it_spoke_and_not_how_long_it_loaded(
+    embedded: EmbeddedBackend,
+) -> None:
+    with closing(ollama.Client(embedded.house.url)) as client:
+        found = client.chat("tiny", HI, options=SHORT)
+        *_, last = client.chat("tiny", HI, options=SHORT, stream=True)
+    for end in (found, last):
+        spoke, read = end.eval_duration, end.prompt_eval_duration
+        assert spoke and read and end.total_duration
+        assert spoke + read < end.total_duration
+
+
 # --- what would silently be missing --------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from localfirst.engines.llamacpp.about import About
 from localfirst.engines.llamacpp.plan import with_model_defaults
 from localfirst.engines.llamacpp.runner import Runner
 from localfirst.errors import UpstreamError, UpstreamRefused
-from localfirst.events import Event, Opened, Vectors
+from localfirst.events import Event, Finished, Opened, Vectors
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, ChatRequest, Dialect, Json
 from localfirst.wire.openai import embeddings, events, requests
@@ -23,6 +23,10 @@ from localfirst.wire.refusal import unsupported
 ERROR_BYTES = 2**20
 REPLY_BYTES = 64 * 2**20
 _TIMINGS = (re.compile(rb'"predicted_n":\s*(\d+)'), re.compile(rb'"predicted_ms":\s*([\d.]+)'))
+_DURATIONS = {
+    "prompt_eval_duration": re.compile(rb'"prompt_ms":\s*([\d.]+)'),
+    "eval_duration": _TIMINGS[1],
+}
 CONNECT_S = 2.0  # loopback: either at once or never
 
 
@@ -150,13 +154,27 @@ async def _read(
     strip_usage = asked.relay and not requests.wants_usage(call.body)
     reader = events.StreamReader(relay=asked.relay, strip_usage=strip_usage)
     alone = runner.in_flight == 1
+    took: dict[str, Json] = {}
     async for chunk in response:
-        if b'"timings"' in chunk and alone and runner.in_flight == 1:
-            runner.spoke = spoken(chunk)
+        if b'"timings"' in chunk:
+            took = durations(chunk)
+            if alone and runner.in_flight == 1:
+                runner.spoke = spoken(chunk)
         for event in reader.feed(chunk):
-            yield event
+            yield _timed(event, took)
     for event in reader.close():
-        yield event
+        yield _timed(event, took)
+
+
+def _timed(event: Event, took: dict[str, Json]) -> Event:
+    """An answer's end with its durations, which say nothing of how long the model loaded."""
+    return msgspec.structs.replace(event, timings=took) if type(event) is Finished else event
+
+
+def durations(chunk: bytes) -> dict[str, Json]:
+    """The nanoseconds that llama.cpp's `timings` in *chunk* tell, by Ollama's names for them."""
+    found = {name: pattern.search(chunk) for name, pattern in _DURATIONS.items()}
+    return {name: round(float(one[1]) * 1e6) for name, one in found.items() if one is not None}
 
 
 def spoken(chunk: bytes) -> tuple[int, float]:
