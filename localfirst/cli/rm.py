@@ -1,4 +1,9 @@
-"""`localfirst rm`: remove models, and the blobs that no other model needs."""
+"""
+`localfirst rm`: remove models, and the blobs that no other model needs.
+
+What lies in a store that is not ours to write, as that of an Ollama that is a service, is
+removed by the Ollama that lists it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,10 @@ async def run(given: argparse.Namespace) -> int:
     async with session.client(given) as client:
         runtime = await client.opened()
         for name in given.models:
+            ours = runtime.store.find(name) is not None and not runtime.store.writable()
+            if not ours and await runtime.engine.delete(name):
+                render.say(f"removed `{name}` from Ollama's store")
+                continue
             stored = runtime.store.get(name)
             sizes = {layer.digest: layer.size_bytes for layer in stored.manifest.blobs}
             await runtime.engine.unload(stored.name)

@@ -27,6 +27,7 @@ from localfirst.engines.life import Pace
 from localfirst.engines.llamacpp import LlamaCppEngine, installed
 from localfirst.engines.llamacpp.about import Shelf
 from localfirst.engines.ollama import OllamaEngine, OllamaHosts
+from localfirst.engines.ollama.listing import full_name
 from localfirst.engines.supervisor import ChildState, Supervisor
 from localfirst.errors import (
     Breakage,
@@ -217,6 +218,24 @@ class LocalEngine:
         gone = await (await self._pick()).unload(model)
         self.forget()
         return gone
+
+    async def delete(self, model: str) -> bool:
+        """
+        Have a running Ollama remove *model* from its store; False where none lists it.
+
+        Raises:
+            UpstreamError: it would not.
+        """
+        status = await self.status(max_age_s=0)
+        listed = {full_name(one.name) for one in status.models}
+        if not status.ready or full_name(model) not in listed:
+            return False
+        engine = await self._pick()
+        if not isinstance(engine, OllamaEngine | OllamaHosts):
+            return False
+        await engine.delete(model)
+        self.forget()
+        return True
 
     def take_over(self, other: LocalEngine) -> bool:
         """

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -324,22 +326,49 @@ def test_what_is_not_in_memory_is_said_to_be_so(tmp_path: Path) -> None:
         assert (ran.code, ran.out, ran.err) == (1, "", f"`{name}` was not in memory\n")
 
 
-def test_an_engine_that_fails_is_told_in_words(tmp_path: Path) -> None:
-    """A daemon that lists a model as loaded, and refuses to unload it."""
-    daemon = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes.ollama_daemon", json.dumps(STUBBORN)],
+@contextmanager
+def daemon(script: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """An Ollama with a store of its own; yields the variables that lead to it."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.ollama_daemon", json.dumps(script)],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        assert daemon.stdout is not None
-        host = f"127.0.0.1:{int(daemon.stdout.readline())}"
-        ran = terminal.run(
-            tmp_path, "unload", "tiny", LOCALFIRST_LOCAL_ENGINE="ollama", OLLAMA_HOST=host
-        )
+        assert child.stdout is not None
+        host = f"127.0.0.1:{int(child.stdout.readline())}"
+        yield {"LOCALFIRST_LOCAL_ENGINE": "ollama", "OLLAMA_HOST": host}
     finally:
-        daemon.kill()
-        daemon.communicate()
+        child.kill()
+        child.communicate()
+
+
+def test_a_model_that_only_a_daemon_has_is_removed_by_it(tmp_path: Path) -> None:
+    """A service's store is not ours to write, and mostly not even to read."""
+    with daemon({"models": {"tiny": {}, "other": {}}}) as there:
+        ran = terminal.run(tmp_path, "rm", "tiny", **there)
+        left = terminal.run(tmp_path, "list", "--json", **there)
+        again = terminal.run(tmp_path, "rm", "tiny", **there)
+    assert (ran.code, ran.err) == (0, "removed `tiny` from Ollama's store\n")
+    assert [json.loads(line)["name"] for line in left.out.splitlines()] == ["other:latest"]
+    assert (again.code, "[model-not-found]" in again.err) == (2, True)
+
+
+def test_a_model_of_several_daemons_is_removed_by_each_that_has_it(tmp_path: Path) -> None:
+    has = {"models": {"tiny": {}}}
+    with daemon(has) as one, daemon({"models": {"other": {}}}) as two, daemon(has) as three:
+        more = f"{two['OLLAMA_HOST']},{three['OLLAMA_HOST']}"
+        hosts = {**one, "LOCALFIRST_LOCAL_HOSTS": more}
+        assert terminal.run(tmp_path, "rm", "tiny", **hosts).code == 0
+        left = [terminal.run(tmp_path, "list", "--json", **at).out for at in (one, two, three)]
+    assert ["tiny" in out for out in left] == [False, False, False]
+    assert "other" in left[1]
+
+
+def test_an_engine_that_fails_is_told_in_words(tmp_path: Path) -> None:
+    """A daemon that lists a model as loaded, and refuses to unload it."""
+    with daemon(STUBBORN) as there:
+        ran = terminal.run(tmp_path, "unload", "tiny", **there)
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.startswith("error: the engine did not do it: ")
     assert "hint: run `localfirst doctor`" in ran.err

@@ -102,6 +102,11 @@ class OllamaHosts:
                 raise found
         return True in gone
 
+    async def delete(self, model: str) -> None:
+        """As `OllamaEngine.delete`, at every host that has it."""
+        for engine in await self._ranked(model):
+            await engine.delete(model)
+
     async def aclose(self) -> None:
         """Nothing of theirs is ours to stop."""
         await asyncio.gather(*(engine.aclose() for engine in self._engines))
