@@ -64,7 +64,10 @@ def sized(*values: bytes) -> bytes:
 
 
 FRAMES = [
-    Attack("F1-cl-te", post(b"/v1/chat/completions", b"Transfer-Encoding: chunked"), 400),
+    Attack("F1-cl-te", post(b"/v1/chat/completions", b"Transfer-Encoding: chunked"), 400,
+           "request-malformed"),
+    # A body that is whole by either length: nothing but the two lengths is wrong with it.
+    Attack("F1-te-cl", coded(b"chunked\r\nContent-Length: 5"), 400, "request-malformed"),
     Attack("F2-two-lengths", sized(b"5", b"6"), 400),
     Attack("F2-same-twice", sized(b"5", b"5"), 400),
     Attack("F2-negative", sized(b"-1"), 400),

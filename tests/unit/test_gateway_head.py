@@ -99,6 +99,93 @@ def test_an_unfinished_head_never_refuses_what_a_finished_one_passes(data: bytes
         heads.check_unfinished(part)
 
 
+def head_of(*lines: bytes, version: bytes = b"1.1", method: bytes = b"POST") -> heads.Head:
+    head = b"%b /x HTTP/%b\r\n" % (method, version)
+    return heads.parse(head + b"".join(line + b"\r\n" for line in lines) + b"\r\n")
+
+
+REFUSED = [
+    # Both lengths, each right by itself: whoever is in front may have read by the other one.
+    ((b"Content-Length: 5", b"Transfer-Encoding: chunked"), b"1.1", 400, "request-malformed"),
+    ((b"Transfer-Encoding: chunked", b"Content-Length: 0"), b"1.1", 400, "request-malformed"),
+    ((b"Transfer-Encoding: chunked",), b"1.0", 400, "request-malformed"),
+    ((b"Transfer-Encoding: gzip",), b"1.1", 501, "encoding-not-spoken"),
+    ((b"Expect: something",), b"1.1", 417, "expect-not-met"),
+    ((b"X: 1",) * 101, b"1.1", 431, "head-too-large"),
+]
+
+
+@pytest.mark.parametrize(("lines", "version", "status", "code"), REFUSED)
+def test_a_head_that_can_be_read_in_two_ways_or_none_is_refused_for_that(
+    lines: tuple[bytes, ...], version: bytes, status: int, code: str
+) -> None:
+    with pytest.raises(AccessDenied) as caught:
+        head_of(*lines, version=version)
+    assert (caught.value.http_status, caught.value.code) == (status, code)
+
+
+def test_this_is_no_proxy_and_says_so() -> None:
+    with pytest.raises(AccessDenied) as caught:
+        head_of(method=b"CONNECT")
+    assert (caught.value.http_status, caught.value.code) == (405, "method-not-allowed")
+
+
+@pytest.mark.parametrize(
+    ("version", "said", "kept"),
+    [
+        (b"1.1", None, True),
+        (b"1.1", b"close", False),
+        (b"1.1", b"Close, TE", False),
+        (b"1.1", b"upgrade", True),
+        (b"1.0", None, False),
+        (b"1.0", b"Keep-Alive", True),
+        (b"1.0", b"upgrade", False),
+        (b"1.0", b"keep-alive, close", False),
+    ],
+)
+def test_a_connection_is_kept_as_its_version_and_its_client_say(
+    version: bytes, said: bytes | None, kept: bool
+) -> None:
+    lines = [] if said is None else [b"Connection: " + said]
+    assert head_of(*lines, version=version).keep_alive is kept
+
+
+def test_only_http_11_is_told_to_go_on() -> None:
+    assert head_of(b"Expect: 100-continue").expects
+    assert not head_of(b"Expect: 100-Continue", version=b"1.0").expects
+
+
+def test_what_is_just_small_enough_is_taken() -> None:
+    assert len(head_of(*[b"X: 1"] * heads.HEADERS_LIMIT).headers) == heads.HEADERS_LIMIT
+    line = b"GET /%b HTTP/1.1" % (b"a" * (heads.TARGET_LIMIT_BYTES - 14))
+    assert heads.request_line(line)[0] == "GET"
+    with pytest.raises(AccessDenied) as caught:
+        heads.request_line(line.replace(b"/", b"/a", 1))
+    assert caught.value.http_status == 414
+    most = b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"a" * (heads.HEAD_LIMIT_BYTES - 23))
+    assert len(most) == heads.HEAD_LIMIT_BYTES
+    for read in (heads.parse, heads.check_unfinished):
+        read(most)
+        with pytest.raises(AccessDenied) as caught:
+            read(most.replace(b"X: ", b"X: a"))
+        assert caught.value.http_status == 431
+
+
+@pytest.mark.parametrize("first", [b"A", b"Z"])
+def test_a_beginning_is_waited_for_as_long_as_it_may_become_a_request(first: bytes) -> None:
+    heads.check_unfinished(first)
+    heads.check_unfinished(first * heads.TARGET_LIMIT_BYTES)
+    with pytest.raises(AccessDenied) as caught:
+        heads.check_unfinished(first * (heads.TARGET_LIMIT_BYTES + 1))
+    assert caught.value.http_status == 414
+
+
+@pytest.mark.parametrize("first", [b"@", b"[", b"\r\n", b"\x16\x03", b"a"])
+def test_what_begins_no_request_is_refused_at_its_first_byte(first: bytes) -> None:
+    with pytest.raises(AccessDenied):
+        heads.check_unfinished(first)
+
+
 def feed_all(body: Any, data: bytes, step: int) -> bytes:
     rest = b""
     for start in range(0, len(data), step):
