@@ -44,6 +44,10 @@ MakeRuntime = Callable[[Settings], Any]
 
 ACCESS_FLUSH_S = 0.25
 STOPPING = "stopping: running answers may finish"
+READ_AGAIN = "the configuration was read again"
+
+FIXED = ("host", "port", "workers")
+"""What a running server cannot change: its sockets are bound, its processes started."""
 
 YOUNG = 10_000
 """Objects between two looks for garbage: a request makes a few dozen, nearly none in cycles."""
@@ -94,6 +98,7 @@ def serve(
                 say,
                 shut=shut,
                 left=Terminal().gone,
+                renew=job.renew,
             )
         return job.run()
     finally:
@@ -120,6 +125,8 @@ class Job:
         self._reload = reload
         self._make = make
         self._terminal: Terminal | None = None
+        self._told = False
+        self._reading = asyncio.Lock()
         self._ended = False
 
     def run(self, *, told: bool = False) -> int:
@@ -129,22 +136,38 @@ class Job:
         *told*: a parent says where it listens and when it stops, and looks after the terminal.
         """
         self._terminal = None if told else Terminal()
+        self._told = told
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
-                return runner.run(self._main(told))
+                return runner.run(self._main())
         except KeyboardInterrupt:
             if self._ended:
                 # An interrupt was still on its way when the loop gave its handlers back.
                 return 0
             raise
 
-    async def _main(self, told: bool) -> int:
+    def renew(self) -> bool:
+        """
+        For the parent of workers, at SIGHUP: those that start from now on begin with the
+        configuration as it is; whether those that run are to read it, too.
+        """
+        if self._reload is None:
+            return False
+        try:
+            self._settings, told = self._read(self._reload)
+        except LocalFirstError as error:
+            self._say(refused(error))
+            return False
+        self._say(told)
+        return True
+
+    async def _main(self) -> int:
         runtime = await self._opened(self._settings)
         server = Server(runtime, access=self._access)
         try:
             await server.start(self._sockets)
             with signals(server, self._again):
-                if not told:
+                if not self._told:
                     self._say(started_line(self._sockets))
                 # What exists now lives as long as the process: never scan it again.
                 gc.collect()
@@ -154,7 +177,7 @@ class Job:
                 # Here each has an owner that closes it; one that is lost is finalized as ever.
                 sys.set_asyncgen_hooks(firstiter=None)
                 await server.stopping.wait()
-                if not told:
+                if not self._told:
                     self._say(STOPPING)
                 await server.aclose(server.gateway.runtime.settings.gateway.drain_s)
         finally:
@@ -178,16 +201,41 @@ class Job:
         if self._terminal is not None and self._terminal.gone():
             server.stop()
             return
-        if self._reload is None:
-            return
+        # One after the other: of several, the one that read last is the one that stays.
+        async with self._reading:
+            if self._reload is not None and not server.stopping.is_set():
+                await self._renew(server, self._reload)
+
+    async def _renew(self, server: Server, reload: Callable[[], Settings]) -> None:
         try:
-            runtime = await self._opened(self._reload())
+            settings, told = self._read(reload)
+            runtime = await self._opened(settings)
         except LocalFirstError as error:
-            self._say(f"the configuration was not taken over: {error.message}")
+            self._say(refused(error))
+            return
+        if server.stopping.is_set():
+            await runtime.aclose()
             return
         runtime.go_on_with(server.gateway.runtime)
         await server.take_over(runtime)
-        self._say("the configuration was read again")
+        if not self._told:
+            self._say(told)
+
+    def _read(self, reload: Callable[[], Settings]) -> tuple[Settings, str]:
+        """
+        The configuration as it is now, with the sockets as they are; and what to tell of it.
+
+        Raises:
+            LocalFirstError: it is broken, or would open a door to everybody.
+        """
+        now, read = self._settings.gateway, reload()
+        kept = {name: getattr(now, name) for name in FIXED}
+        changed = [name for name in FIXED if getattr(read.gateway, name) != kept[name]]
+        door = msgspec.structs.replace(read.gateway, **kept)
+        check_exposure(door)
+        stay = ", ".join(f"`gateway.{name}`" for name in changed)
+        told = f"{READ_AGAIN}; {stay} can change at the next start only" if stay else READ_AGAIN
+        return msgspec.structs.replace(read, gateway=door), told
 
 
 class Server:
@@ -276,6 +324,12 @@ class Server:
         self._access.flush()
         loop = asyncio.get_running_loop()
         self._flushing = loop.call_later(ACCESS_FLUSH_S, self._flush)
+
+
+def refused(error: LocalFirstError) -> str:
+    """A configuration that was not taken over, for people."""
+    hint = f"; {error.hint}" if error.hint else ""
+    return f"the configuration was not taken over: {error.message}{hint}"
 
 
 @contextlib.contextmanager

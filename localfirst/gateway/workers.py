@@ -19,8 +19,8 @@ from multiprocessing.process import BaseProcess
 
 from localfirst.errors import ConfigError
 
-RESTARTS_PER_WORKER = 5
-"""Deaths that are forgiven; more means that it will never work."""
+RESTARTS_PER_WORKER, WITHIN_S = 5, 60.0
+"""Deaths that are forgiven in so many seconds; more means that it will never work."""
 
 SHELL_SIGNALLED = 128
 """What a shell adds to a signal's number to make an exit code of it."""
@@ -35,6 +35,7 @@ def run(
     *,
     shut: Callable[[], object] = lambda: None,
     left: Callable[[], bool] = lambda: False,
+    renew: Callable[[], bool] = lambda: True,
 ) -> int:
     """
     Run *work* in *count* processes until told to stop.
@@ -46,6 +47,8 @@ def run(
         shut: closes the parent's own listening sockets at the stop, which would otherwise
             take connections that nobody answers for as long as the last worker drains.
         left: whether a SIGHUP means the end, since the terminal was closed.
+        renew: called at any other SIGHUP, here where later workers begin; whether those that
+            run are told of it.
 
     Returns:
         0 after an orderly end, else 1.
@@ -59,26 +62,31 @@ def run(
             setting="gateway.workers",
             hint="set `gateway.workers = 1`",
         )
-    return Crew(count, work, say, shut, left).run()
+    return Crew(count, work, say, shut=shut, left=left, renew=renew).run()
 
 
 class Crew:
-    """The parent's view: who runs, who died how often."""
+    """The parent's view: who runs, who died how often; *now* gives seconds that only grow."""
 
     def __init__(
         self,
         count: int,
         work: Callable[[], int],
         say: Callable[[str], object],
-        shut: Callable[[], object],
-        left: Callable[[], bool],
+        *,
+        shut: Callable[[], object] = lambda: None,
+        left: Callable[[], bool] = lambda: False,
+        renew: Callable[[], bool] = lambda: True,
+        now: Callable[[], float] = lambda: os.times().elapsed,
     ) -> None:
         self._work = work
         self._say = say
         self._shut = shut
         self._left = left
+        self._renew = renew
+        self._now = now
         self._count = count
-        self._deaths: deque[int] = deque()
+        self._deaths: deque[float] = deque()
         self._watched = {getattr(signal, name) for name in WATCHED}
         self._members: list[BaseProcess] = []
         # Nothing is ever written: its reading end ends with the last that holds the other,
@@ -105,7 +113,8 @@ class Crew:
             if number in {signal.SIGTERM, signal.SIGINT} or (hung_up and self._left()):
                 return self._stop()
             if hung_up:
-                self._tell(signal.SIGHUP)
+                if self._renew():
+                    self._tell(signal.SIGHUP)
             elif not self._replace():
                 return 1
 
@@ -130,9 +139,12 @@ class Crew:
     def _replace(self) -> bool:
         """Start those anew that died; False when that happened too often."""
         alive = [member for member in self._members if member.is_alive()]
+        now = self._now()
+        while self._deaths and now - self._deaths[0] > WITHIN_S:
+            self._deaths.popleft()
         for member in self._members:
             if member not in alive:
-                self._deaths.append(member.exitcode or 0)
+                self._deaths.append(now)
                 self._say(f"a worker ended with {member.exitcode}")
         missing = self._count - len(alive)
         self._members = alive

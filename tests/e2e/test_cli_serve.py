@@ -108,3 +108,23 @@ def test_the_limits_of_the_door_are_read_again_too(tmp_path: Path) -> None:
                 while not cloud.requests("cloud"):
                     assert time.monotonic() < end
                 assert at.stop() == 0
+
+
+def test_a_running_gateway_gives_up_no_key_that_its_address_needs(tmp_path: Path) -> None:
+    """The check was made at the start only: a key taken away opened the door to everybody."""
+    door = '[gateway]\nhost = "0.0.0.0"\n'
+    with house(tmp_path, config=f'{door}keys = ["opensesame"]\n') as at:
+        for text in (door, '[gateway]\nhost = "127.0.0.1"\n', ""):
+            (tmp_path / "config.toml").write_text(text)
+            at.said.clear()
+            at.child.send_signal(signal.SIGHUP)
+            at.hears("not taken over: `gateway.host` is `0.0.0.0`, which others can reach")
+            assert httpx.get(f"{at.url}/v1/models").status_code == 401
+
+
+def test_what_cannot_change_while_it_runs_is_named(tmp_path: Path) -> None:
+    with house(tmp_path) as at:
+        (tmp_path / "config.toml").write_text("[gateway]\nhost = '0.0.0.0'\nworkers = 3\n")
+        at.child.send_signal(signal.SIGHUP)
+        at.hears("read again; `gateway.host`, `gateway.workers` can change at the next start only")
+        assert httpx.get(f"{at.url}/v1/models").status_code == 200

@@ -158,6 +158,76 @@ def test_hangup_reads_the_configuration_again_and_a_broken_one_changes_nothing(
         assert running.end()[0] == 0
 
 
+def test_of_two_hangups_the_later_configuration_stays(tmp_path: Path) -> None:
+    """The first took longer to start, and replaced the one that was read after it."""
+    with gateway(tmp_path) as running:
+        running.keys.write_text("gated")
+        running.signal(signal.SIGHUP)
+        until((tmp_path / "reading").exists)
+        running.keys.write_text("later")
+        running.signal(signal.SIGHUP)
+        (tmp_path / "gate").touch()
+        assert running.line() == running.line() == "the configuration was read again"
+        assert ask(running.url, authorization="Bearer later").status_code == 200
+        running.signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+
+
+def test_a_hangup_that_the_end_overtakes_changes_nothing(tmp_path: Path) -> None:
+    with gateway(tmp_path) as running:
+        running.keys.write_text("gated")
+        running.signal(signal.SIGHUP)
+        until((tmp_path / "reading").exists)
+        running.signal(signal.SIGTERM)
+        code, log = running.end()
+    assert (code, running.rest.strip(), log) == (0, "stopping: running answers may finish", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
+def test_a_worker_that_is_replaced_begins_with_what_was_read_again(tmp_path: Path) -> None:
+    """It began with the configuration of the start: a door that was closed since stood open."""
+    with gateway(tmp_path, workers=2) as running:
+        members = psutil.Process(running.child.pid).children()
+        for member in members:  # ready: else the signal would end it
+            until(lambda member=member: bool(member.net_connections()))
+        until(lambda: ask(running.url).status_code == 200)
+        running.keys.write_text("opensesame")
+        running.signal(signal.SIGHUP)
+        assert running.line() == "the configuration was read again"
+        until(lambda: ask(running.url).status_code == 401)
+        for member in members:
+            os.kill(member.pid, signal.SIGKILL)
+            assert running.line().startswith("a worker ended with")
+        assert [ask(running.url).status_code for _ in range(6)] == [401] * 6
+        running.signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+    assert "read again" not in running.rest, "the house says it, and not each worker"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
+def test_deaths_of_workers_are_counted_for_a_minute_and_not_for_ever(tmp_path: Path) -> None:
+    """A house of months ended at its sixth."""
+    work = """
+import itertools, os, pathlib, signal, sys
+from localfirst.gateway.workers import RESTARTS_PER_WORKER, Crew
+deaths = pathlib.Path(sys.argv[1])
+def work():
+    with deaths.open("a") as file:
+        file.write("x")
+    if len(deaths.read_text()) > 2 * RESTARTS_PER_WORKER:
+        os.kill(os.getppid(), signal.SIGTERM)
+        return 0
+    return 7
+now = itertools.count(0, float(sys.argv[2]))
+sys.exit(Crew(1, work, print, now=lambda: next(now)).run())
+"""
+    for between_s, code, lives in ((20.0, 0, 11), (1.0, 1, 6)):
+        deaths = tmp_path / f"deaths-{between_s}"
+        argv = [sys.executable, "-c", work, str(deaths), str(between_s)]
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=ROOT)
+        assert (ran.returncode, len(deaths.read_text())) == (code, lives), ran
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="workers need fork")
 def test_workers_share_the_port_are_replaced_and_end_together(tmp_path: Path) -> None:
     with gateway(tmp_path, workers=2) as running:

@@ -2,11 +2,13 @@
 A gateway as a process of its own, over a scripted runtime, to be signalled by a test.
 
 Commands on stdin are no part of it: a test speaks HTTP and signals. `slow` in a model's
-name makes a stream that never ends by itself.
+name makes a stream that never ends by itself. With the key `gated` a runtime starts once
+the file `gate` is there, beside the one of the keys; `reading` tells that it waits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -26,8 +28,20 @@ def steps(call: Call) -> list[Step]:
     return [TextDelta("Hello"), Finished()]
 
 
+class GatedRuntime(ScriptedRuntime):
+    """Takes its time to start when its key says so."""
+
+    async def start(self) -> None:
+        await super().start()
+        if "gated" in [key.reveal() for key in self.settings.gateway.keys]:
+            folder = Path(sys.argv[3]).parent
+            (folder / "reading").touch()
+            while not (folder / "gate").exists():
+                await asyncio.sleep(0.01)
+
+
 def make(settings: Settings) -> ScriptedRuntime:
-    runtime = ScriptedRuntime(steps)
+    runtime = GatedRuntime(steps)
     runtime.settings = settings
     return runtime
 
