@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from localfirst.errors import AccessDenied, BodyTooLarge
 from localfirst.gateway import head as heads
-from localfirst.gateway.body import Chunked, Counted
+from localfirst.gateway.body import Chunked, Counted, Whole
 
 
 class Seen:
@@ -224,3 +224,51 @@ def test_bytes_that_are_no_chunks_are_refused_or_waited_for(data: bytes) -> None
     except (AccessDenied, BodyTooLarge):
         return
     assert body.done or len(data) < 1100
+
+
+def test_what_a_body_holds_is_counted_as_it_comes_and_let_go_of_when_it_is_taken() -> None:
+    chunked, counted, whole = Chunked(1000), Counted(60), Whole(b"a" * 50)
+    chunked.feed(b"3c\r\n" + b"a" * 50)
+    counted.feed(b"a" * 50)
+    assert [one.held_bytes for one in (chunked, counted, whole)] == [54, 50, 50]
+    assert [one.done for one in (chunked, counted, whole)] == [False, False, True]
+    assert whole.feed(b"next") == b"next"
+    assert chunked.feed(b"a" * 10 + b"\r\n0\r\n\r\nnext") == counted.feed(b"a" * 10 + b"next")
+    for one, size in ((chunked, 60), (counted, 60), (whole, 50)):
+        assert one.take() == b"a" * size
+        assert (one.held_bytes, one.take()) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"3;x=1\r\nabc\r\n",
+        b"3 \r\nabc\r\n",
+        b"0x3\r\nabc\r\n",
+        b"\r\n",
+        b"5\nhello",
+        b"0\r\nX: 1\r\n\r\n",
+        b"3\r\nabcX",
+        b"3\r\nabc\rX",
+        b"00000000000000003\r\n",
+        b"1111111111111111111",
+    ],
+)
+def test_a_chunk_that_another_reader_may_read_otherwise_is_refused_at_once(data: bytes) -> None:
+    with pytest.raises(AccessDenied):
+        Chunked(1000).feed(data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"3", b"3\r", b"0000000000000003\r", b"3\r\nabc\r", b"0\r\n"]
+)
+def test_a_chunk_that_may_go_on_is_waited_for(data: bytes) -> None:
+    body = Chunked(1000)
+    assert body.feed(data) == b"" and not body.done
+
+
+def test_chunks_of_just_the_limit_are_taken() -> None:
+    body = Chunked(10)
+    assert body.feed(b"a\r\n1234567890\r\n0\r\n\r\n") == b"" and body.done
+    with pytest.raises(BodyTooLarge, match="10 bytes"):
+        Chunked(10).feed(b"b\r\n")
