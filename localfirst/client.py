@@ -7,11 +7,12 @@ It owns one `Runtime`, opened at the first call and closed by `aclose()` or `asy
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -22,7 +23,7 @@ from localfirst.arguments import (
     embed_options,
     read_texts,
 )
-from localfirst.errors import ConfigError, InvalidRequest
+from localfirst.errors import ConfigError, InvalidRequest, Unavailable
 from localfirst.events import Event, Progress, Reply, TextDelta
 from localfirst.settings import Settings
 from localfirst.types import Attempt, Call, Json
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from localfirst.cascade.run import Answer
     from localfirst.config import Loaded
     from localfirst.runtime import EmbedReply, ModelEntry, Runtime
+
+T = TypeVar("T")
+LEAVE_S = 5.0
+"""Longest wait for those to leave whose client is closed."""
 
 
 class AsyncStream:
@@ -78,9 +83,9 @@ class AsyncStream:
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """The answer's events, once; closing the generator closes the upstream."""
-        answer = await self.open()
+        answer = await self._client._until_closed(self.open())
         try:
-            async for event in answer:
+            while (event := await self._client._until_closed(following(answer))) is not None:
                 yield event
             self._reply = await answer.reply()
         finally:
@@ -131,6 +136,8 @@ class AsyncClient:
         self._settings = chosen(settings, overrides)
         self._overrides = {name.replace("__", "."): value for name, value in overrides.items()}
         self._opening = asyncio.Lock()
+        self._waits: set[asyncio.Timeout] = set()
+        self._idle = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def opened(self) -> Runtime:
@@ -148,18 +155,28 @@ class AsyncClient:
                 code="other-loop",
             )
         self._loop = loop
-        async with self._opening:
-            if self._runtime is None:
-                from localfirst import config
-                from localfirst.runtime import Runtime
+        if self._runtime is not None:
+            return self._runtime
+        return await self._until_closed(self._open())
 
-                settings = self._settings or config.load(overrides=self._overrides).settings
-                if not settings.state_dir:  # made by hand; "" would be the working directory
-                    settings = replace(settings, state_dir=config.state_dir())
-                runtime = Runtime(settings)
+    async def _open(self) -> Runtime:
+        async with self._opening:
+            if self._runtime is not None:
+                return self._runtime
+            from localfirst import config
+            from localfirst.runtime import Runtime
+
+            settings = self._settings or config.load(overrides=self._overrides).settings
+            if not settings.state_dir:  # made by hand; "" would be the working directory
+                settings = replace(settings, state_dir=config.state_dir())
+            runtime = Runtime(settings)
+            try:
                 await runtime.start()
-                self._runtime, self._pid = runtime, os.getpid()
-        return self._runtime
+            except BaseException:
+                runtime.ledger.end()
+                raise
+            self._runtime, self._pid = runtime, os.getpid()
+            return runtime
 
     async def chat(
         self, messages: Messages, *, model: str = "auto", schema: Any = None, **options: Any
@@ -178,10 +195,11 @@ class AsyncClient:
         Raises:
             CascadeExhausted: nobody could answer; `.attempts` says why.
             InvalidRequest: the request is wrong in itself.
+            Unavailable: this client was closed meanwhile.
         """
         runtime = await self.opened()
         call = build_call(messages, schema=schema, **asked(options, model=model, stream=False))
-        return await runtime.reply(call, schema)
+        return await self._until_closed(runtime.reply(call, schema))
 
     def stream(self, messages: Messages, *, model: str = "auto", **options: Any) -> AsyncStream:
         """Ask, and read the answer as it comes; arguments as for `chat`."""
@@ -201,7 +219,8 @@ class AsyncClient:
         """
         wanted, local_only = read_texts(texts), embed_options(options)
         runtime = await self.opened()
-        return await runtime.embed(model, wanted, options, local_only=local_only)
+        work = runtime.embed(model, wanted, options, local_only=local_only)
+        return await self._until_closed(work)
 
     async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[Progress, None]:
         """Download *name* into Ollama's store; ends when it is verified and listed."""
@@ -225,17 +244,39 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close every connection and stop what was started; idempotent."""
+        # Who waits leaves first: a connection that is closed under them is nobody's failure.
+        self._idle.clear()
+        for wait in self._waits:
+            wait.reschedule(asyncio.get_running_loop().time())
+        if self._waits:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), LEAVE_S)
         runtime, self._runtime, self._loop = self._runtime, None, None
         if runtime is not None:
             await runtime.aclose()
 
+    async def _until_closed(self, work: Awaitable[T]) -> T:
+        """What *work* comes to, unless this client is closed before it does."""
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._waits.add(wait)
+                return await work
+        except TimeoutError:
+            if wait.expired():
+                raise closed() from None
+            raise
+        finally:
+            self._waits.discard(wait)
+            if not self._waits:
+                self._idle.set()
+
     def __del__(self) -> None:
         # Without its loop nothing can be closed any more; what is not, Python warns of.
         if self._runtime is not None and self._pid == os.getpid():
-            warnings.warn(
-                "`AsyncClient` was not closed: use `async with`", ResourceWarning, 2, self
-            )
             self._runtime.ledger.end()
+            told = "`AsyncClient` was not closed: use `async with`"
+            warnings.warn(told, ResourceWarning, 2, self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -247,6 +288,22 @@ class AsyncClient:
         trace: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+async def following(answer: Answer) -> Event | None:
+    """The next event, None after the last."""
+    async for event in answer:
+        return event
+    return None
+
+
+def closed() -> Unavailable:
+    """What a call gets whose client was closed under it, or left behind by a fork."""
+    return Unavailable(
+        "the client of this call was closed, or is that of a parent process",
+        hint="close it once everybody who uses it is done; each process asks for itself",
+        code="client-closed",
+    )
 
 
 def chosen(given: Settings | Loaded | None, overrides: Mapping[str, object]) -> Settings | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import contextlib
 import contextvars
 import os
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from localfirst.arguments import Messages
-from localfirst.client import AsyncClient, AsyncStream, chosen
+from localfirst.client import AsyncClient, AsyncStream, chosen, closed
 from localfirst.errors import InvalidRequest, Unavailable
 from localfirst.events import Event, Progress, Reply, TextDelta
 from localfirst.transport.hands import Hands
@@ -47,7 +46,6 @@ class LoopThread:
         self.loop.set_default_executor(self.hands)
         self.pid = os.getpid()
         self.client = AsyncClient(settings, **overrides)
-        self._callers: set[asyncio.Task[Any]] = set()
         self._ending = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="localfirst", daemon=True)
@@ -73,6 +71,14 @@ class LoopThread:
         Raises:
             Unavailable: the client was closed, before or meanwhile.
         """
+        try:
+            return self._call(work)
+        except Unavailable:
+            if _leaving and threading.current_thread().daemon:
+                threading.Event().wait()  # it ends with the process, which need not be told
+            raise
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
         context = contextvars.copy_context()
         with self._lock:
             if not self.usable:
@@ -81,22 +87,16 @@ class LoopThread:
             future = asyncio.run_coroutine_threadsafe(self._ask(work, context), self.loop)
         try:
             return future.result()
-        except concurrent.futures.CancelledError:
-            if self._ending:
-                raise closed() from None
-            raise
         except BaseException:
             future.cancel()
             raise
 
     async def _ask(self, work: Coroutine[Any, Any, T], context: contextvars.Context) -> T:
         """Run *work* with the caller's context variables."""
-        task = self.loop.create_task(work, context=context)
-        self._callers.add(task)
-        try:
-            return await task
-        finally:
-            self._callers.discard(task)
+        if self._ending:
+            work.close()
+            raise closed()
+        return await self.loop.create_task(work, context=context)
 
     def end(self) -> None:
         """Have everything on the loop closed, and the thread end; returns at once, idempotent."""
@@ -113,27 +113,13 @@ class LoopThread:
             self._thread.join(CLOSE_S + 1.0)
 
     def _close(self) -> None:
-        closing = self.loop.create_task(self._close_all())
+        closing = self.loop.create_task(self._close_client())
         closing.add_done_callback(lambda _: self.loop.stop())
 
-    async def _close_all(self) -> None:
-        """Cancel who still waits for an answer, then close the client; bounded in time."""
+    async def _close_client(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
-                waiting = list(self._callers)
-                for task in waiting:
-                    task.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
                 await self.client.aclose()
-
-
-def closed() -> Unavailable:
-    """What a call gets whose client was closed under it, or left behind by a fork."""
-    return Unavailable(
-        "the client of this call was closed, or is that of a parent process",
-        hint="close it once everybody who uses it is done; each process asks for itself",
-        code="client-closed",
-    )
 
 
 class Stream:
@@ -305,6 +291,7 @@ def refuse_inside_a_loop() -> None:
 
 
 _open: set[LoopThread] = set()
+_leaving = False
 _shared: Client | None = None
 _shared_lock = threading.Lock()
 
@@ -321,6 +308,8 @@ def shared() -> Client:
 @atexit.register
 def close_the_open() -> None:
     """What nobody closed ends with the process: its history is written, its engine stopped."""
+    global _leaving
+    _leaving = True
     for thread in list(_open):
         thread.end()
     for thread in list(_open):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import sys
@@ -39,6 +40,14 @@ def loaded(folder: Path, cloud: FakeCloud) -> Any:
     return load(environ=environ, cwd=folder)
 
 
+async def chat(client: localfirst.AsyncClient) -> object:
+    return await client.chat("x")
+
+
+async def stream(client: localfirst.AsyncClient) -> object:
+    return [event async for event in client.stream("x")]
+
+
 def until(true: Callable[[], bool]) -> bool:
     """Wait for a condition, a bounded time."""
     end = time.monotonic() + LONGEST_S
@@ -70,6 +79,51 @@ def test_who_waits_for_an_answer_is_told_that_the_client_was_closed(
     waiting.join(LONGEST_S)
     assert not waiting.is_alive()
     assert [(type(error), error.code) for error in caught] == [(Unavailable, "client-closed")]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("ask", [chat, stream], ids=["chat", "stream"])
+@pytest.mark.parametrize("step", ["hang", "stall"])
+def test_a_client_that_is_closed_is_no_failure_of_who_was_asked(
+    tmp_path: Path, cloud: FakeCloud, ask: Callable[[localfirst.AsyncClient], Any], step: str
+) -> None:
+    """Each restart of a program cooled its providers down for all others, and told a human."""
+
+    async def scenario() -> None:
+        client = localfirst.AsyncClient(loaded(tmp_path, cloud))
+        await client.chat("x")
+        cloud.script(step)
+        waiting = asyncio.create_task(ask(client))
+        while len(cloud.requests()) < 2:
+            await asyncio.sleep(0.01)
+        await client.aclose()
+        with pytest.raises(Unavailable, match="closed"):
+            await waiting
+        async with client:
+            assert (await client.explain()).steps[0].state == "ready"
+
+    asyncio.run(scenario())
+    assert not list((tmp_path / "state").rglob("escalation*"))
+
+
+def test_a_client_is_closed_while_it_opens(tmp_path: Path, cloud: FakeCloud) -> None:
+    for _ in range(5):
+        client = localfirst.Client(loaded(tmp_path, cloud))
+        codes: list[str] = []
+
+        def ask(client: localfirst.Client = client, codes: list[str] = codes) -> None:
+            try:
+                codes.append(client.chat("x").text and "ok")
+            except localfirst.LocalFirstError as error:
+                codes.append(error.code)
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        client.close()
+        for thread in threads:
+            thread.join(LONGEST_S)
+        client.close()
+        assert len(codes) == 4 and set(codes) <= {"ok", "client-closed"}
 
 
 def test_a_stream_of_a_closed_client_says_so_and_closes_in_silence(

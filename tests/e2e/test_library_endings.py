@@ -46,10 +46,21 @@ FORGET = (
         "print(bool(localfirst.Client().chat('x', max_tokens=3).text))",
         "client = localfirst.Client()\nprint(bool(client.chat('x', max_tokens=3).text))",
         "for event in localfirst.stream('x', max_tokens=300):\n    print(True)\n    break",
+        f"{ASK}\nimport threading\n"
+        "go = threading.Event()\n"
+        "def talk():\n    for event in localfirst.stream('x', max_tokens=100_000): go.set()\n"
+        "threading.Thread(target=talk, daemon=True).start()\ngo.wait()",
         f"{ASK}\nimport threading, time\n"
         f"threading.Thread(target=lambda: (time.sleep(0.2), {ASK})).start()",
     ],
-    ids=["function", "client-of-one-line", "client", "stream", "thread-after-the-main-one"],
+    ids=[
+        "function",
+        "client-of-one-line",
+        "client",
+        "stream",
+        "daemon",
+        "thread-after-the-main-one",
+    ],
 )
 def test_a_program_that_closes_nothing_ends_in_silence_and_keeps_its_history(
     tmp_path: Path, text: str
