@@ -303,7 +303,6 @@ class LocalEngine:
             endpoint = await self.supervisor.ensure()
             if endpoint != self._ollama.daemon.endpoint:
                 self._ollama = self._ollama_at(endpoint)
-            self._ollama.adopted = self.supervisor.adopted
             await self._ollama.status(max_age_s=0)
         return self._ollama
 

@@ -88,7 +88,6 @@ class Connectivity:
         self._wait_s = FIRST_WAIT_S
         self._gone_until: float | None = None
         self._suspicion = asyncio.Event()
-        self._change = asyncio.Event()
 
     def online(self) -> bool | None:
         """
@@ -120,13 +119,10 @@ class Connectivity:
     def note_success(self, host: str = "") -> None:
         """Something outside answered: whatever was believed before is forgotten."""
         del host
-        changed = self._gone_until is not None
         self._failed.clear()
         self._gone_until = None
         self._wait_s = FIRST_WAIT_S
         self._suspicion.clear()
-        if changed:
-            self._change.set()
 
     def note_failure(self, host: str = "", *, breakage: Breakage | None = None) -> None:
         """A host could not be reached; `breakage` None counts as the network's fault."""
@@ -177,11 +173,6 @@ class Connectivity:
                 self._gone_until = self._clock.monotonic() + self._wait_s
             else:
                 await self.probe()
-
-    async def changed(self) -> None:
-        """Wait until a believed outage has ended."""
-        self._change.clear()
-        await self._change.wait()
 
     def _way_out(self) -> str | None:
         """Our address towards the outside; "" without one, None when only a trial can tell."""

@@ -33,11 +33,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     skip_pull: bool
     reason: str
 
-    @property
-    def serverless(self) -> bool:
-        """True for function platforms, whose disk and time end with the request."""
-        return self.category == "serverless"
-
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
     """One test of one variable."""

@@ -103,7 +103,6 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Value]
     tensors: tuple[TensorInfo, ...]
     complete: bool
-    tensor_count: int = 0
     data_offset: int = 0
     needed_bytes: int = 0
 
@@ -219,7 +218,6 @@ def read_header(data: bytes) -> GgufHeader:
         metadata=metadata,
         tensors=tuple(tensors),
         complete=not needed,
-        tensor_count=tensor_count,
         data_offset=0 if needed else _aligned(cursor.at, metadata),
         needed_bytes=needed,
     )

@@ -55,7 +55,6 @@ class PullPlan(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     manifest: Manifest
     total_bytes: int
-    present_bytes: int
     partial_bytes: int
     needed_bytes: int
     free_bytes: int
@@ -320,12 +319,10 @@ class Puller:
         missing = self.store.missing(manifest)
         partial = sum(pull_partial.completed_bytes(self.store, layer) for layer in missing)
         absent = sum(layer.size_bytes for layer in missing)
-        total = sum(layer.size_bytes for layer in manifest.blobs)
         return PullPlan(
             name=want.ref.display,
             manifest=manifest,
-            total_bytes=total,
-            present_bytes=total - absent,
+            total_bytes=sum(layer.size_bytes for layer in manifest.blobs),
             partial_bytes=partial,
             needed_bytes=absent - partial,
             free_bytes=files.free_bytes(self.store.root),

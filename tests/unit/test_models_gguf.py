@@ -44,7 +44,7 @@ def test_reads_what_the_writer_wrote(toy_file: Path) -> None:
     assert found.numbers("attention.head_count_kv") == (2,)
     assert found.quantization == "F32"
     assert found.metadata["tokenizer.ggml.tokens"] == LongArray(count=259, type=8)
-    assert len(found.tensors) == found.tensor_count == 2 * 9 + 3
+    assert len(found.tensors) == 2 * 9 + 3
     last = found.tensors[-1]
     assert found.data_offset + last.offset + last.size_bytes == toy_file.stat().st_size
 

@@ -170,7 +170,7 @@ def test_a_plan_tells_what_a_pull_would_need_and_fetches_the_header_only(
     assert first.needed_bytes == total > len(WEIGHTS) and first.header == WEIGHTS[:262_144]
     assert second.partial_bytes > 900_000
     assert second.needed_bytes == total - second.partial_bytes
-    assert (third.needed_bytes, third.present_bytes, third.disk_fits) == (0, total, True)
+    assert (third.needed_bytes, third.total_bytes, third.disk_fits) == (0, total, True)
 
 
 def test_local_only_asks_no_registry_beyond_this_machine(

@@ -55,7 +55,7 @@ _NO_NEEDS = Needs()
 
 
 class OllamaEngine:
-    """An `Engine` on the daemon at *endpoint*; *adopted* when somebody else started it."""
+    """An `Engine` on the daemon at *endpoint*; whether it is ours to stop, its supervisor knows."""
 
     def __init__(
         self,
@@ -64,11 +64,9 @@ class OllamaEngine:
         *,
         upstream: UpstreamClient,
         clock: Clock,
-        adopted: bool = True,
         expects_gpu: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.daemon = Daemon(endpoint, upstream)
-        self.adopted = adopted
         self.seen = False
         """Whether it has answered once."""
         self._settings = settings
@@ -299,7 +297,7 @@ class OllamaEngine:
                 state="stopped",
                 ready=False,
                 endpoint=self.daemon.endpoint,
-                adopted=self.adopted,
+                adopted=True,
                 reason=_why_not(error),
             )
         self._status, self._status_at = status, self._clock.monotonic()
@@ -330,7 +328,7 @@ class OllamaEngine:
             ready=True,
             version=version,
             endpoint=self.daemon.endpoint,
-            adopted=self.adopted,
+            adopted=True,
             reason="a model's runner does not answer" if hangs else on_cpu,
             models=listed,
         )
