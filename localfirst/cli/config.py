@@ -6,6 +6,7 @@ import argparse
 
 from localfirst.cli import render, session
 from localfirst.config import SETTINGS, Loaded
+from localfirst.config.values import NOTHING
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,9 @@ def run(given: argparse.Namespace) -> int:
         )
         return 2
     if given.json:
+        written = {NOTHING: None}
         render.as_json(
-            {path: {"value": value, "source": source} for path, value, source, _ in rows}
+            {path: {"value": written.get(v, v), "source": source} for path, v, source, _ in rows}
         )
         return 0
     render.table([row[:3] for row in rows], head=("setting", "value", "source"))

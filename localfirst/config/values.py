@@ -221,10 +221,14 @@ def secrets(value: Any) -> tuple[Secret, ...]:
     return tuple(Secret(word, "") for word in words(value))
 
 
+NOTHING = "–"
+"""How a setting without a value is shown; nobody writes it."""
+
+
 def shown(value: Any) -> str:
     """A value as people write it."""
     if value is None or value in ("", (), {}):
-        return "–"
+        return NOTHING
     if isinstance(value, tuple):
         return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
     if isinstance(value, Mapping):

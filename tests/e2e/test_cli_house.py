@@ -82,6 +82,8 @@ def test_config_names_each_source(tmp_path: Path) -> None:
     assert shown["local.engine"] == {"value": "llamacpp", "source": "env LOCALFIRST_LOCAL_ENGINE"}
     assert shown["timeouts.connect_s"] == {"value": "5.0", "source": "default"}
     assert shown["providers.groq.keys"]["value"] == "set (GROQ_API_KEY)"
+    assert shown["temperature"] == {"value": None, "source": "default"}, "a dash is for people"
+    assert "–" not in ran.out
 
 
 # --- the ladder ---------------------------------------------------------------------------------
