@@ -30,8 +30,6 @@ from localfirst.types import FailureClass as F
 # A wait of more than this that comes with a 429 is a quota, not a rate (gemini-cli stops
 # retrying there: packages/core/src/utils/googleQuotaErrors.ts).
 LONG_WAIT_S = 86400.0
-# The longest that any cloud's limits last is a month: beyond it, somebody's arithmetic failed.
-ABSURD_S = 32 * 86400.0
 # A daily quota that asks for a wait shorter than this is not to be believed.
 SHORT_WAIT_S = 300.0
 MESSAGE_CHARACTERS = 300
@@ -142,7 +140,7 @@ def _refused(provider: str, error: UpstreamRefused, model: str, now_unix: float)
     status = complaint.status or error.status
     wait_s = _wait(complaint, headers, now_unix, limited=status == 429)
     cls = _verdict(provider, status, complaint, wait_s)
-    if wait_s is not None and wait_s > ABSURD_S:
+    if wait_s is not None and wait_s > classify_wait.ABSURD_S:
         wait_s = None
     return Failure(
         cls=cls,

@@ -19,6 +19,8 @@ _DURATION = re.compile(rf"(?:{_PIECE})+")
 _PIECES = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)")
 # Numbers from here on are points in time, not waits: 10^9 s is 2001, 10^12 ms is the same.
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12
+# The longest that any cloud's limits last is a month: beyond it, somebody's arithmetic failed.
+ABSURD_S = 32 * 86400.0
 
 _WORD_S = {"second": 1.0, "sec": 1.0, "minute": 60.0, "min": 60.0, "hour": 3600.0, "day": 86400.0}
 _IN_TEXT = re.compile(

@@ -119,7 +119,8 @@ class Quota:
     def restore(self, found: Mapping[Place, Window], now_unix: float) -> None:
         """Take over what is not over, and was learnt later than what is known here."""
         for (*account, name), window in found.items():
-            if window.reset_unix <= now_unix:
+            # What is said to last longer was learnt under another clock, or of a wrong one.
+            if not 0.0 < window.reset_unix - now_unix <= classify_wait.ABSURD_S:
                 continue
             provider, key_label, model = account
             known = self._windows.setdefault((provider, key_label, model), {})
@@ -200,10 +201,12 @@ def _window(label: str, parts: dict[str, str], now_unix: float) -> Window | None
     if remaining is None or kind is None:
         return None
     wait_s = classify_wait.reset(parts["reset"], now_unix) if "reset" in parts else None
+    if wait_s is None or wait_s > classify_wait.ABSURD_S:
+        wait_s = _unstated_s(label, now_unix)
     return Window(
         unit="tokens" if "tokens" in kind else "requests",
         remaining=remaining,
-        reset_unix=now_unix + (_unstated_s(label, now_unix) if wait_s is None else wait_s),
+        reset_unix=now_unix + wait_s,
         limit=classify_wait.seconds(parts.get("limit", "")) or 0.0,
         learnt_unix=now_unix,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 
+from localfirst.cascade.classify_wait import ABSURD_S
 from localfirst.cascade.quota import Place, Window
 
 _SAVE = """
@@ -42,5 +43,7 @@ def load(db: sqlite3.Connection) -> dict[Place, Window]:
 
 
 def prune(db: sqlite3.Connection, now_unix: float) -> None:
-    """Forget windows that are over."""
-    db.execute("DELETE FROM windows WHERE reset <= ?", (now_unix,))
+    """Forget windows that are over, and those that would never be: of a wrong clock."""
+    db.execute(
+        "DELETE FROM windows WHERE reset <= ? OR reset > ?", (now_unix, now_unix + ABSURD_S)
+    )

@@ -6,8 +6,11 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
 from localfirst.cascade.quota import ACCOUNTS_MOST, Quota, Window
-from localfirst.ledger.db import Ledger
+from localfirst.ledger import windows
+from localfirst.ledger.db import Ledger, connect
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Rung, Target
 
@@ -52,6 +55,27 @@ def test_a_window_outlives_the_process_that_learnt_it(tmp_path: Path) -> None:
         await second.aclose()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("reset", ["9" * 400 + "s", "1e308", "9999-12-31T23:59:59Z", "1e18"])
+def test_a_reset_that_nobody_lives_to_see_is_taken_for_one_that_was_not_stated(reset: str) -> None:
+    said = [("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", reset)]
+    assert Quota().learn(TARGET, said, NOW) == {PLACE: window(lasts_s=60.0)}
+
+
+def test_a_window_that_was_learnt_under_a_wrong_clock_bars_nobody_for_years() -> None:
+    quota = Quota()
+    quota.restore({PLACE: window(0.0, NOW + 50 * 365 * 86400.0)}, NOW)
+    assert quota.refusal(TARGET, 1, NOW) is None
+
+
+def test_a_window_that_was_learnt_under_a_wrong_clock_is_forgotten(tmp_path: Path) -> None:
+    db = connect(tmp_path / "localfirst.db")
+    sound, wrong = window(0.0, NOW), window(0.0, NOW + 50 * 365 * 86400.0)
+    windows.save(db, {PLACE: sound, (*PLACE[:3], "tokens"): wrong})
+    windows.prune(db, NOW)
+    assert windows.load(db) == {PLACE: sound}
+    db.close()
 
 
 def test_windows_that_are_over_are_forgotten_at_the_next_start(tmp_path: Path) -> None:
