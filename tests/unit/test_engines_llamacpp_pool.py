@@ -24,6 +24,7 @@ from localfirst.errors import (
 )
 from localfirst.events import TextDelta
 from localfirst.machine.fit import Hardware
+from localfirst.models import toy
 from localfirst.settings import LocalSettings
 from localfirst.transport import process
 from localfirst.types import Call, Needs
@@ -68,6 +69,27 @@ async def first_word(bench: Bench) -> None:
 
 
 # --- never two, none forgotten -------------------------------------------------------------
+
+
+def test_a_model_that_is_pulled_anew_answers_with_its_new_file(tmp_path: Path) -> None:
+    """For as long as requests came, the old one answered under the name of the new."""
+
+    async def test(bench: Bench) -> None:
+        before = text_of(await collect(bench.engine, ask(max_tokens=20)))
+        (old,) = bench.children()
+        stream = bench.engine.answer(ask(max_tokens=300), target(), Limits())
+        await anext(stream)
+        toy.publish(bench.store.root, seed=7)
+        async with counted(bench) as seen:
+            asking = asyncio.ensure_future(collect(bench.engine, ask(max_tokens=20)))
+            rest = [event async for event in stream]
+            after = text_of(await asking)
+        assert finish_of(rest).reason == "length", "what the old one began it ends"
+        assert after != before
+        assert not old.is_running() and max(seen) == 1
+        assert (await bench.engine.status(max_age_s=0)).models[0].loaded
+
+    run(tmp_path, test)
 
 
 def test_a_model_that_is_asked_for_while_it_leaves_waits_for_its_own_end(tmp_path: Path) -> None:

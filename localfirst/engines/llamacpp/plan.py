@@ -47,6 +47,11 @@ class ChildPlan(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
     mapped: bool = True
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the model is, as its manifest says: a name may mean another one tomorrow."""
+        return self.model, self.projector, self.template, self.pooling
+
 
 def embedding_batch(context_tokens: int, pooling: str) -> int:
     """

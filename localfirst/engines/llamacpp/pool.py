@@ -108,7 +108,8 @@ class Pool:
 
         The task belongs to the pool: a caller that goes away does not stop a load that
         others wait for, and the next request finds the model warm. A runner whose context
-        is shorter than asked for will do when it was as long as the memory allowed.
+        is shorter than asked for will do when it was as long as the memory allowed; one of
+        other files, which had that name before, will not.
 
         Raises:
             EngineUnavailable: the pool is closed.
@@ -118,7 +119,8 @@ class Pool:
         if (task := self._loads.get(key)) is not None:
             return task
         runner = self.runner(key)
-        if runner is not None and runner.asked_tokens >= self._context(key, plan):
+        long_enough = runner is not None and runner.asked_tokens >= self._context(key, plan)
+        if runner is not None and long_enough and runner.plan.files == plan.files:
             return runner
         task = asyncio.ensure_future(self._load(key, plan, shape, load_s, keep_alive_s))
         self._loads[key] = task
