@@ -98,3 +98,78 @@ def test_a_wrong_value_is_the_callers_matter(message: str) -> None:
     assert not Learned("groq").from_refusal(refused(message), "m", SENT)
     failure = classify.failure("groq", refused(message), model="m", now_unix=0.0)
     assert not classify.is_capability(failure)
+
+
+def test_a_refusal_that_teaches_nothing_new_is_no_reason_to_ask_again() -> None:
+    """Asked again it would be the same request, for ever."""
+    learned = Learned("groq")
+    once = refused("Unknown parameter: 'seed'.")
+    assert learned.from_refusal(once, "m", SENT)
+    assert not learned.from_refusal(once, "m", SENT)
+    # What another model refuses, or another field, is new.
+    assert learned.from_refusal(once, "other", SENT)
+    assert learned.from_refusal(refused("Unknown parameter: 'top_k'."), "m", SENT)
+    assert learned.over(NONE, "m").drop == {"seed", "top_k"}
+    assert learned.over(NONE, "unknown") is NONE
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 413, 429, 500, 503])
+def test_only_a_request_that_is_wrong_teaches(status: int) -> None:
+    assert not Learned("groq").from_refusal(refused("Unknown parameter: 'seed'", status), "m", SENT)
+    assert Learned("groq").from_refusal(refused("Unknown parameter: 'seed'", 422), "m", SENT)
+
+
+@pytest.mark.parametrize("field", ["model", "messages", "stream", "response_format", "max_tokens"])
+def test_what_the_caller_asked_for_is_never_left_out(field: str) -> None:
+    learned = Learned("groq")
+    sent = SENT.replace(b"{", b'{"stream": true, "max_tokens": 5, ', 1)
+    learned.from_refusal(refused(f"Unknown parameter: '{field}'."), "m", sent)
+    assert learned.over(NONE, "m").drop == frozenset()
+
+
+def test_a_field_that_was_not_sent_is_somebody_elses() -> None:
+    assert not Learned("groq").from_refusal(refused("Unknown parameter: 'tfs_z'."), "m", SENT)
+
+
+def test_the_other_name_of_the_longest_answer_is_learnt() -> None:
+    learned = Learned("groq")
+    told = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    assert learned.from_refusal(refused(told), "new", b'{"max_tokens": 5}')
+    assert learned.over(NONE, "new").max_tokens_field == "max_completion_tokens"
+    told = "Unknown parameter: 'max_completion_tokens'."
+    assert learned.from_refusal(refused(told), "old", b'{"max_completion_tokens": 5}')
+    assert learned.over(NONE, "old").rename == {"max_completion_tokens": "max_tokens"}
+
+
+def test_a_part_of_a_message_is_left_out_of_the_messages_alone() -> None:
+    learned = Learned("groq")
+    body = {"detail": [{"loc": ["body", "messages", 1, "reasoning"], "type": "extra_forbidden",
+                        "msg": "Extra inputs are not permitted"}]}  # fmt: skip
+    error = UpstreamRefused(422, json.dumps(body).encode())
+    assert learned.from_refusal(error, "m", b'{"messages": [{"reasoning": "hm"}]}')
+    found = learned.over(NONE, "m")
+    assert (found.message_drop, found.drop) == ({"reasoning"}, frozenset())
+    body["detail"][0]["loc"] = ["body", "messages", 1, "content"]
+    error = UpstreamRefused(422, json.dumps(body).encode())
+    assert not learned.from_refusal(error, "m", b'{"messages": [{"content": "hi"}]}')
+
+
+def test_every_field_of_a_validators_list_is_learnt_at_once() -> None:
+    learned = Learned("groq")
+    entry = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
+    body = {"detail": [entry | {"loc": ["body", name]} for name in ("seed", "top_k", "min_p")]}
+    assert learned.from_refusal(UpstreamRefused(422, json.dumps(body).encode()), "m", SENT)
+    assert learned.over(NONE, "m").drop == {"seed", "top_k", "min_p"}
+
+
+def test_made_up_models_and_fields_fill_no_memory() -> None:
+    learned = Learned("groq")
+    once = refused("Unknown parameter: 'seed'.")
+    taught = [learned.from_refusal(once, f"m{n}", SENT) for n in range(300)]
+    assert sum(taught) == len(learned.by_model) == 256
+    # Those that are known still learn.
+    assert learned.from_refusal(refused("Unknown parameter: 'top_k'."), "m0", SENT)
+    wild = json.dumps({f"f{n}": 1 for n in range(99)}).encode()
+    for n in range(99):
+        learned.from_refusal(refused(f"Unknown parameter: 'f{n}'."), "m1", wild)
+    assert len(learned.over(NONE, "m1").drop) == 32
