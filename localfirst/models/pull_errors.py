@@ -71,11 +71,17 @@ def broken(error: BaseException, host: str) -> LocalFirstError:
     for link in links:
         code = _kind(link)
         if code:
-            return _made(code, f"`{host}`: {clean(str(link)) or type(link).__name__}", None)
+            return _made(code, f"`{host}`: {_reason(link)}", None)
     if any(_is_timeout(link) for link in links):
         return PullStalled(f"`{host}` sent nothing for too long")
-    reason = clean(str(links[-1])) or type(links[-1]).__name__
+    reason = _reason(links[-1])
     return _made("registry-unreachable", f"`{host}` broke the connection: {reason}", None)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in words; of the system's errors without their number."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return clean(said) or type(error).__name__
 
 
 def refused(

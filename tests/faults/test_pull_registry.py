@@ -360,6 +360,19 @@ def test_each_cause_has_its_own_code() -> None:
     assert code(outer) == "registry-dns"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "`host`: Name or service not known"),
+        (ConnectionResetError(104, "reset"), "`host` broke the connection: reset"),
+        (OSError("no number"), "`host` broke the connection: no number"),
+        (ConnectionResetError(), "`host` broke the connection: ConnectionResetError"),
+    ],
+)
+def test_a_cause_is_told_in_words_and_not_in_numbers(error: OSError, said: str) -> None:
+    assert broken(error, "host").message == said
+
+
 def test_foreign_text_is_shown_without_its_secrets() -> None:
     said = b"see https://u:p@host/x?X-Amz-Signature=abc\r\n\x1b[31mred"
     message = refused(500, "host", "x", said).message
