@@ -19,6 +19,7 @@ from localfirst.wire.fields import (
     MAX_TOKENS,
     REFUSED,
 )
+from localfirst.wire.ollama import embeddings as native
 from localfirst.wire.openai.decode import EFFORTS
 from localfirst.wire.openai.embeddings import MAX_DIMENSIONS, MAX_ID, MAX_TEXTS
 
@@ -196,7 +197,7 @@ BODIES: dict[str, dict[str, Json]] = {
     "ollama.embed": _body(
         {
             "model": _MODEL,
-            "input": {"anyOf": [_TEXT, _list(_TEXT, MAX_TEXTS), {"type": "null"}]},
+            "input": {"anyOf": [_TEXT, _list(_TEXT, native.MAX_TEXTS), {"type": "null"}]},
             "truncate": _FLAG,
             "dimensions": _WIDTH,
         }
@@ -321,7 +322,7 @@ ANSWERS: dict[str, dict[str, Json]] = {
     "ollama.chat": _object({**_DONE, "message": {"type": "object"}}, *_FINISHED, "message"),
     "ollama.generate": _object({**_DONE, "response": _TEXT}, *_FINISHED, "response"),
     "ollama.embed": _object(
-        {"model": _TEXT, "embeddings": _list(_NUMBERS, MAX_TEXTS)}, "model", "embeddings"
+        {"model": _TEXT, "embeddings": _list(_NUMBERS, native.MAX_TEXTS)}, "model", "embeddings"
     ),
     "ollama.embeddings": _object({"embedding": _NUMBERS}, "embedding"),
     "ollama.tags": _object({"models": _list(_LISTED, 10**6)}, "models"),

@@ -20,6 +20,7 @@ from localfirst.errors import (
     PrivacyRefused,
     UnknownModel,
     UpstreamError,
+    UpstreamNonsense,
 )
 from localfirst.events import Usage, Vectors
 from localfirst.models import names
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
 MOST_TEXTS = 2048
 """OpenAI's own limit on one request."""
 
+MOST_TEXTS_HERE = 256
+"""So many a processor makes within a deadline, and others have their turn between."""
+
 _ANY = frozenset({"auto", "", *plan_names.LOCAL_NAMES})
 """Names that leave the choice of a model to us."""
 
-Work = Callable[[Target], Awaitable[Vectors]]
-"""Asks one target for the vectors."""
+Work = Callable[[Texts, Target], Awaitable[Vectors]]
+"""Asks one target for the vectors of some texts."""
 
 
 async def embed(
@@ -53,16 +57,14 @@ async def embed(
     Vectors of *texts*; unlike an answer, a vector of another model is worthless.
 
     Raises:
-        InvalidRequest: no text, or too many, or token ids for who has not their tokenizer, or
-            the cloud says that they are wrong.
+        InvalidRequest: no text, or token ids for who has not their tokenizer, or the cloud
+            says that they are wrong.
         UnknownModel: nobody has the model.
         PrivacyRefused: the model is outside, and *local_only* or the settings forbid that.
         CascadeExhausted: who has it cannot answer now.
     """
-    if not 0 < len(texts) <= MOST_TEXTS:
-        raise InvalidRequest(
-            f"between 1 and {MOST_TEXTS} texts are embedded at once", field="input"
-        )
+    if not texts:
+        raise InvalidRequest("there is no text to embed", field="input")
     local_only = local_only or runtime.settings.privacy is Privacy.LOCAL_ONLY
     provider, _, name = model.partition("/")
     if name and provider in runtime.clouds.views:
@@ -74,9 +76,12 @@ async def embed(
     if found.remote and local_only:
         raise PrivacyRefused(f"`{found.name}` runs in Ollama's cloud, and `local-only` is set")
     target = Target(rung=Rung.LOCAL, provider="local", model=found.name)
-    words = _words(texts, found.name)
-    work = functools.partial(runtime.engine.embed, found.name, words, options)
-    return await _Asking(runtime).of((target,), lambda _: work())
+    return await _Asking(runtime).of(
+        (target,),
+        lambda some, _: runtime.engine.embed(found.name, _words(some, found.name), options),
+        texts,
+        most=MOST_TEXTS_HERE,
+    )
 
 
 def _owner(runtime: Runtime, status: EngineStatus, model: str) -> str:
@@ -125,24 +130,27 @@ async def _by_cloud(
         raise UnknownModel(f"`{provider}` cannot be asked for embeddings: {reason}")
     if not view.loopback and runtime.connectivity.online() is False:
         raise report.exhausted([], [(provider, runtime.connectivity.reason())])
-    make: Callable[..., Awaitable[Vectors]] = (
-        functools.partial(backend.embed, model, texts)
-        if isinstance(backend, OpenAIBackend)
-        else functools.partial(backend.embed, model, _words(texts, f"{provider}/{model}"))
-    )
     targets = tuple(
         Target(rung=view.rung, provider=provider, model=model, key_label=label)
         for label in view.key_labels or ("",)
     )
+
+    def work(some: Texts, target: Target) -> Awaitable[Vectors]:
+        label = target.key_label
+        if isinstance(backend, OpenAIBackend):
+            return backend.embed(model, some, options, key_label=label, local_only=local_only)
+        words = _words(some, target.route)
+        return backend.embed(model, words, options, key_label=label, local_only=local_only)
+
     asking = _Asking(runtime, egress=() if view.own else (provider,))
-    return await asking.of(
-        targets,
-        lambda target: make(options, key_label=target.key_label, local_only=local_only),
-    )
+    return await asking.of(targets, work, texts, most=MOST_TEXTS)
 
 
 class _Asking:
-    """One request for vectors: key by key, a second try where that may help, all of it told."""
+    """
+    Requests for vectors, one after the other: key by key, a second try where that may help, all
+    of it told.
+    """
 
     def __init__(self, runtime: Runtime, *, egress: tuple[str, ...] = ()) -> None:
         self._runtime = runtime
@@ -150,9 +158,24 @@ class _Asking:
         self._attempts: list[Attempt] = []
         self._skipped: list[tuple[str, str]] = []
         self._cooling: list[Cooldown] = []
+        self._model: str | None = None
 
-    async def of(self, targets: Sequence[Target], work: Work) -> EmbedReply:
-        """The vectors of the first target that makes them."""
+    async def of(
+        self, targets: Sequence[Target], work: Work, texts: Texts, *, most: int
+    ) -> EmbedReply:
+        """Vectors of *texts*, of which *most* are sent at once."""
+        made, target = Vectors(), targets[0]
+        for start in range(0, len(texts), most):
+            some = texts[start : start + most]
+            target, vectors = await self._first(targets, functools.partial(work, some))
+            made.extend(vectors)
+            made.prompt_tokens += vectors.prompt_tokens
+        return self._reply(target, made)
+
+    async def _first(
+        self, targets: Sequence[Target], work: Callable[[Target], Awaitable[Vectors]]
+    ) -> tuple[Target, Vectors]:
+        """The first target that makes them, and its vectors."""
         limits = self._runtime.settings.cascade
         async with self._bounded(limits.deadline_s):
             for target in targets:
@@ -163,7 +186,7 @@ class _Asking:
                         await self._runtime.clock.sleep(limits.backoff_s[0])
                     vectors = await self._ask(target, work)
                     if vectors is not None:
-                        return self._reply(target, vectors)
+                        return target, vectors
                     if self._attempts[-1].outcome not in TRANSIENT:
                         break
         raise self._nobody()
@@ -176,11 +199,14 @@ class _Asking:
         except TimeoutError:
             raise self._nobody() from None
 
-    async def _ask(self, target: Target, work: Work) -> Vectors | None:
+    async def _ask(
+        self, target: Target, work: Callable[[Target], Awaitable[Vectors]]
+    ) -> Vectors | None:
         runtime, began = self._runtime, self._runtime.clock.monotonic()
         failure = None
         try:
             vectors = await work(target)
+            self._alike(vectors)
         except LocalFirstError:
             runtime.health.left(target)
             raise
@@ -205,6 +231,12 @@ class _Asking:
         )
         self._note(target, attempt, failure, vectors)
         return vectors
+
+    def _alike(self, vectors: Vectors) -> None:
+        """Raises `UpstreamNonsense` where another model made them than those before."""
+        if self._model not in {None, vectors.model}:
+            raise UpstreamNonsense(f"`{vectors.model}` answered after `{self._model}`")
+        self._model = vectors.model
 
     def _note(
         self, target: Target, attempt: Attempt, failure: Failure | None, vectors: Vectors | None
@@ -244,7 +276,7 @@ class _Asking:
         return EmbedReply(
             vectors=vectors,
             prompt_tokens=vectors.prompt_tokens,
-            model=vectors.model or target.model,
+            model=self._model or target.model,
             route=target.route,
             rung=target.rung,
             attempts=tuple(self._attempts),

@@ -178,6 +178,28 @@ def test_token_ids_are_refused_by_who_would_read_them_as_others(daemon: OllamaBa
     assert daemon.embeddings() == []
 
 
+def test_the_embedded_engine_takes_all_that_clients_of_ollama_send_at_once(
+    embedded: EmbeddedBackend,
+) -> None:
+    texts = ["hi", "x" * 9000, *["a"] * 300]
+    with closing(ollama.Client(embedded.house.url)) as client:
+        found = client.embed("tiny", texts, dimensions=4)
+        short = client.embed("tiny", "hi", dimensions=4)
+        assert len(found.embeddings) == len(texts)
+        assert list(found.embeddings[0]) == pytest.approx(list(short.embeddings[0]), abs=1e-4)
+        # The window that a text is cut to by default, and the short ones.
+        assert found.prompt_eval_count == 3 + 2048 + 300 * 2
+        with pytest.raises(ollama.ResponseError, match="exceeds the available context"):
+            client.embed("tiny", texts[1], truncate=False)
+
+
+def test_what_says_none_is_not_taken_for_no_limit(embedded: EmbeddedBackend) -> None:
+    with closing(ollama.Client(embedded.house.url)) as client:
+        assert client.chat("tiny", HI, options={"num_predict": 0}).eval_count == 1
+        found = client.chat("tiny", HI, options=SHORT, logprobs=True, top_logprobs=0)
+        assert found.logprobs and len(found.logprobs) == 4
+
+
 # --- how long it took ----------------------------------------------------------------------
 
 

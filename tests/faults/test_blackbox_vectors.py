@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import ollama
 import openai
 import pytest
 
@@ -122,6 +124,26 @@ def test_vectors_out_of_order_are_put_in_order(client: openai.OpenAI, cloud: Fak
     cloud.script({"do": "ok", "order": -1}, part="box")
     found = client.embeddings.create(model="box/e", input=["a", "b", "c"])
     assert [(one.index, one.embedding[0]) for one in found.data] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_more_texts_than_a_cloud_takes_are_sent_in_turn(at: House, cloud: FakeCloud) -> None:
+    with closing(ollama.Client(at.url)) as client:
+        found = client.embed("box/e", ["a"] * 2100)
+    first, second = (len(asked["body"]["input"]) for asked in cloud.requests("box"))
+    assert (first, second) == (2048, 52)
+    assert [row[0] for row in found.embeddings] == [*map(float, range(2048)), *range(52)]
+    assert found.prompt_eval_count == 6
+
+
+def test_vectors_of_two_models_are_never_mixed(at: House, cloud: FakeCloud) -> None:
+    cloud.script(
+        {"do": "ok", "model": "one"}, {"do": "ok", "model": "another", "times": -1}, part="box"
+    )
+    with closing(ollama.Client(at.url)) as client:
+        with pytest.raises(ollama.ResponseError, match="`another` answered after `one`"):
+            client.embed("box/e", ["a"] * 2100)
+        # By itself either is what it says it is.
+        assert client.embed("box/e", ["a"]).embeddings
 
 
 def test_no_text_leaves_a_machine_that_is_set_offline(tmp_path: Path, cloud: FakeCloud) -> None:

@@ -22,10 +22,11 @@ from localfirst.engines.base import EngineStatus, Limits, LocalModel
 from localfirst.engines.experience import Experience
 from localfirst.engines.gap import Gap
 from localfirst.engines.llamacpp.about import About, Shelf
-from localfirst.engines.llamacpp.exchange import answers, embed, exchange
+from localfirst.engines.llamacpp.exchange import answers, exchange
 from localfirst.engines.llamacpp.plan import ChildPlan
 from localfirst.engines.llamacpp.pool import Key, Pool
 from localfirst.engines.llamacpp.runner import Runner
+from localfirst.engines.llamacpp.vectors import Embedding
 from localfirst.engines.llamacpp.wanted import chat_plan, embed_plan, longer_plan
 from localfirst.engines.ollama.listing import full_name
 from localfirst.engines.queue import Line
@@ -186,9 +187,10 @@ class LlamaCppEngine:
 
     async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """
-        As `Engine.embed`; `options["dimensions"]` shortens and renormalises. A child that
-        died while nobody looked is loaded again once.
+        As `Engine.embed`; `options["dimensions"]` shortens and renormalises, `truncate` cuts
+        a text that is too long. A child that died while nobody looked is loaded again once.
         """
+        truncate = bool(options.get("truncate"))
         about = await self._about(model)
         key = (about.name, True)
         plan = embed_plan(about, texts)
@@ -202,7 +204,7 @@ class LlamaCppEngine:
                     self._line(key).widen(runner.plan.parallel)
                     try:
                         if texts:
-                            vectors = await self._embedded(key, runner, texts)
+                            vectors = await self._embedded(key, runner, texts, truncate=truncate)
                         break
                     except UpstreamBroken:
                         if last or runner.alive:
@@ -210,11 +212,14 @@ class LlamaCppEngine:
         rows = [_shortened(vector, options.get("dimensions")) for vector in vectors]
         return Vectors(rows, vectors.prompt_tokens)
 
-    async def _embedded(self, key: Key, runner: Runner, texts: list[str]) -> Vectors:
+    async def _embedded(
+        self, key: Key, runner: Runner, texts: list[str], *, truncate: bool
+    ) -> Vectors:
         await self._trusted(key, runner)
         with _at_work(runner):
             try:
-                vectors = await embed(self._upstream, runner, texts, self._limits())
+                asked = Embedding(self._upstream, runner, self._limits())
+                vectors = await asked.of(texts, truncate=truncate)
             except UpstreamBroken as error:
                 raise await self._told(key, runner, error) from error
         self._pool.note_success(key)

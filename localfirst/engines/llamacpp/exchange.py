@@ -8,16 +8,16 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from localfirst.engines import forced, refusals
+from localfirst.engines import forced
 from localfirst.engines.base import Limits
 from localfirst.engines.llamacpp.about import About
 from localfirst.engines.llamacpp.plan import with_model_defaults
 from localfirst.engines.llamacpp.runner import Runner
 from localfirst.errors import UpstreamError, UpstreamRefused
-from localfirst.events import Event, Finished, Opened, Vectors
+from localfirst.events import Event, Finished, Opened
 from localfirst.transport.upstream import UpstreamClient, UpstreamResponse
 from localfirst.types import Call, ChatRequest, Dialect, Json
-from localfirst.wire.openai import embeddings, events, requests
+from localfirst.wire.openai import events, requests
 from localfirst.wire.refusal import unsupported
 
 ERROR_BYTES = 2**20
@@ -101,6 +101,9 @@ def _with_engine_fields(body: bytes, request: ChatRequest) -> bytes:
         for name in ("top_k", "min_p", "repeat_penalty")
         if (value := getattr(request, name)) is not None
     }
+    if request.logprobs and request.top_logprobs == 0:
+        # Of none beside the chosen one it says nothing of the chosen one either.
+        extra["top_logprobs"] = 1
     if request.think is not None:
         extra["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
     if not extra:
@@ -205,30 +208,3 @@ async def answers(upstream: UpstreamClient, runner: Runner) -> bool:
         return healthy
     except UpstreamError:
         return False
-
-
-async def embed(
-    upstream: UpstreamClient, runner: Runner, texts: list[str], limits: Limits
-) -> Vectors:
-    """
-    Embeddings of *texts* in order.
-
-    Raises:
-        UpstreamError: as `exchange`; a text that is too long is a 400 with its numbers.
-    """
-    response = await upstream.send(
-        runner.address + "/v1/embeddings",
-        headers=headers_of(runner),
-        body=msgspec.json.encode({"input": texts, "encoding_format": "float"}),
-        connect_s=CONNECT_S,
-        first_byte_s=limits.first_token_s,
-        stall_s=limits.stall_s,
-        local_only=True,
-    )
-    async with contextlib.aclosing(response):
-        body = await response.read(REPLY_BYTES)
-    if response.status >= 400:
-        if (found := refusals.overflow(body)) is not None and found.prompt_tokens:
-            raise refusals.too_long(found)
-        raise UpstreamRefused(response.status, body, response.headers)
-    return embeddings.read(body, len(texts))

@@ -160,8 +160,9 @@ def _common(fields: Fields) -> dict[str, Json]:
         if option in options:
             common[name] = options.pop(option)
     predict = options.get("num_predict")
-    if predict is not None and predict > 0:
-        common["max_tokens"] = options.pop("num_predict")
+    if predict is not None and predict >= 0:
+        # Of none Ollama still makes one; elsewhere it would be no limit at all.
+        common["max_tokens"] = max(1, options.pop("num_predict"))
     if "stop" in options:
         stop = options.pop("stop")
         common["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)

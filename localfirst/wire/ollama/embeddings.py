@@ -23,6 +23,9 @@ from localfirst.wire.openai.embeddings import (
 from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.refusal import in_band, is_error_object
 
+MAX_TEXTS = 10_000
+"""Ollama has no limit, and its clients send all that they have at once; here memory is one."""
+
 
 def decode(body: bytes) -> EmbedRequest:
     """
@@ -33,7 +36,7 @@ def decode(body: bytes) -> EmbedRequest:
     """
     fields = Fields(strict_json.load_object(body))
     refuse(set(fields.values))
-    texts = texts_of(fields)
+    texts = texts_of(fields, MAX_TEXTS)
     return EmbedRequest(
         model=model_of(fields),
         texts=[] if texts == [""] else texts,

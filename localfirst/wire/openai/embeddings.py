@@ -71,12 +71,12 @@ def decode(body: bytes) -> EmbedRequest:
     )
 
 
-def texts_of(fields: Fields) -> list[str]:
-    """`input` as texts."""
+def texts_of(fields: Fields, most: int = MAX_TEXTS) -> list[str]:
+    """`input` as texts, at *most* so many."""
     value = fields.get("input")
     if isinstance(value, str):
         return [value]
-    texts = fields.items("input", MAX_TEXTS)
+    texts = fields.items("input", most)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise wrong(f"input[{index}]", "a text")
