@@ -206,6 +206,8 @@ def test_a_machine_that_cannot_answer_ends_the_doctor_with_three(tmp_path: Path)
     ran = terminal.run(tmp_path, "doctor", LOCALFIRST_OFFLINE="1")
     assert ran.code == 3
     assert "nobody can answer" in ran.out
+    assert "-> carry a model here (`localfirst bundle" in ran.out
+    assert "connect to a network" not in ran.out, "it was told not to use one"
 
 
 def test_a_download_from_a_registry_that_is_out_of_reach_is_no_answer(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from localfirst.config.loopback import is_loopback
 from localfirst.machine.doctor.facts import Facts, Finding, Model, Severity
 from localfirst.machine.fit import shown
 
-OFFLINE_FIX = "connect to a network, or carry a model here (`localfirst bundle --help`)"
+CARRY = "carry a model here (`localfirst bundle --help`)"
 HALF = 0.5  # of a loaded model; llama.cpp moves single layers off a crowded GPU
 
 
@@ -184,7 +184,7 @@ def network(facts: Facts) -> Iterator[Finding]:
     """Online or not, and whether that matters."""
     online = facts.online
     asked = (bool(facts.clouds) and not facts.local_only) or may_pull(facts)
-    needed = asked and not facts.runnable
+    needed = asked and not facts.runnable and not facts.settings.offline
     severity = Severity.OK if online else Severity.INFO
     if online is False and needed:
         severity = Severity.ERROR
@@ -194,7 +194,7 @@ def network(facts: Facts) -> Iterator[Finding]:
         severity=severity,
         title="online" if online else "not known" if online is None else "offline",
         evidence=facts.online_reason or "the routing table",
-        fix=OFFLINE_FIX if severity is Severity.ERROR else "",
+        fix=f"connect to a network, or {CARRY}" if severity is Severity.ERROR else "",
     )
 
 
@@ -296,11 +296,13 @@ def together(facts: Facts) -> Iterator[Finding]:
         choice = facts.last_resort
         ways.append(f"after downloading {choice.name if choice else 'a model'}")
     fix = "install a model (`localfirst recommend --pull`) or set a cloud's key"
+    if facts.online is False:
+        fix = CARRY if facts.settings.offline else f"connect to a network, or {CARRY}"
     yield Finding(
         code="answer" if ways else "answer-none",
         area="answer",
         severity=Severity.OK if ways else Severity.ERROR,
         title="a question asked now is answered" if ways else "nobody can answer",
         evidence="; else ".join(ways) or "no engine with a model, no cloud that can be reached",
-        fix="" if ways else OFFLINE_FIX if facts.online is False else fix,
+        fix="" if ways else fix,
     )
