@@ -15,8 +15,6 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-import msgspec
-
 from localfirst.errors import (
     InsufficientResources,
     LocalFirstError,
@@ -31,9 +29,10 @@ from localfirst.models import names, pull_partial, pulls
 from localfirst.models.daemon_pull import DaemonPull
 from localfirst.models.manifest import Layer, Manifest
 from localfirst.models.names import ModelName
-from localfirst.models.pull_blob import Blobs, Want
+from localfirst.models.pull_blob import Blobs
 from localfirst.models.pull_errors import broken
 from localfirst.models.pull_job import JobState, PullJob
+from localfirst.models.pull_plan import PullPlan, Want
 from localfirst.models.pull_transfer import PAUSES_S
 from localfirst.models.registry import Registry
 from localfirst.models.sources import Tell, silent
@@ -47,24 +46,6 @@ LOG = logging.getLogger(__name__)
 HEADER_BYTES = 256 * 2**10
 
 Check = Callable[[Manifest, bytes], Awaitable[None]]
-
-
-class PullPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pull would do: the answer to `--dry-run`. `header` is the GGUF's beginning."""
-
-    name: str
-    manifest: Manifest
-    total_bytes: int
-    partial_bytes: int
-    needed_bytes: int
-    free_bytes: int
-    reserve_bytes: int
-    header: bytes = b""
-
-    @property
-    def disk_fits(self) -> bool:
-        """Whether the disk takes it and keeps its reserve."""
-        return not self.needed_bytes or self.free_bytes >= self.needed_bytes + self.reserve_bytes
 
 
 class Puller:
@@ -114,6 +95,7 @@ class Puller:
             pauses_s=pauses_s,
         )
         self._jobs: dict[str, PullJob] = {}
+        self._wants: dict[str, Want] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- public ------------------------------------------------------------------------
@@ -173,7 +155,7 @@ class Puller:
                 job.resume()
             return job
         job = PullJob(want.ref, self._clock)
-        self._jobs[want.ref.key] = job
+        self._jobs[want.ref.key], self._wants[want.ref.key] = job, want
         task = asyncio.get_running_loop().create_task(self._run(job, want))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -182,6 +164,21 @@ class Puller:
     def jobs(self) -> list[PullJob]:
         """Every job since the start, the running ones first."""
         return sorted(self._jobs.values(), key=lambda job: (job.ended, -job.started_unix))
+
+    def go_on_with(self, other: Puller) -> None:
+        """
+        Pull what *other* is pulling, by this one's settings, and list what it has pulled.
+
+        *other* may be closed: what it has fetched by then is gone on with here. As long as it
+        is not, it has the transfers, and they are followed.
+        """
+        for key, job in other._jobs.items():
+            if job.ended:
+                self._jobs.setdefault(key, job)
+                continue
+            mine = self._begin(other._wants[key])
+            if job.pause_wanted:
+                mine.pause()
 
     async def plan(self, name: str, *, insecure: bool = False, any_host: bool = False) -> PullPlan:
         """What pulling *name* would need; fetches the manifest and the GGUF's header only."""
@@ -206,7 +203,7 @@ class Puller:
         """A job's life, through its pauses, to one of its ends."""
         work: asyncio.Task[None] | None = None
         try:
-            while True:
+            while not job.ended:
                 work = asyncio.get_running_loop().create_task(self._pull(job, want))
                 job.works_in(work)
                 await asyncio.wait({work})
@@ -215,8 +212,8 @@ class Puller:
                 job.works_in(None)
                 job.turn(JobState.PAUSED)
                 await job.paused()
-                if job.ended:
-                    return
+            if job.ended or work is None:
+                return
             if work.cancelled():
                 raise asyncio.CancelledError
             work.result()

@@ -14,13 +14,11 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Event
 
-import msgspec
-
 from localfirst.errors import DigestMismatch, PullCancelled, PullError, VerificationFailed
 from localfirst.models import pull_partial
-from localfirst.models.manifest import Layer, Manifest
-from localfirst.models.names import ModelName
+from localfirst.models.manifest import Layer
 from localfirst.models.pull_job import JobState, PullJob
+from localfirst.models.pull_plan import Want
 from localfirst.models.pull_transfer import Transfer
 from localfirst.models.pull_worker import Limiter
 from localfirst.models.registry import Location, Registry
@@ -36,18 +34,6 @@ SMALL_BYTES = 2**20
 FOLLOW_S = 0.25
 LOCATE_S = 300.0
 LOCATE_POLL_S = 0.2
-
-
-class Want(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for. `digest` pins the manifest; `manifest` is taken instead of asking."""
-
-    ref: ModelName
-    insecure: bool = False
-    any_host: bool = False
-    digest: str = ""
-    force: bool = False
-    fit_check: bool = True
-    manifest: Manifest | None = None
 
 
 class Blobs:

@@ -207,8 +207,10 @@ class PullJob:
     # --- for the puller ----------------------------------------------------------------
 
     def works_in(self, task: asyncio.Task[None] | None) -> None:
-        """Tell which task to cancel for a pause or an end."""
+        """Tell which task to cancel for a pause or an end; a pause may have come before it."""
         self._work = task
+        if task is not None and self.pause_wanted:
+            task.cancel()
 
     async def paused(self) -> None:
         """Wait for `resume` or `cancel`."""

@@ -7,8 +7,8 @@ from localfirst.models.bundle_read import BundleCheck, Import
 from localfirst.models.bundle_read import info as bundle_info
 from localfirst.models.chore import Chore
 from localfirst.models.locking import Moved, compare, read_file, resolve, write_file
-from localfirst.models.pull import PullPlan
 from localfirst.models.pull_job import PullJob, Snapshot
+from localfirst.models.pull_plan import PullPlan
 from localfirst.models.pulls import PendingPull, pending
 from localfirst.models.pulls import remove as remove_pending
 from localfirst.models.verify import Report, Verification, remove_orphans, repair

@@ -205,8 +205,9 @@ class Runtime:
         await self.budget.start()
 
     def go_on_with(self, old: Runtime) -> None:
-        """Keep what the local engine of *old* has in memory, where the settings allow it."""
+        """Keep what *old* has in memory, where the settings allow it, and what it downloads."""
         self.engine.take_over(old.engine)
+        self.puller.go_on_with(old.puller)
 
     def keep_fresh(self) -> None:
         """

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.fakes import registry
 from tests.fakes.cloud_process import fake_cloud, with_cloud
 from tests.fakes.house import house
 from tests.fakes.terminal import LONGEST_S, Terminal, environ, terminal
@@ -128,3 +129,29 @@ def test_what_cannot_change_while_it_runs_is_named(tmp_path: Path) -> None:
         at.child.send_signal(signal.SIGHUP)
         at.hears("read again; `gateway.host`, `gateway.workers` can change at the next start only")
         assert httpx.get(f"{at.url}/v1/models").status_code == 200
+
+
+def test_a_download_outlives_the_configuration_it_began_under(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    with registry.running(tmp_path / "shop") as shop:
+        shop.publish(model=bytes(range(256)) * 2**14)
+        shop.knobs(rate=400_000)
+        allowed = {"LOCALFIRST_PULL_REGISTRIES": shop.host}
+        with house(tmp_path, config='local.engine = "none"\n', **allowed) as at:
+            pulls = f"{at.url}/localfirst/pulls"
+            httpx.post(pulls, json={"model": shop.name()}).raise_for_status()
+
+            def listed(wanted: str, least: int) -> None:
+                end = time.monotonic() + LONGEST_S
+                while time.monotonic() < end:
+                    (found,) = httpx.get(pulls).json()["pulls"]
+                    if found["state"] == wanted and found["completed_bytes"] >= least:
+                        return
+                raise AssertionError(found)
+
+            listed("pulling", 100_000)
+            at.child.send_signal(signal.SIGHUP)
+            at.hears("the configuration was read again")
+            listed("pulling", 200_000)
+            shop.knobs(rate=0)
+            listed("done", 256 * 2**14)

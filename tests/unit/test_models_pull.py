@@ -20,8 +20,9 @@ from localfirst.errors import (
 from localfirst.events import Progress
 from localfirst.models import pulls
 from localfirst.models.manifest import Manifest
-from localfirst.models.pull import Puller, PullPlan
+from localfirst.models.pull import Puller
 from localfirst.models.pull_job import JobState
+from localfirst.models.pull_plan import PullPlan
 from localfirst.models.pull_worker import Limiter
 from localfirst.models.store import Store
 from localfirst.settings import PullSettings
@@ -336,6 +337,57 @@ def test_a_pull_that_waits_for_its_registry_is_cancelled_at_once(
         return asyncio.get_running_loop().time() - began
 
     assert pulling(tmp_path, scene) < 5
+
+
+def test_a_puller_goes_on_with_what_another_one_pulls(tmp_path: Path, fake: FakeRegistry) -> None:
+    """A gateway that read its configuration again dropped its downloads without a word."""
+    fake.publish("library/later", model=WEIGHTS[:100])
+    fake.knobs(rate=2_000_000)
+
+    async def scene(old: Puller) -> None:
+        await old.start(fake.name("library/later")).wait()
+        job = old.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes > 1_000_000:
+                break
+        waits = old.start(fake.name("library/none"))
+        waits.pause()
+        new = Puller(
+            store=old.store, settings=old.settings, clock=SystemClock(), environ={}, pauses_s=(0.0,)
+        )
+        try:
+            new.go_on_with(old)
+            states = {one.name: one.state for one in new.jobs()}
+            assert states[fake.name("library/later")] is JobState.DONE
+            await old.aclose()
+            fake.knobs(rate=0)
+            went_on, done, paused = sorted(new.jobs(), key=lambda one: one.ref.model != "tiny")
+            await went_on.wait()
+            assert (job.state, went_on.state) == (JobState.CANCELLED, JobState.DONE)
+            assert {done.state, paused.state} == {JobState.DONE, JobState.PAUSED}
+        finally:
+            await new.aclose()
+
+    pulling(tmp_path, scene)
+    assert Store(tmp_path / "models").model_file(fake.name()).read_bytes() == WEIGHTS
+    digest = fake.publish(model=WEIGHTS, **SMALL)["model"]
+    assert fake.fetched_bytes(digest) < 2 * len(WEIGHTS) - 1_000_000, "it was not begun anew"
+
+
+@pytest.mark.parametrize("word", ["pause", "cancel"])
+def test_a_pull_hears_what_is_said_before_its_first_step(
+    tmp_path: Path, fake: FakeRegistry, word: str
+) -> None:
+    async def scene(puller: Puller) -> JobState:
+        job = puller.start(fake.name())
+        getattr(job, word)()
+        other = puller.start(fake.name("library/none"))
+        with pytest.raises(RegistryRefused):
+            await other.wait()
+        return job.state
+
+    state = pulling(tmp_path, scene)
+    assert state is {"pause": JobState.PAUSED, "cancel": JobState.CANCELLED}[word]
 
 
 def test_a_paused_pull_keeps_its_watchers_and_goes_on(tmp_path: Path, fake: FakeRegistry) -> None:
