@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from localfirst.errors import ConfigError
+
 ORDER = (
     "local",
     "groq",
@@ -202,3 +204,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pull: PullSettings = PullSettings()
     budget: BudgetSettings = BudgetSettings()
     escalation: EscalationSettings = EscalationSettings()
+
+    def __post_init__(self) -> None:
+        """Take `privacy` in words too: compared with a member, they would allow everything."""
+        try:
+            privacy = Privacy(self.privacy)
+        except ValueError:
+            forms = " or ".join(f"`{one}`" for one in Privacy)
+            raise ConfigError(f"`privacy` must be {forms}", setting="privacy") from None
+        msgspec.structs.force_setattr(self, "privacy", privacy)

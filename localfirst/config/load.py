@@ -15,7 +15,7 @@ from localfirst.config.faults import homeless, unknown, wrong
 from localfirst.config.providers import load_providers, points_at
 from localfirst.config.routes import load_routes
 from localfirst.config.table import SETTINGS, Setting
-from localfirst.settings import Privacy, ProviderSettings, RouteSettings, Secret, Settings
+from localfirst.settings import ProviderSettings, RouteSettings, Secret, Settings
 
 LOOP = "its `base_url` is this gateway"
 CONFIG_BYTES = 2**20
@@ -257,7 +257,7 @@ def build(
             nested[section] = types[section](**content)
         else:
             nested |= content
-    return Settings(**{**nested, "privacy": Privacy(nested["privacy"])})
+    return Settings(**nested)
 
 
 def adjust(

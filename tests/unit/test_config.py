@@ -6,6 +6,7 @@ import ast
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import localfirst
@@ -13,7 +14,7 @@ from localfirst.config import PROVIDER_VARIABLES, SETTINGS, Loaded, load
 from localfirst.config.table import PROVIDER_FIELDS, ROUTE_FIELDS
 from localfirst.errors import ConfigError
 from localfirst.providers.catalog import configured
-from localfirst.settings import ORDER, Settings
+from localfirst.settings import ORDER, Privacy, ProviderSettings, Secret, Settings
 
 CANARY = "lf-canary-7f3a91"
 
@@ -34,6 +35,30 @@ def test_defaults_are_the_structs_own_defaults(tmp_path: Path) -> None:
     bare = Settings(state_dir=settings.state_dir)
     assert settings == bare
     assert settings.order == ORDER
+
+
+def test_privacy_in_words_is_privacy(tmp_path: Path) -> None:
+    """The class of its values is not exported: whoever builds settings by hand writes a word."""
+    by_hand = Settings(privacy="local-only")  # type: ignore[arg-type]
+    read = loaded({"LOCALFIRST_PRIVACY": "local-only"}, tmp=tmp_path).settings
+    for settings in (by_hand, read, msgspec.structs.replace(by_hand, offline=True)):
+        assert settings.privacy is Privacy.LOCAL_ONLY
+    with pytest.raises(ConfigError, match="`allow-cloud` or `local-only`") as caught:
+        Settings(privacy="local_only")  # type: ignore[arg-type]
+    assert caught.value.setting == "privacy"
+
+
+def test_a_client_of_settings_in_words_asks_no_cloud(tmp_path: Path) -> None:
+    settings = Settings(
+        privacy="local-only",  # type: ignore[arg-type]
+        state_dir=str(tmp_path),
+        order=("groq",),
+        providers={"groq": ProviderSettings(keys=(Secret("gsk_1f6b0a9c2e7d4835b1c0d9e8", "K"),))},
+    )
+    with localfirst.Client(settings) as client:
+        plan = client.explain("groq/llama-3.1-8b-instant")
+    assert not plan.ready
+    assert isinstance(plan.error, localfirst.PrivacyRefused)
 
 
 def test_argument_beats_environment_beats_dotenv_beats_file(tmp_path: Path) -> None:
@@ -161,6 +186,74 @@ def test_every_name_of_a_model_can_be_configured(name: str, tmp_path: Path) -> N
 def test_a_missing_explicit_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LOCALFIRST_CONFIG"):
         load(environ={"LOCALFIRST_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a readable TOML file") as caught:
+        load(environ={"LOCALFIRST_CONFIG": str(tmp_path)})
+    assert caught.value.source == str(tmp_path)
+    for text, told in (("#" * (2**20 + 1), "larger than 1 MiB"), ("a = " + "[" * 5000, "TOML")):
+        with pytest.raises(ConfigError, match=told):
+            loaded(toml=text, tmp=tmp_path)
+    assert loaded(toml="#" * 2**20, tmp=tmp_path).settings.order == ORDER
+
+
+def test_an_argument_that_is_no_setting_is_refused_like_a_misspelt_key() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean `gateway\.port`") as caught:
+        load(environ={}, overrides={"gateway.prot": 1})
+    assert caught.value.source == "argument"
+    given = load(environ={}, overrides={"gateway.port": 8080, "state_dir": "/s"})
+    assert given.settings.gateway.port == 8080
+    assert given.settings.state_dir == "/s"
+    assert given.sources["gateway.port"].source == "argument"
+
+
+def test_a_dotenv_is_read_where_the_command_runs(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LOCALFIRST_GATEWAY_PORT=2\nOPENAI_API_KEY=\n")
+    found = load(environ={"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert found.settings.gateway.port == 2
+    assert found.sources["gateway.port"].source == ".env LOCALFIRST_GATEWAY_PORT"
+    (tmp_path / ".env").unlink()
+    (tmp_path / ".env").mkdir()
+    assert load(environ={"HOME": str(tmp_path)}, cwd=tmp_path).settings.gateway.port == 11435
+
+
+def test_a_secret_is_the_word_that_was_written_or_none(tmp_path: Path) -> None:
+    def telegram(text: str) -> Secret | None:
+        return loaded({"BOT": " 1:x@2 "}, f"[escalation]\n{text}", tmp_path) \
+            .settings.escalation.telegram  # fmt: skip
+
+    for written, label in (("'1:x@2'", "config.toml"), ("'env:BOT'", "BOT")):
+        secret = telegram(f"telegram = {written}")
+        assert secret is not None and secret.reveal() == "1:x@2"
+        assert secret.label.endswith(label)
+    assert telegram("") is None
+
+
+def test_a_route_may_be_its_targets_alone_and_a_clouds_names_are_its_own(tmp_path: Path) -> None:
+    text = "[routes]\nfast = ['groq/odd name!:x@1', 'local/tiny']\n"
+    found = loaded(toml=text, tmp=tmp_path)
+    assert found.settings.routes["fast"].targets == ("groq/odd name!:x@1", "local/tiny")
+    assert "tiny" in found.sources["routes.fast.targets"].shown
+
+
+def test_whoever_has_a_key_or_an_address_joins_the_ladder_in_its_place(tmp_path: Path) -> None:
+    text = (
+        "[providers.near]\nbase_url = 'http://127.0.0.1:1/v1'\nmodel = 'm'\nrung = 'local'\n"
+        "[providers.far]\nbase_url = 'https://far.example/v1'\nmodel = 'm'\n"
+        "[providers.cerebras]\nmodel = 'm'\n"
+        "[providers.nvidia]\nkeys = ['env:NOT_SET']\n"
+    )
+    order = loaded(toml=text, tmp=tmp_path).settings.order
+    assert order == ("local", "near", *ORDER[1:-1], "nvidia", "far", "pull")
+
+
+@pytest.mark.parametrize("first", ["OLLAMA", " local "])
+def test_a_default_provider_goes_first_by_any_of_its_names(first: str, tmp_path: Path) -> None:
+    environ = {"LLM_DEFAULT_PROVIDER": first, "LLM_FALLBACK_ORDER": "groq,mybox,ollama"}
+    text = "[providers.mybox]\nbase_url = 'https://far.example/v1'\nmodel = 'm'\n"
+    order = loaded(environ, text, tmp_path).settings.order
+    assert order == ("local", "groq", "mybox")
 
 
 def test_several_keys_are_labelled_and_deduplicated(tmp_path: Path) -> None:
