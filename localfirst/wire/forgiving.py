@@ -20,6 +20,9 @@ ABSENT = Raw(b"")
 NO_ERROR = (ABSENT, *map(Raw, (b"null", b'""', b"{}", b"[]", b"false")))
 """What servers that always write an `error` write where there is none."""
 
+TOKENS_MOST = 10**8
+"""Six times the largest window there is (`fields.MAX_CONTEXT_TOKENS`): more was never counted."""
+
 _HALVES = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -50,6 +53,15 @@ class Decoder(Generic[Kind]):
             return self._quick.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._patient.decode(msgspec.json.encode(loads(data)))
+
+
+def tokens(count: int | None) -> int:
+    """
+    A count of tokens as a server tells it; 0 for none, and for one that nobody can have counted.
+
+    Counts are paid for by list price, so that one of 10**30 would have used up every budget.
+    """
+    return count if count is not None and 0 <= count <= TOKENS_MOST else 0
 
 
 def loads(data: bytes) -> Json:

@@ -8,6 +8,7 @@ import msgspec
 
 from localfirst.events import FinishReason, Usage
 from localfirst.wire import forgiving
+from localfirst.wire.forgiving import tokens
 
 REASONS = {
     "end_turn": FinishReason.STOP,
@@ -47,10 +48,11 @@ class Counts(msgspec.Struct, gc=False):
     @property
     def usage(self) -> Usage:
         """As a `Usage`: cached tokens are part of the prompt's."""
-        read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        read = tokens(self.cache_read_input_tokens)
+        written = tokens(self.cache_creation_input_tokens)
         return Usage(
-            prompt_tokens=(self.input_tokens or 0) + read + written,
-            completion_tokens=self.output_tokens or 0,
+            prompt_tokens=tokens(self.input_tokens) + read + written,
+            completion_tokens=tokens(self.output_tokens),
             cached_tokens=read,
             cache_write_tokens=written,
         )

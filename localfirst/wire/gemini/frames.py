@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from localfirst.events import FinishReason, Usage
 from localfirst.wire import forgiving
+from localfirst.wire.forgiving import tokens
 
 REASONS = {
     "STOP": FinishReason.STOP,
@@ -101,11 +102,12 @@ class Counts(msgspec.Struct, gc=False, rename="camel"):
         """As a `Usage`: thoughts are billed as output; None where nothing was counted."""
         if self.prompt_token_count is None and self.candidates_token_count is None:
             return None
-        thoughts = self.thoughts_token_count or 0
+        thoughts = tokens(self.thoughts_token_count)
         return Usage(
-            prompt_tokens=(self.prompt_token_count or 0) + (self.tool_use_prompt_token_count or 0),
-            completion_tokens=(self.candidates_token_count or 0) + thoughts,
-            cached_tokens=self.cached_content_token_count or 0,
+            prompt_tokens=tokens(self.prompt_token_count)
+            + tokens(self.tool_use_prompt_token_count),
+            completion_tokens=tokens(self.candidates_token_count) + thoughts,
+            cached_tokens=tokens(self.cached_content_token_count),
             reasoning_tokens=thoughts,
         )
 

@@ -30,7 +30,7 @@ from localfirst.events import (
 from localfirst.types import Json
 from localfirst.wire import forgiving
 from localfirst.wire.conclusion import Conclusion, Stops, is_json, object_text
-from localfirst.wire.forgiving import ABSENT, NO_ERROR
+from localfirst.wire.forgiving import ABSENT, NO_ERROR, tokens
 from localfirst.wire.framing import NdjsonDecoder
 from localfirst.wire.refusal import in_band, is_error_object
 
@@ -38,6 +38,9 @@ _LOADED = ("load", "unload")
 
 DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
 """Nanoseconds of the last line; they travel in `Finished.timings`."""
+
+_LONGEST_NS = 2**63 - 1
+"""Go's `time.Duration` holds no longer one."""
 
 
 class _Function(msgspec.Struct, gc=False):
@@ -224,10 +227,12 @@ def _logprobs(line: _Line) -> tuple[Json, ...]:
 def _finished(line: _Line, so_far: Conclusion) -> Finished:
     so_far.reason = FinishReason.LENGTH if line.done_reason == "length" else FinishReason.STOP
     so_far.usage = Usage(
-        prompt_tokens=line.prompt_eval_count or 0, completion_tokens=line.eval_count or 0
+        prompt_tokens=tokens(line.prompt_eval_count), completion_tokens=tokens(line.eval_count)
     )
     timings: dict[str, Json] = {
-        name: value for name in DURATIONS if (value := getattr(line, name)) is not None
+        name: value
+        for name in DURATIONS
+        if (value := getattr(line, name)) is not None and 0 <= value <= _LONGEST_NS
     }
     if line.context:
         timings["context"] = line.context

@@ -17,7 +17,7 @@ from localfirst.events import FinishReason, Usage
 from localfirst.types import Json
 from localfirst.wire import forgiving
 from localfirst.wire.conclusion import object_text
-from localfirst.wire.forgiving import ABSENT, NO_ERROR
+from localfirst.wire.forgiving import ABSENT, NO_ERROR, tokens
 
 _NULL = Raw(b"null")
 
@@ -201,15 +201,15 @@ def usage_of(counts: Counts) -> Usage:
     prompt = counts.prompt_tokens_details
     completion = counts.completion_tokens_details
     cached = (prompt and prompt.cached_tokens) or counts.prompt_cache_hit_tokens
-    read, written = counts.prompt_tokens or 0, counts.completion_tokens or 0
+    read, written = tokens(counts.prompt_tokens), tokens(counts.completion_tokens)
     # xAI and Gemini count thoughts in the total only, and bill them as output.
-    thoughts = max(0, (counts.total_tokens or 0) - read - written) if written else 0
+    thoughts = max(0, tokens(counts.total_tokens) - read - written) if written else 0
     return Usage(
         prompt_tokens=read,
         completion_tokens=written + thoughts,
-        cached_tokens=cached or 0,
-        cache_write_tokens=(prompt and prompt.cache_write_tokens) or 0,
-        reasoning_tokens=(completion and completion.reasoning_tokens) or thoughts,
+        cached_tokens=tokens(cached),
+        cache_write_tokens=tokens(prompt.cache_write_tokens if prompt else 0),
+        reasoning_tokens=tokens(completion.reasoning_tokens if completion else 0) or thoughts,
     )
 
 
