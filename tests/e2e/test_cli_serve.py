@@ -150,8 +150,7 @@ def test_a_download_outlives_the_configuration_it_began_under(tmp_path: Path) ->
                 raise AssertionError(found)
 
             listed("pulling", 100_000)
+            shop.knobs(rate=0)  # for those who ask from now on
             at.child.send_signal(signal.SIGHUP)
             at.hears("the configuration was read again")
-            listed("pulling", 200_000)
-            shop.knobs(rate=0)
             listed("done", 256 * 2**14)
