@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from localfirst.errors import (
         CascadeExhausted,
         ConfigError,
+        DeadlineExceeded,
         InsufficientResources,
         InvalidRequest,
         LocalFirstError,
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
         StreamInterrupted,
         Unavailable,
     )
-    from localfirst.events import Progress, Reply, TextDelta, Usage
+    from localfirst.events import (
+        Finished,
+        Progress,
+        ReasoningDelta,
+        Reply,
+        TextDelta,
+        ToolCallDelta,
+        Usage,
+    )
     from localfirst.settings import Settings
     from localfirst.sync import Client, Stream, chat, embed, pull, stream
     from localfirst.types import Attempt, ImagePart, Message, TextPart, Tool, ToolCall
@@ -41,6 +50,8 @@ __all__ = [
     "CascadeExhausted",
     "Client",
     "ConfigError",
+    "DeadlineExceeded",
+    "Finished",
     "ImagePart",
     "InsufficientResources",
     "InvalidRequest",
@@ -49,6 +60,7 @@ __all__ = [
     "PrivacyRefused",
     "Progress",
     "PullError",
+    "ReasoningDelta",
     "Reply",
     "Settings",
     "Stream",
@@ -57,6 +69,7 @@ __all__ = [
     "TextPart",
     "Tool",
     "ToolCall",
+    "ToolCallDelta",
     "Unavailable",
     "Usage",
     "chat",
@@ -73,6 +86,7 @@ _HOMES = {
     "errors": (
         "CascadeExhausted",
         "ConfigError",
+        "DeadlineExceeded",
         "InsufficientResources",
         "InvalidRequest",
         "LocalFirstError",
@@ -81,7 +95,15 @@ _HOMES = {
         "StreamInterrupted",
         "Unavailable",
     ),
-    "events": ("Progress", "Reply", "TextDelta", "Usage"),
+    "events": (
+        "Finished",
+        "Progress",
+        "ReasoningDelta",
+        "Reply",
+        "TextDelta",
+        "ToolCallDelta",
+        "Usage",
+    ),
     "settings": ("Settings",),
     "sync": ("Client", "Stream", "chat", "embed", "pull", "stream"),
     "types": ("Attempt", "ImagePart", "Message", "TextPart", "Tool", "ToolCall"),

@@ -43,6 +43,8 @@ class AsyncStream:
     """
     One streamed answer: `async for event in stream`, or `async for text in stream.text()`.
 
+    Events are `TextDelta`, `ReasoningDelta` and `ToolCallDelta`, last `Finished`, and before
+    them `Progress` while a model loads or is downloaded.
     `route` and `attempts` are known once the first event came, `reply` after the last.
     Leaving it early (`break`, `aclose()`, `async with`, cancellation) closes the upstream at
     once.
@@ -194,6 +196,7 @@ class AsyncClient:
 
         Raises:
             CascadeExhausted: nobody could answer; `.attempts` says why.
+            DeadlineExceeded: not within `deadline_s`, or the settings' own.
             InvalidRequest: the request is wrong in itself.
             Unavailable: this client was closed meanwhile.
         """

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
+from typing import get_args
 
 import localfirst
 from localfirst.client import AsyncClient
+from localfirst.events import Event, Opened, Relayed
 from localfirst.sync import Client
 
 ONLY_ASYNC = {"opened", "aclose"}
@@ -26,6 +29,15 @@ def test_every_public_name_resolves_and_the_list_is_sorted() -> None:
     assert localfirst.__all__ == sorted(localfirst.__all__)
     for name in localfirst.__all__:
         assert getattr(localfirst, name).__name__ in {name, "load"}
+
+
+def test_all_that_a_stream_gives_and_a_call_raises_can_be_named() -> None:
+    """Who reads a tool call from a stream had to import from the inside."""
+    shown = {getattr(localfirst, name) for name in localfirst.__all__}
+    given = set(get_args(Event)) - {Opened, Relayed}  # between the rooms only
+    assert given <= shown
+    told = re.findall(r"^ +(\w+): ", str(AsyncClient.chat.__doc__).partition("Raises:")[2], re.M)
+    assert told and set(told) <= set(localfirst.__all__)
 
 
 def test_the_sync_client_has_the_same_methods_with_the_same_arguments() -> None:
