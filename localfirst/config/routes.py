@@ -61,8 +61,8 @@ def check_targets(path: str, targets: tuple[str, ...], source: str, rungs: Colle
     if not targets:
         raise wrong(path, source, "at least one `provider/model`")
     for target in targets:
-        provider, separator, model = target.partition("/")
-        if provider not in rungs or not separator or not model:
+        provider, _, model = target.partition("/")
+        if provider not in rungs or not model:
             near = "" if provider in rungs else nearest(provider, rungs)
             form = f"`provider/model` in place of `{target}`"
             raise wrong(path, source, form + (f"; did you mean `{near}/{model}`?" if near else ""))

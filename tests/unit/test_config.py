@@ -147,6 +147,7 @@ def test_an_explicit_config_file_shuts_the_users_file_and_dotenv_out(tmp_path: P
         ({"LOCALFIRST_LOCAL_LAST_RESORT": "../x"}, "", "a model's name such as `llama3.2:3b`"),
         ({"OLLAMA_MODEL": "llama3.2:3b,tiny"}, "", "`local.model` from env OLLAMA_MODEL"),
         ({}, "[routes.auto]\ntargets = ['groq/m']", "routes.auto"),
+        ({}, "[routes.local]\ntargets = ['groq/m']", "routes.local"),
         ({}, "order = []", "at least one rung"),
         ({}, "[cascade]\nbackoff_s = [-1]", "at least 0"),
         ({}, "[pull]\nreserve_disk = -5", "a size such as"),

@@ -41,6 +41,11 @@ def test_what_may_be_a_key_is_one(value: str) -> None:
     assert not looks_like_placeholder(value)
 
 
+def test_what_is_too_short_or_says_the_same_over_and_over_is_no_key() -> None:
+    assert [looks_like_placeholder(one) for one in ("sk-ab1", "sk-ab1c")] == [True, False]
+    assert [looks_like_placeholder(one) for one in ("abABabab", "abcabcab")] == [True, False]
+
+
 def test_random_keys_are_never_taken_for_placeholders() -> None:
     dice = random.Random(20261120)
     letters = string.ascii_letters + string.digits
@@ -74,3 +79,5 @@ def test_keys_are_taken_out_of_texts() -> None:
     secrets = [Secret("sk-canary-1", "A"), Secret("ab", "B")]
     text = b"Incorrect API key provided: sk-canary-1. about"
     assert redacted(text, secrets) == b"Incorrect API key provided: " + HIDDEN + b". about"
+    short = [Secret("about.", "A"), Secret("about", "B")]
+    assert redacted(b"about. about", short) == HIDDEN + b" about"
