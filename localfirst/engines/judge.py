@@ -38,21 +38,24 @@ class Judge:
     Reads the models' files where it may; *hardware* gives the last measurement at once.
 
     *environ* says how an Ollama that shares it loads (`OLLAMA_NUM_PARALLEL`,
-    `OLLAMA_KV_CACHE_TYPE`).
+    `OLLAMA_KV_CACHE_TYPE`, `OLLAMA_CONTEXT_LENGTH`); *num_ctx* is the setting.
     """
 
     def __init__(
         self,
         shelf: Shelf | None,
         hardware: Callable[[], Hardware],
-        *,
         experience: Experience | None = None,
+        *,
         environ: Mapping[str, str] | None = None,
+        num_ctx: int = 0,
     ) -> None:
         self._shelf = shelf
         self._measure = hardware
         self._experience = experience or Experience(None)
         self._ollama = _as_ollama_loads(environ or {})
+        self._num_ctx = num_ctx
+        self._daemons_num_ctx = _whole(environ or {}, "OLLAMA_CONTEXT_LENGTH")
         self._on_gpu: set[str] = set()
         self._spoken: dict[str, tuple[int, float]] = {}
 
@@ -107,7 +110,7 @@ class Judge:
         if model.remote:
             return model
         model = self._with_abilities(model, kind)
-        found = self._predicted(model, kind, hardware, CONTEXT_TOKENS)
+        found = self._predicted(model, kind, hardware, self._context(model, kind))
         found = self._experience.applied(found, self._loading(model, kind))
         if found.placement is fit.Placement.CPU:
             self._on_gpu.discard(model.name)
@@ -137,6 +140,19 @@ class Judge:
         unsaid = [word for word in about.capabilities if word not in model.capabilities]
         capabilities = (*model.capabilities, *unsaid)
         return msgspec.structs.replace(model, capabilities=capabilities, partial=False)
+
+    def _context(self, model: LocalModel, kind: str) -> int:
+        """
+        The context to judge with: what somebody chose, where the engine keeps to it.
+
+        The embedded engine takes a shorter one where memory is short, as Ollama does with
+        what it chose itself.
+        """
+        if kind == "llamacpp":
+            return CONTEXT_TOKENS
+        about = self._about(model, kind)
+        own = about.num_ctx if about else 0
+        return self._num_ctx or own or self._daemons_num_ctx or CONTEXT_TOKENS
 
     def _predicted(self, model: LocalModel, kind: str, hardware: Hardware, context: int) -> Fit:
         about = self._about(model, kind)
@@ -191,15 +207,20 @@ def _only_amx(hardware: Hardware) -> bool:
 
 
 def _as_ollama_loads(environ: Mapping[str, str]) -> fit.Loading:
-    parallel = environ.get("OLLAMA_NUM_PARALLEL", "")
     kind = environ.get("OLLAMA_KV_CACHE_TYPE", "")
     kind = kind if kind in CACHE_BYTES else "f16"
     return msgspec.structs.replace(
         fit.OLLAMA,
-        parallel=min(max(int(parallel), 1), 64) if parallel.isdecimal() else 1,
+        parallel=min(max(_whole(environ, "OLLAMA_NUM_PARALLEL"), 1), 64),
         cache_type_k=kind,
         cache_type_v=kind,
     )
+
+
+def _whole(environ: Mapping[str, str], name: str) -> int:
+    """A whole number of Ollama's settings, 0 where it is none."""
+    text = environ.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _spoken(event: Event) -> tuple[int, float]:

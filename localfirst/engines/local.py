@@ -85,7 +85,9 @@ class LocalEngine:
         self._shelf = Shelf(store) if store is not None else None
         state_dir = Path(settings.state_dir) if settings.state_dir else None
         self.experience = Experience(state_dir / "measured.json" if state_dir else None)
-        self._judge = Judge(self._shelf, hardware, experience=self.experience, environ=environ)
+        self._judge = Judge(
+            self._shelf, hardware, self.experience, environ=environ, num_ctx=local.num_ctx
+        )
         self.supervisor = Supervisor(
             local.host,
             state_dir=state_dir,
@@ -103,10 +105,7 @@ class LocalEngine:
         self._hosts = self._hosts_of(local.hosts)
         # What fits this machine says nothing of another one.
         self._far = not all(map(launch.startable_at, self._endpoints(local.hosts)))
-        self._llamacpp: LlamaCppEngine | None = None
-        if store is not None:
-            measure = measure or partial(this_machine, store=store.root, environ=environ)
-            self._llamacpp = self._llamacpp_on(store, measure)
+        self._llamacpp = self._llamacpp_on(store, measure)
         self._going = 0
         self._handed_over = False
         self._chosen: Engine | None = None
@@ -114,8 +113,10 @@ class LocalEngine:
         self._status = NONE
         self._status_at = -math.inf
 
-    def _llamacpp_on(self, store: Store, hardware: Callable[[], Hardware]) -> LlamaCppEngine | None:
-        if self._settings.local.engine not in {"auto", "llamacpp"}:
+    def _llamacpp_on(
+        self, store: Store | None, measure: Callable[[], Hardware] | None
+    ) -> LlamaCppEngine | None:
+        if store is None or self._settings.local.engine not in {"auto", "llamacpp"}:
             return None
         return LlamaCppEngine(
             self._settings,
@@ -123,7 +124,7 @@ class LocalEngine:
             upstream=self._upstream,
             clock=self._clock,
             environ=self._environ,
-            hardware=hardware,
+            hardware=measure or partial(this_machine, store=store.root, environ=self._environ),
             experience=self.experience,
         )
 

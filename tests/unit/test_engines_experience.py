@@ -345,6 +345,30 @@ def test_how_ollama_loads_is_taken_from_its_settings(tmp_path: Path) -> None:
     assert judged(none, listed(tmp_path)) == plain
 
 
+@pytest.mark.parametrize(
+    ("configured", "own", "environ"),
+    [(65536, 0, {}), (0, 65536, {}), (0, 0, {"OLLAMA_CONTEXT_LENGTH": "65536"})],
+    ids=["local.num_ctx", "the model's own", "the daemon's"],
+)
+def test_a_context_that_somebody_chose_is_the_one_that_is_judged(
+    configured: int, own: int, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Ollama loads it so, and does not look first whether the memory will do."""
+    params: dict[str, object] = {"num_ctx": own} if own else {}
+    published = toy.publish(tmp_path, shape=toy.Shape(context=131_072), params=params)
+    model = LocalModel(name="tiny:latest", digest=published.digest.removeprefix("sha256:"))
+    endpoint = "http://127.0.0.1:11434"
+    status = EngineStatus(
+        kind="ollama", state="ready", ready=True, endpoint=endpoint, models=(model,)
+    )
+    lean = msgspec.structs.replace(ROOMY, ram_available_bytes=70 * MIB)  # 4096 tokens take 27
+    judge = Judge(Shelf(Store(tmp_path)), lambda: lean, num_ctx=configured, environ=environ)
+    found = judged(judge, status)
+    assert found.fit == "no" and found.needed_bytes > lean.ram_available_bytes
+    kept_short = msgspec.structs.replace(status, kind="llamacpp")
+    assert judged(judge, kept_short).needed_bytes < lean.ram_available_bytes
+
+
 # --- the whole way -------------------------------------------------------------------------------
 
 

@@ -38,6 +38,12 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     quantization: str = ""
 
     @property
+    def num_ctx(self) -> int:
+        """The context of the model's own parameters, 0 when they name none."""
+        own = self.params.get("num_ctx")
+        return own if isinstance(own, int) and own > 0 else 0
+
+    @property
     def embedded_capabilities(self) -> tuple[str, ...]:
         """
         What it can do in the embedded engine, which shows tools by the file's own template.

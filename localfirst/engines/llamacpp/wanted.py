@@ -21,14 +21,12 @@ PARALLEL = 4
 
 def chat_plan(about: About, call: Call | None, num_ctx: int) -> ChildPlan:
     """How to load a model for *call*, or for whoever comes; *num_ctx* is the configured size."""
-    own = about.params.get("num_ctx")
-    usual = num_ctx or (own if isinstance(own, int) and own > 0 else 0) or DEFAULT_CONTEXT_TOKENS
     needs = call.needs if call else Needs()
     context = context_for(
         asked=(said(call, "num_ctx") or 0) if call else 0,
         prompt_tokens=needs.prompt_tokens,
         max_tokens=needs.max_tokens,
-        usual=usual,
+        usual=num_ctx or about.num_ctx or DEFAULT_CONTEXT_TOKENS,
         window=about.context_tokens,
     )
     return ChildPlan(
