@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localfirst.errors import Breakage, UpstreamBroken
-from localfirst.wire.framing import NdjsonDecoder, SseDecoder
+from localfirst.wire.framing import NdjsonDecoder, SseDecoder, begins_event
 
 SPECIAL = "\u2028\u2029\u0085\x0b\x0c\x1c"
 
@@ -100,3 +100,48 @@ def test_any_text_survives_any_slicing(texts: list[str], cuts: list[int]) -> Non
     bounds = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
     pieces = [raw[a:b] for a, b in itertools.pairwise(bounds)]
     assert events(pieces) == [("", text.encode()) for text in texts if text]
+
+
+@pytest.mark.parametrize(
+    ("start", "begins"),
+    [
+        (b"data: {", True), (b"da", True), (b"", True), (b"\r\n\nevent: x", True),
+        (b": keep-alive", True), (b"id:7", True), (b"retry: 5", True),
+        (b"\xef\xbb\xbfdata: x", True), (b"<html>", False), (b'{"error": "no"}', False),
+        (b"datum", False), (b"event", True), (b"events", False), (b"Bad Gateway", False),
+    ],
+)  # fmt: skip
+def test_a_page_is_told_from_a_stream_by_its_first_bytes(start: bytes, begins: bool) -> None:
+    assert begins_event(start) is begins
+
+
+def test_a_lone_carriage_return_ends_a_line_within_an_event() -> None:
+    assert events([b"data: a\rdata: b\n\n"]) == [("", b"a\nb")]
+    assert events([b"data: a\rdata: b\n\ndata: c\n\n"]) == [("", b"a\nb"), ("", b"c")]
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_one_event_over_the_limit_is_refused_among_others(end: bytes) -> None:
+    small, large = b"data: y" + end, b"data: " + b"x" * 50 + end
+    for data in (small + large + small, large + small, small + large[:-2], large[:-1]):
+        with pytest.raises(UpstreamBroken):
+            SseDecoder(limit_bytes=40).feed(data)
+    # Many small ones are no large one, and one of just the limit is none either.
+    assert len(SseDecoder(limit_bytes=40).feed(small * 20)) == 20
+    assert len(SseDecoder(limit_bytes=len(small)).feed(small)) == 1
+
+
+def test_the_start_of_an_event_is_shown_while_it_is_short() -> None:
+    decoder = SseDecoder()
+    assert decoder.pending == b""
+    decoder.feed(b"data: a\n\ndata: b")
+    assert decoder.pending == b"data: b"
+    decoder.feed(b"x" * 600)
+    assert decoder.pending == b""
+
+
+def test_a_line_over_the_limit_is_refused_whole_or_begun() -> None:
+    for data in (b"x" * 41, b"y\n" + b"x" * 41, b"x" * 41 + b"\ny\n"):
+        with pytest.raises(UpstreamBroken):
+            NdjsonDecoder(limit_bytes=40).feed(data)
+    assert NdjsonDecoder(limit_bytes=40).feed(b"\n" + b"x" * 40 + b"\n") == [b"x" * 40]
