@@ -13,7 +13,8 @@ import msgspec
 
 from localfirst.cli import render, session
 from localfirst.cli.progress import Ticker
-from localfirst.errors import InsufficientResources, LocalFirstError
+from localfirst.errors import InsufficientResources, LocalFirstError, ModelNameInvalid
+from localfirst.models import names
 from localfirst.types import Json
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ async def tell_lines(job: PullJob, runtime: Runtime) -> None:
     """Progress for programs: a line a state, and at most two a second."""
     last, said_at = "", float("-inf")
     async for snapshot in job.snapshots():
+        if str(snapshot.state) == "failed":
+            continue  # told with its error, in one line
         now = runtime.clock.monotonic()
         if str(snapshot.state) != last or now - said_at >= JSON_EVERY_S:
             last, said_at = str(snapshot.state), now
@@ -185,9 +188,17 @@ def failed(want: Wanted, error: LocalFirstError, *, as_json: bool) -> None:
     """Tell a failure in both languages."""
     if as_json:
         told = {"code": error.code, "message": error.message, "hint": error.hint}
-        render.as_json({"model": want.name, "state": "failed", "error": told})
+        render.as_json({"model": full(want.name), "state": "failed", "error": told})
     named = error.message if want.name in error.message else f"`{want.name}`: {error.message}"
     render.problem(named, hint=error.hint, code=error.code)
+
+
+def full(name: str) -> str:
+    """A model's name as every line has it; as it was typed where it is none."""
+    try:
+        return names.parse(name).display
+    except ModelNameInvalid:
+        return name
 
 
 # --- before the first byte ---------------------------------------------------------------

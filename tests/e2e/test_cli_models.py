@@ -100,7 +100,10 @@ def test_one_model_that_is_unknown_does_not_keep_the_others(
     ran = run(tmp_path, shop, "pull", "nope", "tiny", "--json")
     states = {(line["model"], line["state"]) for line in lines(ran)}
     assert ran.code == 1
-    assert ("tiny:latest", "done") in states and ("nope", "failed") in states
+    assert ("tiny:latest", "done") in states and ("nope:latest", "failed") in states
+    (failed,) = [line for line in lines(ran) if line["state"] == "failed"]
+    assert failed["error"]["code"] == "model-not-in-registry"  # type: ignore[index, call-overload]
+    assert {line["model"] for line in lines(ran)} == {"nope:latest", "tiny:latest"}
     assert "[model-not-in-registry]" in ran.err
 
 
