@@ -25,6 +25,7 @@ import msgspec
 
 from localfirst.machine.fit import BELIEVED, CONTEXT_BYTES, Fit, Measured, Placement, corrected
 from localfirst.transport import files
+from localfirst.wire.forgiving import UNREADABLE
 
 FILE_BYTES = 2**20
 MOST_MODELS, MOST_LOADS = 200, 8
@@ -32,6 +33,7 @@ MOST_MODELS, MOST_LOADS = 200, 8
 
 EMBEDS = "/embedding"
 LEAST_TOKENS = 8  # of an answer that tells a speed; a few say little
+FASTEST_TOKENS_PER_S = 1e5  # of one answer on one machine: more is somebody's wrong clock
 FADING = 0.3  # weight of the last answer in the speed
 WORTH_WRITING = 0.1  # a speed that changed by less is not written again
 
@@ -149,7 +151,7 @@ class Experience:
 
     def note_speed(self, loading: Loading, tokens: int, seconds: float) -> bool:
         """Count an answer's generated *tokens* into the model's speed; whether it could be."""
-        if tokens < LEAST_TOKENS or seconds <= 0:
+        if tokens < LEAST_TOKENS or seconds <= tokens / FASTEST_TOKENS_PER_S:
             return False
         with self._lock:
             known = self._known.setdefault(loading.name, Known())
@@ -183,7 +185,7 @@ class Experience:
         """Read what other processes wrote; not on an event loop. A broken file is no file."""
         if self._path is None:
             return
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
+        with contextlib.suppress(OSError, *UNREADABLE):
             stamp = self._path.stat().st_mtime_ns
             if stamp == self._seen:
                 return

@@ -16,6 +16,7 @@ import msgspec
 from localfirst.engines.launch import MARKER
 from localfirst.errors import EngineUnavailable
 from localfirst.transport import files, process
+from localfirst.wire.forgiving import UNREADABLE
 
 log = logging.getLogger("localfirst.engines")
 
@@ -87,7 +88,7 @@ class Record:
             return None
         try:
             return msgspec.json.decode(files.read_bounded(self._path, LIMIT_BYTES), type=Started)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             return None
 
     def write(self, started: Started) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from localfirst.engines.base import LocalModel
 from localfirst.errors import UpstreamRefused
 from localfirst.types import Json, Needs
+from localfirst.wire.forgiving import UNREADABLE
 
 _TOO_LARGE = re.compile(
     r"input \((\d+) tokens\) is too large to process.*?current batch size: (\d+)"
@@ -58,7 +59,7 @@ def unwrapped(body: bytes) -> dict[str, Json]:
         if isinstance(found, str | bytes):
             try:
                 found = msgspec.json.decode(found)
-            except (msgspec.DecodeError, UnicodeError):
+            except UNREADABLE:
                 return result or {"message": found if isinstance(found, str) else ""}
         if not isinstance(found, dict):
             return result

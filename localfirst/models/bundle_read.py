@@ -34,6 +34,7 @@ from localfirst.models.names import ModelName
 from localfirst.models.parts import BundleInvalid, PartReader, parts_of
 from localfirst.models.store import Store
 from localfirst.transport import files
+from localfirst.wire.forgiving import UNREADABLE
 
 IMPORT = "import"
 
@@ -202,7 +203,7 @@ def _index(tar: tarfile.TarFile) -> BundleIndex:
     assert stream is not None, "a plain member has content"
     try:
         index = msgspec.json.decode(stream.read(item.size), type=BundleIndex)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise BundleInvalid(f"the bundle's index is not readable: {error}") from None
     if index.format != FORMAT:
         raise BundleInvalid(f"bundle format {index.format} is not understood, only {FORMAT}")

@@ -33,6 +33,7 @@ from localfirst.models.pull_errors import broken, clean, refused
 from localfirst.models.pull_job import JobState, PullJob
 from localfirst.transport import http
 from localfirst.types import Clock
+from localfirst.wire.forgiving import UNREADABLE
 from localfirst.wire.framing import NdjsonDecoder
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ async def _changed(lines: AsyncIterator[_Line], seen: str) -> tuple[str, _Line |
 def _read(frame: bytes, host: str) -> _Line:
     try:
         line = msgspec.json.decode(frame, type=_Line)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         shown = clean(frame[:200].decode(errors="replace"))
         raise PullError(f"`{host}` does not speak Ollama's protocol: {shown}") from None
     if line.error:

@@ -17,6 +17,7 @@ import msgspec
 
 from localfirst.models.store import Store, default_root
 from localfirst.transport import http
+from localfirst.wire.forgiving import UNREADABLE
 
 ASK_S = 2.0
 
@@ -58,7 +59,7 @@ async def listed(url: str, wait_s: float = ASK_S) -> dict[str, str] | None:
         async with http.client(url, connect_s=wait_s, read_s=wait_s) as client:
             answer = await client.get(url.rstrip("/") + "/api/tags")
         tags = msgspec.json.decode(answer.content, type=_Tags)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, msgspec.DecodeError):
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, *UNREADABLE):
         return None
     if answer.status_code != 200:
         return None

@@ -14,6 +14,7 @@ import re
 import msgspec
 
 from localfirst.errors import RegistryRefused
+from localfirst.wire.forgiving import UNREADABLE
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -103,7 +104,7 @@ def parse(data: bytes) -> Manifest:
     """
     try:
         wire = msgspec.json.decode(data, type=_WireManifest)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ManifestInvalid(f"the manifest is not readable: {error}") from None
     if wire.schemaVersion not in {0, 2}:
         raise ManifestInvalid(f"manifest schema {wire.schemaVersion} is unknown; 2 is understood")

@@ -27,6 +27,7 @@ from localfirst.models.manifest import Layer, ManifestInvalid, normal_digest
 from localfirst.models.pull_ranges import Ranges
 from localfirst.models.store import Store
 from localfirst.transport import files
+from localfirst.wire.forgiving import UNREADABLE
 
 JOURNAL_LIMIT_BYTES = 16 * 2**20
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -249,7 +250,7 @@ def take_over(store: Store, layer: Layer, *, now_unix: float, daemon_idle: bool 
 def _ollama_ranges(sidecars: list[Path], size: int) -> Ranges:
     done = Ranges()
     for path in sidecars:
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, *UNREADABLE):
             part = msgspec.json.decode(files.read_bounded(path, 4096), type=_OllamaPart)
             end = part.Offset + part.Completed
             if 0 <= part.Offset < end <= size and part.Completed <= part.Size:

@@ -21,6 +21,7 @@ from localfirst.models.manifest import Layer, Manifest
 from localfirst.models.names import ModelName
 from localfirst.models.store import Store
 from localfirst.transport import files
+from localfirst.wire.forgiving import UNREADABLE
 
 NOTES = "pulls"
 NOTE_LIMIT_BYTES = manifests.LIMIT_BYTES + 2**16
@@ -175,7 +176,7 @@ def _path(store: Store, ref: ModelName) -> Path:
 def _read(path: Path) -> Note | None:
     try:
         return msgspec.json.decode(files.read_bounded(path, NOTE_LIMIT_BYTES), type=Note)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

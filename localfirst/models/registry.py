@@ -27,6 +27,7 @@ from localfirst.settings import PullSettings
 from localfirst.transport import http
 from localfirst.transport.bulk import origin, tls_context
 from localfirst.types import Clock
+from localfirst.wire.forgiving import UNREADABLE
 
 if TYPE_CHECKING:
     import httpx
@@ -367,7 +368,7 @@ def _never_connected(error: LocalFirstError) -> bool:
 def _token(body: bytes, host: str) -> str:
     try:
         read = msgspec.json.decode(body, type=dict[str, object])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         read = {}
     token = read.get("token") or read.get("access_token")
     if not isinstance(token, str) or not token.isprintable() or not token.isascii():

@@ -28,6 +28,7 @@ from localfirst.models.manifest import Layer, Manifest, ManifestInvalid
 from localfirst.models.names import ModelName
 from localfirst.transport import files
 from localfirst.types import Json
+from localfirst.wire.forgiving import UNREADABLE
 
 OURS = ".localfirst"
 SMALL_LIMIT_BYTES = 4 * 2**20
@@ -316,7 +317,7 @@ class Store:
     def _json(self, layer: Layer) -> dict[str, Json]:
         try:
             read = msgspec.json.decode(self._small(layer))
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return {}
         return read if isinstance(read, dict) else {}
 

@@ -11,6 +11,7 @@ from localfirst.providers.spec import Provider
 from localfirst.settings import Secret
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Clock, Dialect, Json
+from localfirst.wire.forgiving import UNREADABLE
 from localfirst.wire.gemini import events, requests
 from localfirst.wire.gemini.marks import Marks
 from localfirst.wire.quirks import Quirks
@@ -91,7 +92,7 @@ class _Vectors(msgspec.Struct):
 def _vectors(body: bytes, count: int) -> list[list[float]]:
     try:
         items = msgspec.json.decode(body, type=_Vectors).embeddings
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except UNREADABLE as error:
         raise UpstreamNonsense(f"no embeddings: {error}") from error
     if len(items) != count:
         raise UpstreamNonsense(f"{len(items)} embeddings for {count} texts")

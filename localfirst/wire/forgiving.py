@@ -20,6 +20,9 @@ ABSENT = Raw(b"")
 NO_ERROR = (ABSENT, *map(Raw, (b"null", b'""', b"{}", b"[]", b"false")))
 """What servers that always write an `error` write where there is none."""
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON that was wanted: not only its own errors."""
+
 TOKENS_MOST = 10**8
 """Six times the largest window there is (`fields.MAX_CONTEXT_TOKENS`): more was never counted."""
 

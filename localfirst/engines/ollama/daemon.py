@@ -24,6 +24,7 @@ from localfirst.errors import (
 from localfirst.errors import UpstreamRefused as Refused
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Json
+from localfirst.wire.forgiving import UNREADABLE
 
 QUICK_S = 2.0
 SHOW_S = 10.0
@@ -142,5 +143,5 @@ class Daemon:
 def _decoded(body: bytes, type: type[Type]) -> Type:
     try:
         return msgspec.json.decode(body, type=type)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise UpstreamNonsense(f"not an answer of Ollama: {error}") from error

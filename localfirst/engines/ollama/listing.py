@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
 from localfirst.engines.base import LocalModel
 from localfirst.errors import UpstreamNonsense
 from localfirst.types import Json
+from localfirst.wire.forgiving import UNREADABLE
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What Go's `int` and `int64` hold; more was not written by Ollama, and no float takes it."""
 
 
 class Details(msgspec.Struct):
@@ -17,7 +22,7 @@ class Details(msgspec.Struct):
     family: str = ""
     parameter_size: str = ""
     quantization_level: str = ""
-    context_length: int = 0
+    context_length: Int64 = 0
 
 
 class Listed(msgspec.Struct):
@@ -25,15 +30,15 @@ class Listed(msgspec.Struct):
 
     name: str
     digest: str = ""
-    size: int = 0
+    size: Int64 = 0
     modified_at: str = ""
     details: Details | None = None
     capabilities: list[str] | None = None
     remote_model: str = ""
     remote_host: str = ""
     expires_at: str = ""
-    size_vram: int = 0
-    context_length: int = 0
+    size_vram: Int64 = 0
+    context_length: Int64 = 0
 
 
 class Listing(msgspec.Struct):
@@ -55,7 +60,7 @@ class Shown(msgspec.Struct):
         """The model's own window, 0 unknown."""
         info = self.model_info or {}
         value = info.get(f"{info.get('general.architecture', '')}.context_length")
-        return value if isinstance(value, int) else 0
+        return value if isinstance(value, int) and 0 < value < 2**32 else 0
 
     @property
     def num_ctx(self) -> int:
@@ -71,7 +76,7 @@ def listing(body: bytes) -> list[Listed]:
     """Read a list; raises `UpstreamNonsense`."""
     try:
         return msgspec.json.decode(body, type=Listing).models or []
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise UpstreamNonsense(f"a model list that is none: {error}") from error
 
 
