@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from localfirst.sync import Client, Stream, chat, embed, pull, stream
     from localfirst.types import Attempt, ImagePart, Message, TextPart, Tool, ToolCall
 
+    __version__: str
+
 __all__ = [
     "AsyncClient",
     "AsyncStream",
