@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -438,3 +439,46 @@ def test_a_cooldown_is_read_as_it_was_written(tmp_path: Path) -> None:
         db.execute("UPDATE cooldowns SET cls = 'of a later version'")
         (read,) = rows.load_cooldowns(db)
         assert read.cls is FailureClass.UNKNOWN
+
+
+def test_a_cooldown_is_forgotten_a_day_after_it_was_over(tmp_path: Path) -> None:
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as db:
+        for model, over_s in (("gone", 86401.0), ("late", 86399.0), ("cools", -5.0)):
+            rows.save_cooldown(db, cooldown(2e9 - over_s, model=model))
+        rows.save_cooldown(db, cooldown(NEVER, model="ever"))
+        rows.prune(db, 2e9)
+        assert {entry.model for entry in rows.load_cooldowns(db)} == {"late", "cools", "ever"}
+
+
+def test_an_attempt_is_kept_for_ninety_days_and_no_longer(tmp_path: Path) -> None:
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as db:
+        for model, age_s in (("old", 90 * 86400 + 1), ("young", 90 * 86400 - 1)):
+            one = msgspec.structs.replace(attempt("timeout", 2e9 - age_s), model=model)
+            rows.save_attempts(db, [(one, None, None, None, 0.0, None)], 0.0)
+        unstamped = attempt("timeout", 0.0)
+        rows.save_attempts(db, [(unstamped, None, None, None, 0.0, None)], 2e9)
+        rows.prune(db, 2e9)
+        found = [(one.model, one.started_unix) for one in history.errors(db)]
+        assert found == [("m", 2e9), ("young", 2e9 - 90 * 86400 + 1)]
+
+
+def test_more_than_can_be_written_is_counted_and_not_kept(tmp_path: Path) -> None:
+    """A disk that hangs must not eat memory, nor the request its time."""
+
+    async def main() -> None:
+        ledger = Ledger(tmp_path / "x.db", SystemClock())
+        ledger.open()
+        release = threading.Event()
+        held = asyncio.ensure_future(ledger.run(lambda db: release.wait(10)))
+        await asyncio.sleep(0)
+        for _ in range(ledger_db.WAITING_AT_MOST + 5):
+            ledger.record_attempt(attempt())
+        assert ledger.dropped == 5
+        release.set()
+        await held
+        await ledger.flush()
+        count = await ledger.run(lambda db: db.execute("SELECT count(*) FROM attempts").fetchone())
+        assert count == (ledger_db.WAITING_AT_MOST,)
+        await ledger.aclose()
+
+    asyncio.run(main())
