@@ -3,7 +3,8 @@ The lookout: one `World` for the plan, built from what every room says of itself
 
 Looking is cheap and never waits on the network: the engine's status is refreshed in the
 background while a fresh enough one is at hand, and the same world is handed out as the
-same object while nothing changed.
+same object while nothing changed. Only who asks for a model that is not there waits: it may
+have come since, by a pull that nobody here knows of.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from localfirst.cascade import plan_names
 from localfirst.cascade.plan import ProviderView, World
+from localfirst.cascade.plan_names import Asked
 from localfirst.engines.base import Engine, EngineStatus
 from localfirst.engines.gap import Gap
+from localfirst.errors import UnknownModel
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.recommend import Choice, catalogue
 from localfirst.machine.serverless import Verdict
@@ -28,6 +32,9 @@ FRESH_S = 2.0
 
 STALE_S = 30.0
 """A status this old is still used, while a new one is fetched beside the request."""
+
+LACKING_S, NAMES_KEPT = 0.2, 256
+"""How long it is believed that a model is not there, and of how many names that is kept."""
 
 
 class Lookout:
@@ -55,6 +62,7 @@ class Lookout:
         self._looked = float("-inf")
         self._gap = Gap(clock)
         self._changes = 0
+        self._lacks: dict[str, bool] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._world = World(
             order=settings.order,
@@ -74,7 +82,6 @@ class Lookout:
 
     async def look(self, call: Call) -> World:
         """The world now; the very object of the last look when nothing changed."""
-        del call
         if self._gap.passed():  # nothing that was seen before a suspend is known now
             self.forget()
         status = self._status
@@ -86,6 +93,9 @@ class Lookout:
         providers = self._providers()
         choice = self._last_resort()
         world = self._world
+        if status is world.local and age > LACKING_S and self._lacking(call.model):
+            await self._refresh(0.0)
+            status = self._status
         if (
             status is not world.local
             or online is not world.online
@@ -104,7 +114,17 @@ class Lookout:
                 last_resort_for=choice.requested,
                 last_resort_reason=choice.reason,
             )
+            self._lacks.clear()
         return self._world
+
+    def _lacking(self, name: str) -> bool:
+        """Whether *name* asks for a model of this machine that its engine did not have."""
+        found = self._lacks.get(name)
+        if found is None:
+            if len(self._lacks) >= NAMES_KEPT:
+                self._lacks.clear()
+            found = self._lacks[name] = lacking(name, self._world)
+        return found
 
     def forget(self) -> None:
         """Something changed at the engine (a model came or went): look again next time."""
@@ -120,9 +140,9 @@ class Lookout:
         assert self._status is not None, "a refresh leaves a status"
         return self._status
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, max_age_s: float = FRESH_S) -> None:
         forgotten, changes = self._looked == float("-inf"), self._changes
-        status = await self._engine.status(max_age_s=0.0 if forgotten else FRESH_S)
+        status = await self._engine.status(max_age_s=0.0 if forgotten else max_age_s)
         if changes == self._changes:  # else what was seen is older than the last change
             self._looked = self._clock.monotonic()
         if status != self._status:
@@ -133,3 +153,21 @@ class Lookout:
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
+
+
+def lacking(name: str, world: World) -> bool:
+    """Whether *name* asks for a model that the engine of *world*, which is ready, has not."""
+    if not world.local.ready or "local" not in world.order:
+        return False
+    try:
+        wanted = plan_names.read(name, world)
+    except UnknownModel:
+        return True
+    if wanted.kind in {Asked.LADDER, Asked.LOCAL}:
+        named = world.local_model
+    elif wanted.kind is Asked.LOCAL_MODEL or wanted.provider == "local":
+        named = wanted.model
+    else:
+        return False
+    installed = world.installed
+    return not (any(installed) if named == "auto" else plan_names.is_installed(named, installed))

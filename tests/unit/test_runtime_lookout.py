@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from localfirst.engines.base import EngineStatus
+import pytest
+
+from localfirst.cascade.plan import ProviderView
+from localfirst.engines.base import EngineStatus, LocalModel
 from localfirst.machine import serverless
 from localfirst.machine.connectivity import Connectivity
 from localfirst.machine.recommend import Choice
-from localfirst.runtime.lookout import FRESH_S, Lookout
+from localfirst.runtime.lookout import FRESH_S, LACKING_S, Lookout
 from localfirst.settings import Settings
-from localfirst.types import Call
-from tests.fakes.engine_bench import JumpyClock, ask
+from localfirst.types import Call, Rung
+from tests.fakes.engine_bench import JumpyClock, ask, call_of
 
 CALL: Call = ask()
+OPENAI, GROQ = (ProviderView(id=name, rung=Rung.CLOUD) for name in ("openai", "groq"))
+TINY = LocalModel(name="tiny:latest")
 
 
 class Engine:
@@ -23,10 +28,18 @@ class Engine:
     def __init__(self) -> None:
         self.looks = 0
         self.held: asyncio.Event | None = None
+        self.models = [TINY]
+        self.ready = True
 
     async def status(self, *, max_age_s: float = 2.0) -> EngineStatus:
         self.looks += 1
-        seen = EngineStatus(kind="ollama", state="ready", ready=True, version=str(self.looks))
+        seen = EngineStatus(
+            kind="ollama",
+            state="ready",
+            ready=self.ready,
+            version=str(self.looks),
+            models=tuple(self.models),
+        )
         if self.held is not None:
             await self.held.wait()
         return seen
@@ -38,7 +51,7 @@ def run(test: Callable[[Lookout, Engine, JumpyClock], Awaitable[None]]) -> None:
         lookout = Lookout(
             Settings(),
             engine=engine,  # type: ignore[arg-type]
-            providers=dict,
+            providers=lambda: {"openai": OPENAI, "groq": GROQ},
             connectivity=Connectivity(clock, environ={}, offline=True),
             verdict=serverless.verdict({}),
             clock=clock,
@@ -66,6 +79,38 @@ def test_a_fresh_look_serves_many_requests_and_an_older_one_is_renewed_beside_th
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert await version(lookout) == "2"
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["auto", "local", "tiny", "local/tiny", "library/tiny:latest"])
+def test_a_model_that_is_not_there_is_looked_for_anew(name: str) -> None:
+    """After `ollama pull` the first request was told that there is no such model."""
+
+    async def test(lookout: Lookout, engine: Engine, clock: JumpyClock) -> None:
+        call = call_of(CALL.chat, model=name)
+        engine.models = []
+        await lookout.look(call)
+        engine.models = [TINY]
+        assert list((await lookout.look(call)).installed) == [], "it was looked a moment ago"
+        clock.later_s = LACKING_S + 0.1
+        assert list((await lookout.look(call)).installed) == ["tiny:latest"]
+        clock.later_s += FRESH_S - 0.1
+        await lookout.look(call)
+        assert engine.looks == 2, "once it is there, nobody waits"
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", ["auto", "other", "gpt-4o", "groq/tiny"])
+def test_nobody_waits_for_a_model_that_is_not_missed(name: str) -> None:
+    async def test(lookout: Lookout, engine: Engine, clock: JumpyClock) -> None:
+        call = call_of(CALL.chat, model=name)
+        engine.ready = name != "other"  # an engine that is gone may be long in saying so
+        await lookout.look(call)
+        clock.later_s = FRESH_S
+        await lookout.look(call)
+        assert engine.looks == 1
 
     run(test)
 
