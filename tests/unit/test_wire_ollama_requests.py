@@ -290,6 +290,16 @@ def test_a_failed_tool_is_told_in_its_result() -> None:
     assert sent["content"] == "Error: no window"
 
 
+def test_a_context_is_as_many_tokens_as_it_has_ids() -> None:
+    def tokens(**fields: Json) -> int:
+        return requests.peek(dumps({"model": "m", "prompt": "hi", **fields})).needs.prompt_tokens
+
+    plain = tokens()
+    assert 1000 <= tokens(context=[128_006] * 1000) - plain < 1010
+    assert 1000 <= tokens(context=[7] * 1000) - plain < 1010
+    assert tokens(context=None) - plain < 10
+
+
 # --- embeddings ----------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ class _Head(msgspec.Struct):
     format: Any = None
     think: bool | str | None = None
     options: _Options | None = None
+    context: Raw = Raw()
 
 
 _HEAD = msgspec.json.Decoder(_Head)
@@ -59,7 +60,14 @@ def peek(body: bytes) -> Peek:
             vision=vision,
             schema=isinstance(head.format, dict),
             thinking=head.think not in {None, False},
-            prompt_tokens=peeking.prompt_tokens(body, images=vision),
+            prompt_tokens=peeking.prompt_tokens(body, images=vision) + _counted(head.context),
             max_tokens=int(max(0, wanted or 0)),
         ),
     )
+
+
+def _counted(context: Raw) -> int:
+    """What its ids, which are tokens already, make more or less than as many bytes of text."""
+    size_bytes = memoryview(context).nbytes
+    ids = bytes(context).count(b",") + 1 if size_bytes else 0
+    return ids - size_bytes // peeking.BYTES_PER_TOKEN
