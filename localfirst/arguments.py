@@ -66,7 +66,10 @@ def build_call(
         )
         if schema is not None:
             request = msgspec.structs.replace(request, schema=json_schema(schema))
-        msgspec.json.encode(request)
+        request = msgspec.json.decode(msgspec.json.encode(request), type=ChatRequest)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).removesuffix("`").partition(" - at `$.")
+        raise InvalidRequest(f"`{path}` is wrong: {reason}", field=path) from error
     except UnicodeEncodeError as error:
         # Nobody could be sent it; found later it would look like a fault of whoever is asked.
         raise InvalidRequest("the request's text holds half a character, no Unicode") from error
@@ -110,8 +113,19 @@ def read_messages(messages: Messages) -> ChatRequest:
             field="messages",
             hint="a single one is a list too: `[{'role': 'user', 'content': '…'}]`",
         )
-    if messages and all(isinstance(message, Message) for message in messages):
-        return ChatRequest(messages=tuple(m for m in messages if isinstance(m, Message)))
+    if not any(isinstance(message, Message) for message in messages):
+        return decoded(messages)
+    return ChatRequest(
+        messages=tuple(
+            one
+            for message in messages
+            for one in ((message,) if isinstance(message, Message) else decoded([message]).messages)
+        )
+    )
+
+
+def decoded(messages: Sequence[Any]) -> ChatRequest:
+    """A request of *messages* in OpenAI's shape."""
     from localfirst.wire.openai import requests
 
     try:
@@ -124,11 +138,12 @@ def read_messages(messages: Messages) -> ChatRequest:
 def within(options: Mapping[str, Any]) -> dict[str, Any]:
     """*options* once the sampling ones are of the types and in the ranges the gateway takes."""
     from localfirst.wire.fields import Fields
-    from localfirst.wire.openai.decode import sampling_of
+    from localfirst.wire.openai.decode import choice_of, sampling_of, think_of
 
-    found = sampling_of(
-        Fields({n: list(v) if isinstance(v, tuple) else v for n, v in options.items()})
-    )
+    given = Fields({n: list(v) if isinstance(v, tuple) else v for n, v in options.items()})
+    found = {**sampling_of(given), "think": think_of(given)}
+    if not isinstance(options.get("tool_choice"), str):  # else a word, or a tool's name
+        found["tool_choice"] = choice_of(given)
     return {name: found.get(name, value) for name, value in options.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ import localfirst
 from localfirst.arguments import build_call
 from localfirst.errors import ConfigError, InvalidRequest
 from localfirst.settings import Settings
-from localfirst.types import Message
+from localfirst.types import ImagePart, Message, TextPart
 from localfirst.wire.openai import requests
 
 
@@ -34,6 +35,11 @@ from localfirst.wire.openai import requests
         ({"fallback": 0}, "fallback"),
         ({"tools": [1]}, "tools"),
         ({"tools": "search"}, "tools"),
+        ({"tool_choice": 5}, "tool_choice"),
+        ({"extra": "x"}, "extra"),
+        ({"json_mode": "yes"}, "json_mode"),
+        ({"think": 5}, "think"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"tools": [{"function": "search"}]}, "tools"),
     ],
 )
@@ -69,6 +75,60 @@ def test_messages_that_are_neither_text_nor_a_list_are_told_what_they_must_be(
     with pytest.raises(InvalidRequest, match="a prompt, or a list of messages") as caught:
         build_call(messages, model="auto", stream=False)
     assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "bot", "content": "x"}, "messages[0].role"),
+        ({"role": "user", "content": 5}, "messages[0].content"),
+        ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "user", "content": ({"type": "video"},)}, "messages[0].content[0]"),
+    ],
+)
+def test_messages_made_by_hand_are_looked_at_as_those_in_openais_shape_are(
+    message: dict[str, Any], field: str
+) -> None:
+    """They went out as they were, or as nothing, and who was asked got the blame."""
+    with pytest.raises(InvalidRequest) as caught:
+        build_call([Message(**message)], model="auto", stream=False)
+    assert (caught.value.field or "").startswith(field)
+
+
+def test_parts_are_what_they_say_in_whichever_way_they_are_written() -> None:
+    picture = b"\x89PNG"
+    content: Any = [{"type": "text", "text": "look"}, ImagePart(data=picture)]  # type: ignore[arg-type]
+    call = build_call([Message(role="user", content=content)], model="auto", stream=False)
+    assert call.request is not None
+    (message,) = call.request.messages
+    assert message.content == (
+        TextPart(text="look"),
+        ImagePart(data=base64.b64encode(picture).decode()),
+    )
+
+
+def test_a_conversation_may_be_of_both_kinds() -> None:
+    told = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    shown = Message(role="user", content=(TextPart(text="c"), ImagePart(url="https://x/y")))
+    call = build_call([*told, shown], model="auto", stream=False)
+    assert call.request is not None
+    assert [message.role for message in call.request.messages] == ["user", "assistant", "user"]
+    assert call.request.messages[2] == shown
+
+
+@pytest.mark.parametrize(
+    ("choice", "taken"),
+    [
+        ("auto", "auto"),
+        ("search", "search"),
+        ({"type": "function", "function": {"name": "search"}}, "search"),
+    ],
+)
+def test_a_tool_is_chosen_by_its_name_or_as_openai_does(choice: Any, taken: str) -> None:
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    call = build_call("x", model="auto", stream=False, tools=tools, tool_choice=choice)
+    assert call.request is not None
+    assert (call.request.tool_choice, call.request.tools[0].name) == (taken, "search")
 
 
 def test_whether_it_streams_is_no_option_of_a_call() -> None:
