@@ -100,7 +100,29 @@ UNSEEN = [
                                 "peg-native format", "type": "server_error"}}, "invalid_response"),
     (500, {"error": '{"error":{"code":500,"message":"The model produced output that does not '
                     'match the expected peg-native format"}}'}, "invalid_response"),
+    # By the status alone, by a code alone, by words alone.
+    (413, "", "context_length"),
+    (412, {"error": {"message": "Account suspended: unpaid invoice"}}, "quota"),
+    (403, {"error": {"details": [{"quotaId": "RequestsPerDayPerProject"}]}}, "quota"),
+    (400, {"error": {"code": "tool_use_failed", "message": "x"}}, "invalid_response"),
+    (403, {"error": {"code": "unsupported_country_region_territory", "message": "x"}}, "config"),
+    (500, {"error": {"code": "context_length_exceeded", "message": "x"}}, "context_length"),
+    (400, {"error": {"code": "context_length_exceeded", "message": "x"}}, "context_length"),
+    (429, {"error": {"message": "Request too large for gpt-4o"}}, "context_length"),
+    (400, {"error": {"code": "invalid_prompt", "message": "flagged by our policy"}},
+     "content_filter"),
     # Words of one kind under a status of another.
+    (400, {"error": {"code": "invalid_prompt", "message": "bad"}}, "invalid_request"),
+    (400, {"error": {"message": "bad value for limit: 0"}}, "invalid_request"),
+    (500, {"error": {"message": "You have reached your daily limit"}}, "unavailable"),
+    (500, {"error": {"message": "prompt is too long"}}, "unavailable"),
+    (400, {"error": {"message": "prompt is too long: would exceed your account's rate limit"}},
+     "invalid_request"),
+    (503, {"error": {"error_type": "rate_limit_exceeded", "message": "overloaded"}}, "rate_limit"),
+    (429, {"error": {"error_type": "rate_limit_exceeded", "message": "insufficient credits"}},
+     "quota"),
+    (400, {"error": {"error_type": "invalid_request",
+                     "message": "maximum context length is 8 tokens"}}, "context_length"),
     (400, {"error": {"message": "Invalid 'user': string too long. Expected at most 64",
                      "param": "user", "code": "string_too_long"}}, "invalid_request"),
     (429, {"error": {"message": "Please reduce the length of your prompt and try again"}},
@@ -203,6 +225,64 @@ def test_a_stated_wait_is_a_fact_and_a_daily_quota_of_seconds_is_not() -> None:
     # What a tier does not have, no wait brings.
     zero = {"error": {"message": "Quota exceeded, limit: 0, model: gemini-3-pro"}}
     assert not refused(429, zero, {"retry-after": "5000"}).retry_is_fact
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "body", "expected"),
+    [
+        ("local", 403, "", "config"),
+        ("ollama", 403, "", "config"),
+        ("groq", 403, "", "auth"),
+        ("local", 404, "", "model_not_found"),
+        ("local", 403, {"error": "no"}, "auth"),
+    ],
+)
+def test_an_ollama_that_refuses_our_host_says_nothing_and_is_understood(
+    provider: str, status: int, body: Any, expected: str
+) -> None:
+    assert refused(status, body, provider=provider).cls == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "wait", "expected"),
+    [(429, "86401", "quota"), (429, "86400", "rate_limit"), (503, "86401", "unavailable")],
+)
+def test_who_is_sent_away_for_more_than_a_day_has_used_something_up(
+    status: int, wait: str, expected: str
+) -> None:
+    found = refused(status, "", {"retry-after": wait})
+    assert (found.cls, found.retry_after_s) == (expected, float(wait))
+
+
+def test_the_most_explicit_wait_is_the_one_that_counts() -> None:
+    body = {"error": {"message": "try again in 9s", "details": [{"retryDelay": "8s"}],
+                      "metadata": {"headers": {"Retry-After": "7"}}}}  # fmt: skip
+    assert refused(503, body, {"Retry-After": "6"}).retry_after_s == 6.0
+    assert refused(503, body).retry_after_s == 7.0
+    del body["error"]["metadata"]
+    assert refused(503, body).retry_after_s == 8.0
+    del body["error"]["details"]
+    assert refused(503, body).retry_after_s == 9.0
+    # A reset without a remainder counts only where a limit was met.
+    reset = {"x-ratelimit-reset-requests": "5s"}
+    assert refused(429, "", reset).retry_after_s == 5.0
+    assert refused(503, "", reset).retry_after_s is None
+
+
+def test_what_was_answered_is_told_as_it_came() -> None:
+    found = refused(503, {"error": {"code": 429, "message": "later"}})
+    assert (found.cls, found.status, found.message) == ("rate_limit", 503, "later")
+    assert refused(502, "").message == "HTTP 502 without a body"
+    broken = UpstreamBroken(Breakage.CONNECT_TIMEOUT)
+    told = classify.failure("x", broken, model="m", now_unix=NOW).message
+    assert told.startswith("connect timeout")
+
+
+def test_only_a_request_that_is_wrong_may_be_right_for_another_model() -> None:
+    able = "This model does not support tools"
+    assert classify.is_capability(refused(400, {"error": {"message": able}}))
+    assert not classify.is_capability(refused(400, {"error": {"message": "bad tools"}}))
+    assert not classify.is_capability(refused(503, {"error": {"message": able}}))
 
 
 def test_a_wait_beyond_any_limit_there_is_was_somebodys_mistake() -> None:
