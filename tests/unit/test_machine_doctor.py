@@ -341,6 +341,29 @@ def test_local_only_counts_no_cloud() -> None:
     assert found(facts, "answer-none").severity is Severity.ERROR
 
 
+@pytest.mark.parametrize(
+    ("more", "step"),
+    [
+        ({"embedded": False}, "install an engine, as is told below, or set a cloud's key"),
+        ({"embedded": True}, "connect to a network, or carry a model here"),
+        ({"embedded": True, "settings": Settings(offline=True)}, "carry a model here"),
+        (
+            {"embedded": True, "online": True, "settings": Settings(order=("local",))},
+            "install a model (`localfirst recommend --pull`), or set a cloud's key",
+        ),
+        (
+            {"embedded": False, "settings": Settings(privacy=Privacy.LOCAL_ONLY)},
+            "install an engine, as is told below",
+        ),
+    ],
+)
+def test_the_next_step_is_one_that_helps(more: dict[str, object], step: str) -> None:
+    """A model was to be installed without a network, and where nothing could run it."""
+    facts = healthy(**{"engine": None, "keys": (), "online": False, **more})
+    fix = found(facts, "answer-none").fix
+    assert fix == step or fix.startswith(f"{step} (")
+
+
 def test_a_cloud_that_the_order_does_not_name_does_not_count() -> None:
     facts = healthy(settings=Settings(order=("local",)), engine=None)
     assert found(facts, "clouds-none")

@@ -198,6 +198,11 @@ def network(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def has_engine(facts: Facts) -> bool:
+    """Whether anything here could run a model."""
+    return facts.engine_ready or facts.embedded or facts.ollama_installed
+
+
 def may_pull(facts: Facts) -> bool:
     """Whether the ladder would download a model, were its registry reached."""
     choice = facts.last_resort
@@ -205,7 +210,7 @@ def may_pull(facts: Facts) -> bool:
         facts.settings.local.auto_pull
         and "pull" in facts.settings.order
         and not facts.serverless.skip_pull
-        and (facts.engine_ready or facts.embedded or facts.ollama_installed)
+        and has_engine(facts)
         and (choice is None or bool(choice.name))
         and not facts.store.unwritable
     )
@@ -295,14 +300,21 @@ def together(facts: Facts) -> Iterator[Finding]:
     if may_pull(facts) and facts.online is not False:
         choice = facts.last_resort
         ways.append(f"after downloading {choice.name if choice else 'a model'}")
-    fix = "install a model (`localfirst recommend --pull`) or set a cloud's key"
-    if facts.online is False:
-        fix = CARRY if facts.settings.offline else f"connect to a network, or {CARRY}"
     yield Finding(
         code="answer" if ways else "answer-none",
         area="answer",
         severity=Severity.OK if ways else Severity.ERROR,
         title="a question asked now is answered" if ways else "nobody can answer",
         evidence="; else ".join(ways) or "no engine with a model, no cloud that can be reached",
-        fix="" if ways else fix,
+        fix="" if ways else _way_out(facts),
     )
+
+
+def _way_out(facts: Facts) -> str:
+    """What to do where nobody can answer."""
+    key = "" if facts.local_only else ", or set a cloud's key"
+    if not has_engine(facts):
+        return f"install an engine, as is told below{key}"
+    if facts.online is not False:
+        return f"install a model (`localfirst recommend --pull`){key}"
+    return CARRY if facts.settings.offline else f"connect to a network, or {CARRY}"
