@@ -143,11 +143,7 @@ def _cloud(call: Call, world: World, wanted: Wanted, view: ProviderView) -> Iter
 
 def _models_at(view: ProviderView, wanted: Wanted) -> tuple[tuple[str, ...], str]:
     """The models to try at a provider, and what they stand in for ("" = nothing)."""
-    if wanted.kind is Asked.PROVIDER:
-        return (wanted.model,), ""
-    if wanted.kind is Asked.LADDER:
-        return view.default_models, ""
-    if wanted.provider == view.id or wanted.model in view.known_models:
+    if wanted.model and (wanted.provider == view.id or wanted.model in view.known_models):
         return (wanted.model,), ""
     return view.default_models, wanted.model
 

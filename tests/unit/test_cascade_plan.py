@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from localfirst.cascade import plan_names, plan_text
-from localfirst.cascade.health import Health
+from localfirst.cascade.health import NEVER, Health
 from localfirst.cascade.plan import ProviderView, StepState, World, plan
 from localfirst.engines.base import EngineStatus, LocalModel
 from localfirst.errors import ContextTooLong, InvalidRequest, PrivacyRefused, UnknownModel
@@ -167,10 +167,13 @@ def test_local_only_refuses_clouds_remote_models_and_downloads() -> None:
     box = {"box": view("box", loopback=True, own=True)}
     assert ready(order=("box",), providers=box, local_only=True) == ["box/box-model"]
     assert ready("box/any", providers=box, local_only=True) == ["box/any"]
+    assert plan(make_call("box/any"), world(providers=box, local_only=True)).error is None
+    assert isinstance(plan(make_call("groq/x"), world(local_only=True)).error, PrivacyRefused)
     proxy = {"box": view("box", loopback=True)}
     assert ready(order=("box",), providers=proxy, local_only=True) == []
     # A cloud's model and a download are left out, not refused: this machine may stand in.
-    assert ready("gpt-5", local_only=True)[0] == "local/llama3.2:3b"
+    found = plan(make_call("gpt-5"), world(local_only=True))
+    assert found.error is None and found.ready[0].target.route == "local/llama3.2:3b"
     assert plan(make_call("pull/tinyllama", local_only=True), world()).error is None
     assert ready(order=("box",), providers=proxy, online=False) == ["box/box-model"]
 
@@ -209,6 +212,30 @@ def test_a_last_resort_that_does_not_fit_gives_way_and_says_so() -> None:
 
 def test_a_spent_budget_closes_the_clouds() -> None:
     assert ready(over_budget="spent") == ["local/llama3.2:3b", "pull/llama2:7b"]
+    # A server of one's own costs nothing that a budget counts.
+    box = {"box": view("box", own=True)}
+    assert ready(order=("box",), providers=box, over_budget="spent") == ["box/box-model"]
+
+
+def test_a_prompt_goes_to_whoever_has_just_the_room_for_it() -> None:
+    long = {"needs": Needs(prompt_tokens=8000)}
+    sizes = {name: view(name, context_tokens=size)
+             for name, size in (("less", 7999), ("just", 8000), ("unknown", 0))}  # fmt: skip
+    order = ("less", "just", "unknown")
+    found = plan(make_call(**long), world(order=order, providers=sizes))
+    assert [step.target.provider for step in found.ready] == ["just", "unknown"]
+    assert found.steps[0].reason == "about 8000 tokens do not fit its window of 7999"
+    # What fits everybody, of those too that are not asked now; nobody knows of the unknown.
+    assert found.fits_tokens == 7999
+    alone = plan(make_call(**long), world(order=("unknown",), providers=sizes, local=engine()))
+    assert alone.fits_tokens == NEVER
+    assert plan(make_call(), world(local=engine(LLAMA))).fits_tokens == 8192
+
+
+def test_a_rung_that_is_named_twice_is_one() -> None:
+    found = plan(make_call(), world(order=("ollama", "groq", "local", "groq")))
+    rungs = [step.target.provider for step in found.steps if not step.alternate]
+    assert rungs == ["local", "groq"]
 
 
 def test_fallback_off_leaves_one_step() -> None:
