@@ -49,14 +49,12 @@ def guess_s(cls: FailureClass, strikes: int, now_unix: float, status: int | None
             return TIMEOUT_S
         case FailureClass.NETWORK:
             return min(NETWORK_BASE_S * 2.0 ** (strikes - 1), LONGEST_GUESS_S)
-        case FailureClass.UNAVAILABLE:
+        case FailureClass.UNAVAILABLE | FailureClass.INVALID_RESPONSE:
             return min(UNAVAILABLE_BASE_S * strikes, LONGEST_GUESS_S)
         case FailureClass.MODEL_NOT_FOUND:
             return MODEL_GONE_S
         case FailureClass.CONFIG:
             return CONFIG_S
-        case FailureClass.INVALID_RESPONSE:
-            return UNAVAILABLE_BASE_S * strikes
         case FailureClass.UNKNOWN:
             return min(UNKNOWN_BASE_S * 2.0 ** (strikes - 1), UNKNOWN_LONGEST_S)
         case _:

@@ -286,6 +286,7 @@ def test_a_milder_failure_leaves_the_longer_wait_as_it_was() -> None:
         (FailureClass.UNAVAILABLE, [5, 10, 15, 20, 25, 30, 35, 40]),
         (FailureClass.UNKNOWN, [5, 10, 20, 40, 80, 80, 80, 80]),
         (FailureClass.CONFIG, [600] * 8),
+        (FailureClass.INVALID_RESPONSE, [5, 10, 15, 20, 25, 30]),  # from the third on
     ],
 )
 def test_a_guess_grows_from_failure_to_failure_up_to_its_longest(
