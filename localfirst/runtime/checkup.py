@@ -115,12 +115,12 @@ async def _online(runtime: Runtime) -> tuple[bool, str]:
         registry = names.parse(settings.local.last_resort).host
         if registry not in settings.pull.mirrors:
             hosts.append(registry if ":" in registry else f"{registry}:443")
-    before = runtime.connectivity.online()
+    way, before = runtime.connectivity.reason(), runtime.connectivity.online()
     online = await runtime.connectivity.probe(hosts)
     if online or before is False or not hosts:
         return online, runtime.connectivity.reason()
     asked = ", ".join(f"`{host.removesuffix(':443')}`" for host in hosts)
-    return online, f"there is a way out, and no connection to {asked}"
+    return online, f"{way}, and no connection to {asked}"
 
 
 def _ollama_installed(runtime: Runtime) -> bool:
