@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -258,6 +259,7 @@ def test_a_clock_that_was_set_moves_every_wait_every_probe_and_every_strike() ->
     health = Health()
     fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
     assert health.admit(target(), T0 + 15)
+    assert gate(health, T0 + 15) is Gate.COOLING
     health.shift(-1000.0)
     (entry,) = health.snapshot()
     assert (entry.since_unix, entry.until_unix) == (T0 - 1000.0, T0 - 970.0)
@@ -265,9 +267,9 @@ def test_a_clock_that_was_set_moves_every_wait_every_probe_and_every_strike() ->
     assert gate(health, T0 - 1000.0 + 20) is Gate.COOLING
     assert gate(health, T0 - 1000.0 + 76) is Gate.PROBE
     # Five minutes without a failure forgive a strike, by the new clock as by the old.
-    health.shift(1000.0)
-    later = fail(health, FailureClass.UNAVAILABLE, Scope.PROVIDER, T0 + 300.0)
-    assert later is not None and later.duration_s == 5.0
+    health.left(target())
+    later = fail(health, FailureClass.NETWORK, Scope.PROVIDER, T0 - 1000.0 + 300.0)
+    assert later is not None and later.strikes == 1
 
 
 def test_a_milder_failure_leaves_the_longer_wait_as_it_was() -> None:
@@ -313,12 +315,46 @@ def test_the_time_to_the_first_token_follows_what_was_measured() -> None:
     assert health.first_token_s["groq/m"] == pytest.approx(1.2)
 
 
-def test_a_failure_that_cools_nobody_frees_the_probes_place() -> None:
+@pytest.mark.parametrize(
+    ("cls", "scope"),
+    [
+        (FailureClass.INVALID_REQUEST, Scope.REQUEST),
+        (FailureClass.INVALID_RESPONSE, Scope.MODEL),
+        (FailureClass.RATE_LIMIT, Scope.KEY_MODEL),
+    ],
+)
+def test_a_failure_frees_the_probes_place_whatever_it_was(cls: FailureClass, scope: Scope) -> None:
     health = Health()
     fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
     assert health.admit(target(), T0 + 15)
-    fail(health, FailureClass.INVALID_REQUEST, Scope.REQUEST, T0 + 15)
-    assert gate(health, T0 + 15) is Gate.PROBE
+    fail(health, cls, scope, T0 + 15)
+    assert gate(health, T0 + 15, target(key="K2", model="m2")) is Gate.PROBE
+
+
+def test_what_is_healed_is_seen_at_once_and_its_next_probe_is_its_own() -> None:
+    health = Health()
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER)
+    assert health.admit(target(), T0 + 15)
+    assert gate(health, T0 + 16) is Gate.COOLING
+    health.began(target())
+    assert gate(health, T0 + 16) is Gate.READY
+    fail(health, FailureClass.TIMEOUT, Scope.PROVIDER, T0 + 17)
+    assert gate(health, T0 + 40) is Gate.PROBE
+
+
+def test_a_refused_key_that_cools_here_is_not_let_loose_by_the_ledgers_word() -> None:
+    """What was refused under the present configuration stays, whoever reads the file again."""
+    health = Health(marks={"K": "now"})
+    entry = fail(health, FailureClass.AUTH, Scope.KEY)
+    assert entry is not None
+    health.restore([entry], T0 + 1)
+    assert not health.idle
+    health.restore([msgspec.structs.replace(entry, mark="before")], T0 + 2)
+    assert health.idle
+    # One that names no configuration is of a key that nobody has any more.
+    unmarked = Health()
+    unmarked.restore([msgspec.structs.replace(entry, mark="")], T0 + 2)
+    assert unmarked.idle
 
 
 def test_the_view_is_one_object_until_something_changes() -> None:
