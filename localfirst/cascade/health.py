@@ -96,7 +96,6 @@ class Health:
                 cooldowns=dict(self._cooldowns),
                 probing=dict(self._probing),
                 local=self._local,
-                revision=self.revision,
             )
         return self._view
 

@@ -74,7 +74,7 @@ class Cooldown(msgspec.Struct, frozen=True, kw_only=True):
 
 class HealthView(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A frozen look at the health, good until `revision` changes.
+    A frozen look at the health, good until `Health.revision` changes.
 
     `local` are this machine's own: they are never half-open, or a crowd would go to the
     clouds while one request tries an engine that is back.
@@ -83,7 +83,6 @@ class HealthView(msgspec.Struct, frozen=True, kw_only=True):
     cooldowns: Mapping[Place, Cooldown] = {}
     probing: Mapping[Place, float] = {}
     local: frozenset[str] = frozenset()
-    revision: int = 0
 
     def blockers(self, target: Target, now_unix: float) -> list[Cooldown]:
         """Every cooldown that stands in this target's way, the longest first."""
