@@ -295,7 +295,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     A classified failure: what the health, the ladder and the report need to know.
 
     `retry_after_s` counts from now; `retry_is_fact` when a header or body said so, else it
-    is a guess and is probed early. `field` is the request field an upstream complained of.
+    is a guess and is probed early. `field` is the request field an upstream complained of,
+    `breakage` what broke below HTTP, in the words of `errors.Breakage`.
     """
 
     cls: FailureClass
@@ -305,6 +306,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_s: float | None = None
     retry_is_fact: bool = False
     field: str = ""
+    breakage: str = ""
 
 
 # --- the world -------------------------------------------------------------------------

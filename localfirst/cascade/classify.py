@@ -131,7 +131,8 @@ def _broken(error: UpstreamBroken) -> Failure:
         cls = F.UNAVAILABLE
     else:
         cls = F.NETWORK
-    return _plain(cls, str(error).replace("_", " ", 1))
+    message = redact(str(error).replace("_", " ", 1))
+    return Failure(cls=cls, scope=SCOPES[cls], message=message, breakage=error.breakage)
 
 
 def _refused(provider: str, error: UpstreamRefused, model: str, now_unix: float) -> Failure:

@@ -158,7 +158,7 @@ def _cloud_refusal(call: Call, world: World, view: ProviderView) -> No | None:
     # What no waiting mends is said before what one does.
     if missing := plan_local.missing_for(call.needs, view.capabilities):
         return No(f"`{view.id}` does not support {missing}", Skip.LACKS, missing)
-    if not view.loopback and world.online is False:
+    if not view.near and world.online is False:
         return No(world.offline_reason)
     return No(world.over_budget) if leaves and world.over_budget else None
 

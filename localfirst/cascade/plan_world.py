@@ -79,7 +79,7 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     none is needed. `default_models` stand in, the best first. `known_models` may be empty
     (unknown); `context_tokens` is the default model's window, `windows` those of others.
     `capabilities` in the words of `Needs` ("tools", "vision", "schema", "thinking"), empty
-    = unknown. `loopback`: no network is needed to reach it; `own`: it counts as this
+    = unknown. `near`: it is reached without the internet; `own`: it counts as this
     machine, so that privacy and budget do not speak of it. `timeout_s` replaces the wait
     for the first token.
     """
@@ -94,7 +94,7 @@ class ProviderView(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     windows: Mapping[str, int] = {}
     capabilities: frozenset[str] = frozenset()
-    loopback: bool = False
+    near: bool = False
     own: bool = False
     timeout_s: float = 0.0
 

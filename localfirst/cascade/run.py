@@ -57,8 +57,9 @@ class Recorder(Protocol):
         target: Target | None = None,
         usage: Usage | None = None,
         first_token_s: float = 0.0,
+        breakage: str = "",
     ) -> None:
-        """Remember one attempt, some time soon."""
+        """Remember one attempt, some time soon; *breakage* says what broke below HTTP."""
         ...
 
     def save_cooldown(self, entry: Cooldown) -> asyncio.Future[None] | None:
@@ -97,6 +98,7 @@ class NoRecorder:
         target: Target | None = None,
         usage: Usage | None = None,
         first_token_s: float = 0.0,
+        breakage: str = "",
     ) -> None:
         """Forget it."""
 
@@ -335,6 +337,7 @@ class Cascade:
             call=call,
             target=attempt.target,
             first_token_s=attempt.first_token_s,
+            breakage=failure.breakage,
         )
         if self.alarm is not None:
             self.alarm.attempted(record)

@@ -116,17 +116,16 @@ class Connectivity:
             return f"{len(self._failed)} hosts could not be reached one after the other"
         return "there is a way out" + (f" through the proxy {self._proxy}" if self._proxy else "")
 
-    def note_success(self, host: str = "") -> None:
+    def note_success(self) -> None:
         """Something outside answered: whatever was believed before is forgotten."""
-        del host
         self._failed.clear()
         self._gone_until = None
         self._wait_s = FIRST_WAIT_S
         self._suspicion.clear()
 
-    def note_failure(self, host: str = "", *, breakage: Breakage | None = None) -> None:
-        """A host could not be reached; `breakage` None counts as the network's fault."""
-        if breakage is not None and breakage not in NETWORK_FAILURES:
+    def note_failure(self, host: str = "", *, breakage: str = "") -> None:
+        """A host could not be reached; without a *breakage* it counts as the network's fault."""
+        if breakage and breakage not in NETWORK_FAILURES:
             return
         self._looked = float("-inf")
         self._failed.add(host)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from localfirst.errors import ConfigError
 from localfirst.providers import keys
-from localfirst.providers.address import check_base_url
+from localfirst.providers.address import check_base_url, is_private
 from localfirst.providers.clouds import CLOUDS, PLAIN, native_gemini
 from localfirst.providers.spec import ModelTiers as ModelTiers
 from localfirst.providers.spec import Provider as Provider
@@ -55,7 +55,8 @@ def _provider(name: str, given: ProviderSettings) -> Provider:
         base_url = check_base_url(name, given.base_url)
         if dialect is Dialect.GEMINI:
             base_url = base_url.removesuffix("/openai")
-    loopback = is_loopback(urlsplit(base_url).hostname or "")
+    host = urlsplit(base_url).hostname or ""
+    loopback = is_loopback(host)
     usable = keys.usable(given.keys, own_server=custom or loopback)
     state, reason = _state(spec, given, bool(usable), loopback, missing_account)
     models = ((given.model,) if given.model else ()) + spec.models.all
@@ -78,6 +79,7 @@ def _provider(name: str, given: ProviderSettings) -> Provider:
         timeout_s=given.timeout_s or spec.first_token_s,
         rung=Rung.LOCAL if given.rung == "local" else Rung.CLOUD,
         loopback=loopback,
+        private=is_private(host),
         custom=custom,
     )
 

@@ -83,8 +83,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     One provider as it is configured here; `keys` shows labels only.
 
     `default_models` stand in for names it does not know, the first one first. `loopback`
-    says that its address is this machine. `reason` is one line for people, `unset` are
-    variables that should hold further keys.
+    says that its address is this machine, `private` that it is in no public network. `reason`
+    is one line for people, `unset` are variables that should hold further keys.
     """
 
     id: str
@@ -104,6 +104,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 0.0
     rung: Rung = Rung.CLOUD
     loopback: bool = False
+    private: bool = False
     custom: bool = False
 
     @property

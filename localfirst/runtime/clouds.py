@@ -37,7 +37,8 @@ class Clouds:
     def __init__(self, settings: Settings, *, upstream: UpstreamClient, clock: Clock) -> None:
         self.providers = catalog.configured(settings)
         self.views: Mapping[str, ProviderView] = {
-            name: view_of(provider) for name, provider in self.providers.items()
+            name: view_of(provider, offline=settings.offline)
+            for name, provider in self.providers.items()
         }
         self.backends: dict[str, CloudBackend] = {
             name: BACKENDS[provider.dialect](provider, upstream, clock)
@@ -64,7 +65,7 @@ class Clouds:
         self.hosts = {
             name: host_of(provider)
             for name, provider in self.providers.items()
-            if provider.ready and not provider.loopback
+            if provider.ready and not provider.private
         }
         self.own = frozenset(p.id for p in self.providers.values() if is_own(p))
         # What answers on this machine never cools for long.
@@ -145,8 +146,13 @@ def is_own(provider: Provider) -> bool:
     return provider.loopback and (provider.custom or provider.rung is Rung.LOCAL)
 
 
-def view_of(provider: Provider) -> ProviderView:
-    """A provider as a plan sees it: labels of keys, never the keys."""
+def view_of(provider: Provider, *, offline: bool = False) -> ProviderView:
+    """
+    A provider as a plan sees it: labels of keys, never the keys.
+
+    A server in the same house answers while the internet is gone; with *offline* nothing
+    but this machine does.
+    """
     return ProviderView(
         id=provider.id,
         rung=provider.rung,
@@ -158,7 +164,7 @@ def view_of(provider: Provider) -> ProviderView:
         context_tokens=provider.context_tokens,
         windows=provider.windows,
         capabilities=provider.capabilities,
-        loopback=provider.loopback,
+        near=provider.loopback or (provider.private and not offline),
         own=is_own(provider),
         timeout_s=provider.timeout_s,
     )

@@ -128,7 +128,7 @@ async def _by_cloud(
     if backend is None:
         reason = runtime.clouds.providers[provider].reason or "it makes none"
         raise UnknownModel(f"`{provider}` cannot be asked for embeddings: {reason}")
-    if not view.loopback and runtime.connectivity.online() is False:
+    if not view.near and runtime.connectivity.online() is False:
         raise report.exhausted([], [(provider, runtime.connectivity.reason())])
     targets = tuple(
         Target(rung=view.rung, provider=provider, model=model, key_label=label)

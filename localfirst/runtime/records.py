@@ -49,14 +49,15 @@ class Records:
         target: Target | None = None,
         usage: Usage | None = None,
         first_token_s: float = 0.0,
+        breakage: str = "",
     ) -> None:
         """Remember an attempt, and what it shows of the network."""
         outcome = attempt.outcome
         if host := self._clouds.hosts.get(attempt.provider):
             if outcome in REACHED:
-                self._connectivity.note_success(host)
-            elif outcome == FailureClass.NETWORK:
-                self._connectivity.note_failure(host)
+                self._connectivity.note_success()
+            elif breakage:
+                self._connectivity.note_failure(host, breakage=breakage)
         if outcome == FailureClass.MODEL_NOT_FOUND:
             self._clouds.gone(attempt.provider, attempt.model)
         usd = self._cost(attempt, usage)

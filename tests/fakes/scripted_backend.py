@@ -81,12 +81,14 @@ class Records:
 
     def __init__(self) -> None:
         self.attempts: list[Any] = []
+        self.breakages: list[str] = []
         self.cooldowns: list[Cooldown] = []
         self.dropped: list[Place] = []
         self.windows: dict[Any, Any] = {}
 
-    def record_attempt(self, attempt: Any, **_: Any) -> None:
+    def record_attempt(self, attempt: Any, *, breakage: str = "", **_: Any) -> None:
         self.attempts.append(attempt)
+        self.breakages.append(breakage)
 
     def save_cooldown(self, entry: Cooldown) -> None:
         self.cooldowns.append(entry)

@@ -641,6 +641,17 @@ def test_an_offline_machine_decides_at_once() -> None:
     virtual(main())
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_history_is_told_what_broke_below_http(stream: bool) -> None:
+    async def main() -> None:
+        gone = UpstreamBroken(Breakage.CONNECT_TIMEOUT)
+        house = House({"groq": ScriptedBackend([gone]), "gemini": ScriptedBackend()})
+        await house.ask(stream=stream)
+        assert house.records.breakages == ["connect_timeout", ""]
+
+    virtual(main())
+
+
 # --- hang-ups -------------------------------------------------------------------------------
 
 

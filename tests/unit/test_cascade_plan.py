@@ -164,12 +164,12 @@ def test_local_only_refuses_clouds_remote_models_and_downloads() -> None:
     assert ready("gpt-oss:120b-cloud", {"local_only": True}, local=local) == []
     assert ready("gpt-oss:120b-cloud", local=local)[0] == "local/gpt-oss:120b-cloud"
     assert isinstance(plan(make_call("groq/x", local_only=True), world()).error, PrivacyRefused)
-    box = {"box": view("box", loopback=True, own=True)}
+    box = {"box": view("box", near=True, own=True)}
     assert ready(order=("box",), providers=box, local_only=True) == ["box/box-model"]
     assert ready("box/any", providers=box, local_only=True) == ["box/any"]
     assert plan(make_call("box/any"), world(providers=box, local_only=True)).error is None
     assert isinstance(plan(make_call("groq/x"), world(local_only=True)).error, PrivacyRefused)
-    proxy = {"box": view("box", loopback=True)}
+    proxy = {"box": view("box", near=True)}
     assert ready(order=("box",), providers=proxy, local_only=True) == []
     # A cloud's model and a download are left out, not refused: this machine may stand in.
     found = plan(make_call("gpt-5"), world(local_only=True))

@@ -164,7 +164,7 @@ def test_failures_that_somebody_answered_say_nothing_of_the_network(breakage: Br
 def test_a_success_forgets_everything() -> None:
     net = Connectivity(HandClock(), route=Table())
     two_failures(net)
-    net.note_success("api.three")
+    net.note_success()
     assert net.online() is True
     net.note_failure("api.one")
     assert net.online() is True

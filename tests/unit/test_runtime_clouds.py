@@ -28,11 +28,12 @@ def test_a_clouds_name_on_loopback_is_still_a_cloud_and_ones_own_box_is_not() ->
         deepseek=ProviderSettings(base_url=url, rung="local"),
         mybox=ProviderSettings(base_url=url),
         lan=ProviderSettings(base_url="http://192.168.1.5:8000/v1", rung="local"),
+        far=ProviderSettings(base_url="https://far.example.org/v1"),
     )
     assert found.own == {"deepseek", "mybox"}
-    assert not found.views["groq"].own and found.views["groq"].loopback
+    assert not found.views["groq"].own and found.views["groq"].near
     assert found.near == {"local", "deepseek", "lan"}
-    assert found.hosts == {"lan": "192.168.1.5:8000"}
+    assert found.hosts == {"far": "far.example.org:443"}, "of the internet"
 
 
 def test_a_model_that_is_gone_steps_behind_the_next_default() -> None:
