@@ -233,6 +233,23 @@ def test_what_only_anthropic_can_do_is_asked_of_nobody_else(cloud: CloudBackend)
     assert len(cloud.asked()) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_are_turned_off_in_the_words_of_vllm_as_well(
+    daemon: OllamaBackend, stream: bool
+) -> None:
+    daemon.prepare("text")
+    with openai.OpenAI(base_url=f"{daemon.house.url}/v1", api_key="x", max_retries=0) as client:
+        for said in ({"enable_thinking": False}, {"enable_thinking": True}, {"other": 1}):
+            found: Any = client.chat.completions.create(
+                model="tiny",
+                messages=HI,
+                stream=stream,
+                extra_body={"chat_template_kwargs": said},
+            )
+            assert not stream or list(found)
+    assert [asked.get("think") for asked in daemon.asked()] == [False, True, None]
+
+
 # --- what clients look at before they ask --------------------------------------------------
 
 

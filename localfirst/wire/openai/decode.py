@@ -107,7 +107,10 @@ def stream_of(fields: Fields) -> dict[str, Json]:
 
 
 def think_of(fields: Fields) -> bool | str | None:
-    """`reasoning_effort`, OpenRouter's `reasoning.effort`, or Ollama's `think`."""
+    """
+    `reasoning_effort`, OpenRouter's `reasoning.effort`, Ollama's `think`, or what vLLM, SGLang
+    and llama.cpp are told for the template's sake, as Qwen's and others' pages advise.
+    """
     nested = fields.object("reasoning")
     effort = fields.choice("reasoning_effort", EFFORTS) or (
         nested and nested.choice("effort", EFFORTS)
@@ -117,7 +120,11 @@ def think_of(fields: Fields) -> bool | str | None:
     think = fields.get("think")
     if think is not None and not isinstance(think, bool) and think not in EFFORTS:
         raise wrong("think", "true, false or an effort")
-    return None if think is None else think
+    if think is None:
+        told: Json = fields.mapping("chat_template_kwargs").get("enable_thinking")
+        return told if isinstance(told, bool) else None
+    found: bool | str = think
+    return found
 
 
 def format_of(found: Fields | None) -> dict[str, Json]:
