@@ -28,6 +28,7 @@ from localfirst.engines.llamacpp import LlamaCppEngine, installed
 from localfirst.engines.llamacpp.about import Shelf
 from localfirst.engines.ollama import OllamaEngine, OllamaHosts
 from localfirst.engines.ollama.listing import full_name
+from localfirst.engines.reign import Reign
 from localfirst.engines.supervisor import ChildState, Supervisor
 from localfirst.errors import (
     Breakage,
@@ -39,7 +40,7 @@ from localfirst.events import Event, Progress, Vectors
 from localfirst.machine.fit import Hardware, Measured
 from localfirst.machine.hardware import measure as this_machine
 from localfirst.models.store import Store
-from localfirst.settings import Privacy, Settings
+from localfirst.settings import Settings
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Call, Clock, Json, Target
 from localfirst.wire.refusal import NotTranslatable, untranslated
@@ -88,30 +89,23 @@ class LocalEngine:
         self._judge = Judge(
             self._shelf, hardware, self.experience, environ=environ, num_ctx=local.num_ctx
         )
-        self.supervisor = Supervisor(
-            local.host,
-            state_dir=state_dir,
-            upstream=upstream,
-            clock=clock,
-            environ=environ,
-            models_dir=local.models_dir,
-            offline=settings.privacy is Privacy.LOCAL_ONLY,
-            keep_alive_s=local.keep_alive_s,
-            may_start=local.start,
-            places=places,
-            pace=pace,
+        self._reign = Reign(
+            settings, upstream=upstream, clock=clock, environ=environ, places=places, pace=pace
         )
         self._ollama = self._ollama_at(self.supervisor.endpoint)
         self._hosts = self._hosts_of(local.hosts)
         # What fits this machine says nothing of another one.
         self._far = not all(map(launch.startable_at, self._endpoints(local.hosts)))
         self._llamacpp = self._llamacpp_on(store, measure)
-        self._going = 0
-        self._handed_over = False
         self._chosen: Engine | None = None
         self._chosen_until = -math.inf
         self._status = NONE
         self._status_at = -math.inf
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """What starts an Ollama by these settings."""
+        return self._reign.supervisor
 
     def _llamacpp_on(
         self, store: Store | None, measure: Callable[[], Hardware] | None
@@ -158,45 +152,43 @@ class LocalEngine:
         An engine that was there a moment ago and refuses the connection is started, or
         another picked, once.
         """
-        for last in (False, True):
-            picking = asyncio.ensure_future(self._pick())
-            try:
-                while not picking.done():
-                    await asyncio.wait({picking}, timeout=TELL_EVERY_S)
-                    if not picking.done():
-                        yield Progress("loading", "the local engine starts")
-            finally:
-                picking.cancel()
-            began = False
-            try:
-                async with aclosing(self._heard(picking.result(), call, target, limits)) as events:
-                    async for event in events:
-                        began = began or not isinstance(event, Progress)
-                        yield event
-                return
-            except NotTranslatable as error:
-                raise untranslated(error) from error
-            except UpstreamBroken as error:
-                if began or last or error.breakage is not Breakage.CONNECT_REFUSED:
-                    raise
-                self.forget()
-                self.supervisor.doubt()
+        with self._reign.used():
+            for last in (False, True):
+                picking = asyncio.ensure_future(self._pick())
+                try:
+                    while not picking.done():
+                        await asyncio.wait({picking}, timeout=TELL_EVERY_S)
+                        if not picking.done():
+                            yield Progress("loading", "the local engine starts")
+                finally:
+                    picking.cancel()
+                began = False
+                try:
+                    heard = self._heard(picking.result(), call, target, limits)
+                    async with aclosing(heard) as events:
+                        async for event in events:
+                            began = began or not isinstance(event, Progress)
+                            yield event
+                    return
+                except NotTranslatable as error:
+                    raise untranslated(error) from error
+                except UpstreamBroken as error:
+                    if began or last or error.breakage is not Breakage.CONNECT_REFUSED:
+                        raise
+                    self.forget()
+                    self._reign.now.doubt()
 
     async def _heard(
         self, engine: Engine, call: Call, target: Target, limits: Limits
     ) -> AsyncGenerator[Event, None]:
         """*engine*'s answer; how fast it came is remembered if it had the machine to itself."""
-        self._going += 1
-        alone = self._going == 1
-        try:
-            async with aclosing(engine.answer(call, target, limits)) as events:
-                async for event in events:
-                    alone = alone and self._going == 1
-                    if alone and engine is self._ollama:
-                        self._judge.heard(target.model, event)
-                    yield event
-        finally:
-            self._going -= 1
+        alone = True
+        async with aclosing(engine.answer(call, target, limits)) as events:
+            async for event in events:
+                alone = alone and self._reign.asked == 1
+                if alone and engine is self._ollama:
+                    self._judge.heard(target.model, event)
+                yield event
 
     def forget(self) -> None:
         """Look again before the next request: what was known may be over."""
@@ -205,18 +197,21 @@ class LocalEngine:
 
     async def embed(self, model: str, texts: list[str], options: dict[str, Json]) -> Vectors:
         """As `Engine.embed`."""
-        return await (await self._pick()).embed(model, texts, options)
+        with self._reign.used():
+            return await (await self._pick()).embed(model, texts, options)
 
     async def load(self, model: str) -> None:
         """As `Engine.load`."""
-        await (await self._pick()).load(model)
+        with self._reign.used():
+            await (await self._pick()).load(model)
 
     async def unload(self, model: str) -> bool:
         """As `Engine.unload`; starts nothing to do it."""
         status = await self.status()
         if not status.ready:
             return False
-        gone = await (await self._pick()).unload(model)
+        with self._reign.used():
+            gone = await (await self._pick()).unload(model)
         self.forget()
         return gone
 
@@ -231,33 +226,41 @@ class LocalEngine:
         listed = {full_name(one.name) for one in status.models}
         if not status.ready or full_name(model) not in listed:
             return False
-        engine = await self._pick()
-        if not isinstance(engine, OllamaEngine | OllamaHosts):
-            return False
-        await engine.delete(model)
+        with self._reign.used():
+            engine = await self._pick()
+            if not isinstance(engine, OllamaEngine | OllamaHosts):
+                return False
+            await engine.delete(model)
         self.forget()
         return True
 
-    def take_over(self, other: LocalEngine) -> bool:
+    def take_over(self, other: LocalEngine) -> None:
         """
-        Go on with what *other* runs where both would run the same; whether it did.
+        Go on with what *other* runs, as far as both would run the same.
 
         Models stay in memory while the configuration changes around them. *other* still
-        answers what it began, and stops nothing when it is closed.
+        answers what it began, and stops nothing that was taken over when it is closed. A
+        daemon by other settings goes on until nobody is being answered.
         """
-        if self._runs() != other._runs() or other._handed_over:
-            return False
-        self.supervisor, other._handed_over = other.supervisor, True
-        self.supervisor.ask_over(self._upstream)
-        self._ollama = self._ollama_at(self.supervisor.endpoint)
-        if self._llamacpp is not None and other._llamacpp is not None:
+        if mine := self._daemon():
+            self._reign.succeed(other._reign, self._upstream, same=mine == other._daemon())
+            self._ollama = self._ollama_at(self._reign.now.endpoint)
+        same = self._children() == other._children()
+        if same and self._llamacpp is not None and other._llamacpp is not None:
             self._llamacpp.take_over(other._llamacpp)
-        return True
 
-    def _runs(self) -> tuple[object, ...]:
-        """All that decides what runs here, and how."""
-        settings = self._settings
-        return settings.local, settings.state_dir, settings.privacy, self._environ
+    def _children(self) -> tuple[object, ...]:
+        """All that decides how a model is loaded here."""
+        local = self._settings.local
+        return self._settings.state_dir, local.models_dir, local.num_ctx, self._environ
+
+    def _daemon(self) -> tuple[object, ...]:
+        """All that decides where an Ollama of ours is and how it runs; () for none."""
+        local, settings = self._settings.local, self._settings
+        if local.engine not in {"auto", "ollama"} or self._hosts is not None:
+            return ()
+        where = local.host, local.models_dir, settings.state_dir
+        return (*where, local.start, local.keep_alive_s, settings.privacy, self._environ)
 
     async def aclose(self) -> None:
         """Stop what we started and did not hand over, and only that."""
@@ -266,8 +269,7 @@ class LocalEngine:
             await self._hosts.aclose()
         if self._llamacpp is not None:
             await self._llamacpp.aclose()
-        if not self._handed_over:
-            await self.supervisor.aclose()
+        await self._reign.aclose()
         await asyncio.to_thread(self.experience.save)
 
     async def _pick(self) -> Engine:
@@ -279,7 +281,7 @@ class LocalEngine:
         """
         if self._chosen is None or self._clock.monotonic() >= self._chosen_until:
             self._chosen = await self._choose()
-            self._chosen_until = self._clock.monotonic() + CHOICE_S
+            self._chosen_until = self._clock.monotonic() + CHOICE_S * self._reign.settled
         return self._chosen
 
     async def _choose(self) -> Engine:
@@ -299,9 +301,13 @@ class LocalEngine:
         return self._llamacpp
 
     async def _running_ollama(self) -> OllamaEngine:
-        ready = (await self._ollama.status()).ready
+        before = self._reign.now
+        begun = await self._reign.begun()
+        if before is not self._reign.now:
+            self.forget()
+        ready = begun and (await self._ollama.status()).ready
         if not ready or self.supervisor.orphaned:
-            endpoint = await self.supervisor.ensure()
+            endpoint = await self._reign.now.ensure()
             if endpoint != self._ollama.daemon.endpoint:
                 self._ollama = self._ollama_at(endpoint)
             await self._ollama.status(max_age_s=0)
@@ -348,8 +354,9 @@ class LocalEngine:
         return await self._not_running(status, kind, max_age_s)
 
     def _supervised(self, status: EngineStatus) -> EngineStatus:
-        reason = status.reason or self.supervisor.reason
-        return msgspec.structs.replace(status, adopted=not self.supervisor.owned, reason=reason)
+        keeper = self._reign.now
+        reason = status.reason or keeper.reason
+        return msgspec.structs.replace(status, adopted=not keeper.owned, reason=reason)
 
     async def _not_running(self, status: EngineStatus, kind: str, max_age_s: float) -> EngineStatus:
         startable, why = self._startable()

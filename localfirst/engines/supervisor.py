@@ -99,6 +99,11 @@ class Supervisor:
         return self.state is ChildState.READY and not self.adopted
 
     @property
+    def at_work(self) -> bool:
+        """Whether there is a daemon of ours, or will be."""
+        return not self._idle
+
+    @property
     def orphaned(self) -> bool:
         """Whether the daemon that answers is of a localfirst that is gone: `ensure` takes it on."""
         if self.state is not ChildState.STOPPED or not self.may_start:

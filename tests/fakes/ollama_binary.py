@@ -28,10 +28,10 @@ def install(folder: Path, **faults: Any) -> Path:
 
     Faults: exit_code (leave at once), say (a last line on stderr), never_ready (accept,
     do not answer), ready_after_s, die_after_requests (SIGKILL itself while it answers the
-    n-th generation), die_after_s, ignore_sigterm, grandchild ("group" or "session"),
-    noise_bytes (on stderr), html (answer as some other program), deaf_s (at SIGUSR1 refuse
-    every connection, and end that much later; at SIGUSR2 listen again), first (the faults
-    hold for the first n starts only).
+    n-th generation), word_s (before each word), die_after_s, ignore_sigterm, grandchild
+    ("group" or "session"), noise_bytes (on stderr), html (answer as some other program), deaf_s
+    (at SIGUSR1 refuse every connection, and end that much later; at SIGUSR2 listen again),
+    first (the faults hold for the first n starts only).
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ollama"
@@ -220,6 +220,7 @@ def generate(connection: socket.socket, faults: dict[str, Any], state: dict[str,
     connection.sendall("\r\n".join(head).encode() + b"\r\n\r\n")
     stamp = "2026-01-01T00:00:01.219511413Z"
     for word in ("one", " two", " three"):
+        time.sleep(faults.get("word_s", 0))
         chunk(
             connection,
             {

@@ -456,3 +456,64 @@ def test_other_settings_of_the_engine_are_a_new_engine(tmp_path: Path) -> None:
                 assert new.starts == 2
 
     run(test)
+
+
+def test_a_daemon_by_other_settings_cuts_nobody_and_goes_once_nobody_is_answered(
+    tmp_path: Path,
+) -> None:
+    """The configuration before ended it with its own last answer, in the middle of ours."""
+
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin, word_s=0.15)
+            await collect(made.engine, ask())
+            begun = made.engine.answer(ask(), target(), Limits())
+            await anext(begun)
+            new = Bench(
+                tmp_path, made.upstream, {"host": f"127.0.0.1:{made.port}", "keep_alive_s": 7.0}
+            )
+            new.engine.take_over(made.engine)
+            try:
+                beside = new.engine.answer(ask(), target(), Limits())
+                await anext(beside)
+                assert not (await new.engine.status(max_age_s=0)).adopted
+                assert finish_of([event async for event in begun])
+                await made.engine.aclose()
+                assert finish_of([event async for event in beside])
+                assert new.starts == 1
+                assert text_of(await collect(new.engine, ask())) == "one two three"
+                assert (new.starts, new.engine.supervisor.owned) == (2, True)
+            finally:
+                await new.engine.aclose()
+            pids = [start["pid"] for start in ollama_binary.starts(made.bin)]
+            assert not any(map(psutil.pid_exists, pids))
+
+    run(test)
+
+
+def test_what_the_daemon_does_not_run_by_leaves_it_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin)
+            await collect(made.engine, ask())
+            async with reloaded(tmp_path, made, model="tiny", queue_limit=3) as new:
+                assert text_of(await collect(new.engine, ask())) == "one two three"
+                assert new.starts == 1
+
+    run(test)
+
+
+def test_a_daemon_of_two_configurations_ago_ends_with_the_last(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with bench(tmp_path) as made:
+            ollama_binary.install(made.bin)
+            await collect(made.engine, ask())
+            async with (
+                reloaded(tmp_path, made, keep_alive_s=7.0) as next_one,
+                reloaded(tmp_path, next_one, keep_alive_s=8.0) as last,
+            ):
+                assert last.starts == 1
+            (start,) = ollama_binary.starts(made.bin)
+            assert not psutil.pid_exists(start["pid"])
+
+    run(test)
