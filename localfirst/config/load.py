@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -125,12 +127,24 @@ def read_toml(path: Path, *, required: bool) -> dict[str, Any]:
 
 
 def read_dotenv(path: Path) -> dict[str, str]:
-    """The variables of a `.env`; nothing is expanded into the process."""
+    """
+    The variables of a `.env`; nothing is expanded into the process.
+
+    It may be another program's, so that what is not UTF-8 in it is no reason to stop; what
+    Windows' PowerShell writes is UTF-16.
+    """
     if not path.is_file():
         return {}
     from dotenv import dotenv_values
 
-    return {name: value for name, value in dotenv_values(path).items() if value}
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise wrong(".env", str(path), f"a readable file ({error.strerror})") from error
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if utf_16 else "utf-8-sig", "replace")
+    found = dotenv_values(stream=io.StringIO(text))
+    return {name: value for name, value in found.items() if value}
 
 
 def from_document(document: Mapping[str, Any], source: str) -> Layer:

@@ -80,7 +80,7 @@ def number(value: Any) -> float:
         raise ValueError("a number")
     try:
         parsed = float(value.strip().removesuffix("s") if isinstance(value, str) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("a number") from None
     if not math.isfinite(parsed):
         raise ValueError("a finite number")
@@ -102,7 +102,7 @@ def size(value: Any) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?(?:b|b/s)?", str(value).strip().lower())
     if not match:
         raise ValueError("a size such as `2 GB` or `512MiB`")
-    return int(float(match[1]) * (UNITS | BINARY)[match[2] or ""])
+    return int(number(float(match[1]) * (UNITS | BINARY)[match[2] or ""]))
 
 
 def words(value: Any) -> tuple[str, ...]:

@@ -219,6 +219,33 @@ def test_a_dotenv_is_read_where_the_command_runs(tmp_path: Path) -> None:
     assert load(environ={"HOME": str(tmp_path)}, cwd=tmp_path).settings.gateway.port == 11435
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param("# für alle\nGROQ_API_KEY=gsk_1\n".encode("latin-1"), id="Latin-1"),
+        pytest.param("\ufeffGROQ_API_KEY=gsk_1\n".encode(), id="a byte order mark"),
+        pytest.param("GROQ_API_KEY=gsk_1\r\n".encode("utf-16"), id="PowerShell's UTF-16"),
+    ],
+)
+def test_a_dotenv_is_read_whatever_editor_wrote_it(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    found = load(environ={"HOME": str(tmp_path)}, cwd=tmp_path)
+    assert found.settings.providers["groq"].keys[0].reveal() == "gsk_1"
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "9" * 400 + " GB", 10**400])
+@pytest.mark.parametrize("path", ["pull.reserve_disk", "cascade.cache_bytes"])
+def test_a_size_beyond_every_number_is_a_wrong_setting(path: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=path):
+        load(environ={}, overrides={path: value})
+
+
+@pytest.mark.parametrize("path", ["gateway.port", "cascade.deadline_s"])
+def test_a_number_beyond_every_float_is_a_wrong_setting(path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        load(environ={}, overrides={path: 10**400})
+
+
 def test_a_secret_is_the_word_that_was_written_or_none(tmp_path: Path) -> None:
     def telegram(text: str) -> Secret | None:
         return loaded({"BOT": " 1:x@2 "}, f"[escalation]\n{text}", tmp_path) \
