@@ -25,6 +25,8 @@ class OpenAIBackend(CloudBackend):
         super().__init__(provider, upstream, clock)
         # The catalogue's clouds are known to end their streams; a server of the user's is not.
         self._habits = events.Habits() if provider.custom else None
+        # Many know floats alone, and Voyage base64 alone.
+        self._encodings = ["float", "base64"]
 
     def encoded(self, call: Call, model: str, quirks: Quirks) -> Encoded:
         """The caller's own bytes with what must change, or the decoded request anew."""
@@ -64,12 +66,17 @@ class OpenAIBackend(CloudBackend):
         Raises:
             UpstreamError: refused, broken, or no embeddings in the answer.
         """
+        encoding, *others = self._encodings
         response = await self._upstream.send(
             self.provider.base_url + "/embeddings",
             headers=self._headers_for(key_label),
-            body=embeddings.encode(model, texts, options or {}),
+            body=embeddings.encode(model, texts, options or {}, encoding),
             local_only=local_only,
         )
-        if response.status >= 400:
-            raise await self._refusal(response)
-        return embeddings.read(await response.read(EMBED_BYTES), len(texts))
+        if response.status < 400:
+            return embeddings.read(await response.read(EMBED_BYTES), len(texts))
+        refused = await self._refusal(response)
+        if not others or b"encoding_format" not in refused.body:
+            raise refused
+        self._encodings = others
+        return await self.embed(model, texts, options, key_label=key_label, local_only=local_only)

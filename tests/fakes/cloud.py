@@ -86,7 +86,10 @@ class Acts:
         if x.path.endswith("/embeddings"):
             several = isinstance(x.inputs, list) and not isinstance(x.inputs[0], int)
             count = len(x.inputs) if several else 1
-            data = [{"index": n, "embedding": [float(n), 0.5]} for n in range(count)]
+            rows: list[Any] = [[float(n), 0.5] for n in range(count)]
+            if step.get("packed"):
+                rows = [base64.b64encode(struct.pack("<2f", *row)).decode() for row in rows]
+            data = [{"index": n, "embedding": row} for n, row in enumerate(rows)]
             made = {"data": data[:: step.get("order", 1)], "usage": {"prompt_tokens": 3}}
             made |= {"model": step["model"]} if "model" in step else {}
             await x.json(200, json.dumps(made).encode())

@@ -27,6 +27,7 @@ def cloud() -> Iterator[FakeCloud]:
 @pytest.fixture(scope="module")
 def at(tmp_path_factory: pytest.TempPathFactory, cloud: FakeCloud) -> Iterator[House]:
     config = BARE.replace("[]", '["openai", "mistral"]') + provider("box", cloud.base_url("box"))
+    config += provider("packs", cloud.base_url("packs"))
     config += provider("native", cloud.base_url("native"), "gemini")
     with house(tmp_path_factory.mktemp("vectors"), config=config, **keys(cloud)) as running:
         yield running
@@ -124,6 +125,31 @@ def test_vectors_out_of_order_are_put_in_order(client: openai.OpenAI, cloud: Fak
     cloud.script({"do": "ok", "order": -1}, part="box")
     found = client.embeddings.create(model="box/e", input=["a", "b", "c"])
     assert [(one.index, one.embedding[0]) for one in found.data] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+def test_a_cloud_that_knows_base64_alone_is_asked_for_that(at: House, cloud: FakeCloud) -> None:
+    # As Voyage says it; its answers count no tokens of a prompt either.
+    no = "Value 'float' provided for `encoding_format` is invalid"
+    refused = {"do": "status", "status": 400, "message": no}
+    packed = {"do": "ok", "packed": True, "times": 3}
+    cloud.script(refused, packed, part="packs")
+    with openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client:
+        for encoding in ("float", "base64", openai.omit):
+            found = client.embeddings.create(
+                model="packs/e", input=["a", "b"], encoding_format=encoding
+            )
+            assert len(found.data) == 2
+        assert list(client.embeddings.create(model="box/e", input="a").data[0].embedding)
+    asked = [one["body"]["encoding_format"] for one in cloud.requests("packs")]
+    # It is remembered.
+    assert asked == ["float", "base64", "base64", "base64"]
+
+
+def test_another_refusal_is_asked_once(client: openai.OpenAI, cloud: FakeCloud) -> None:
+    cloud.script({"do": "status", "status": 400, "message": "no"}, part="box")
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model="box/e", input="a")
+    assert len(cloud.requests("box")) == 1
 
 
 def test_more_texts_than_a_cloud_takes_are_sent_in_turn(at: House, cloud: FakeCloud) -> None:

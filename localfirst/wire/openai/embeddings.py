@@ -104,14 +104,14 @@ def _ids(value: Json, path: str) -> list[int]:
     return value
 
 
-def encode(model: str, texts: Texts, options: Mapping[str, Json]) -> bytes:
+def encode(model: str, texts: Texts, options: Mapping[str, Json], encoding: str = "float") -> bytes:
     """
-    The body of `POST …/embeddings` at a backend; numbers are asked for as numbers.
+    The body of `POST …/embeddings` at a backend; *encoding* is how numbers are asked for.
 
     Of *options*, `dimensions` and `extra` have a place in it.
     """
     fields: dict[str, Json] = {**options.get("extra", {}), "model": model, "input": texts}
-    fields["encoding_format"] = "float"
+    fields["encoding_format"] = encoding
     if options.get("dimensions") is not None:
         fields["dimensions"] = options["dimensions"]
     return ENCODER.encode(fields)
