@@ -80,6 +80,7 @@ def test_a_model_that_is_pulled_anew_answers_with_its_new_file(tmp_path: Path) -
         stream = bench.engine.answer(ask(max_tokens=300), target(), Limits())
         await anext(stream)
         toy.publish(bench.store.root, seed=7)
+        assert not (await bench.engine.status(max_age_s=0)).models[0].loaded, "the new one is not"
         async with counted(bench) as seen:
             asking = asyncio.ensure_future(collect(bench.engine, ask(max_tokens=20)))
             rest = [event async for event in stream]

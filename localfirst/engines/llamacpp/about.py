@@ -120,6 +120,11 @@ class Shelf:
         stored = self._store.find(name)
         return stored.digest if stored is not None else ""
 
+    def path(self, digest: str) -> str:
+        """The file of the model with that manifest digest, "" when it was not read yet."""
+        known = self._known.get(digest)
+        return known.path if known is not None else ""
+
     def _about(self, stored: StoredModel) -> About:
         known = self._known.get(stored.digest)
         if known is None or known.name != stored.name:

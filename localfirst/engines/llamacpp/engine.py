@@ -279,8 +279,8 @@ class LlamaCppEngine:
 
     def _with_load(self, model: LocalModel) -> LocalModel:
         runner = self._pool.runner((model.name, False)) or self._pool.runner((model.name, True))
-        if runner is None:
-            return model
+        if runner is None or runner.plan.model != self._shelf.path(model.digest):
+            return model  # what is loaded is what had that name before
         left_s = runner.idle_at - self._clock.monotonic()
         until = 0.0 if math.isinf(left_s) else self._clock.unix() + left_s
         return msgspec.structs.replace(
