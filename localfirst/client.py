@@ -226,10 +226,16 @@ class AsyncClient:
         return await self._until_closed(work)
 
     async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[Progress, None]:
-        """Download *name* into Ollama's store; ends when it is verified and listed."""
+        """
+        Download *name* into Ollama's store; ends when it is verified and listed.
+
+        Who leaves early ends the download, unless somebody else waits for it; the next one
+        goes on where it stopped.
+        """
         runtime = await self.opened()
-        async for progress in runtime.pull(name, insecure=insecure):
-            yield progress
+        async with contextlib.aclosing(runtime.pull(name, insecure=insecure)) as progresses:
+            async for progress in progresses:
+                yield progress
 
     async def models(self) -> list[ModelEntry]:
         """Every name a request may use now: installed, clouds', routes'."""

@@ -7,7 +7,8 @@ Any number of watchers may come and go; the job goes on without them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from enum import StrEnum
 
 import msgspec
@@ -94,6 +95,7 @@ class PullJob:
         self._wake: asyncio.Future[None] = self._loop.create_future()
         self._wake_due = False
         self._window: list[tuple[float, int]] = []
+        self.watchers = 0
         self.pause_wanted = False
         self._resumed = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
@@ -149,7 +151,7 @@ class PullJob:
             eta_s=left / rate if rate and not self.ended else None,
         )
 
-    async def watch(self) -> AsyncIterator[Progress]:
+    async def watch(self) -> AsyncGenerator[Progress, None]:
         """
         Each change until the end, the first at once.
 
@@ -157,20 +159,25 @@ class PullJob:
             PullError, InsufficientResources, VerificationFailed: why the job failed.
         """
         last: Progress | None = None
-        async for _ in self.snapshots():
-            if self.progress != last:
-                last = self.progress
-                yield last
+        async with aclosing(self.snapshots()) as snapshots:
+            async for _ in snapshots:
+                if self.progress != last:
+                    last = self.progress
+                    yield last
 
-    async def snapshots(self) -> AsyncIterator[Snapshot]:
+    async def snapshots(self) -> AsyncGenerator[Snapshot, None]:
         """As `watch`, with every blob's own progress."""
-        while True:
-            wake = self._wake
-            yield self.snapshot()
-            if self.ended:
-                break
-            if not wake.done():
-                await asyncio.shield(wake)
+        self.watchers += 1
+        try:
+            while True:
+                wake = self._wake
+                yield self.snapshot()
+                if self.ended:
+                    break
+                if not wake.done():
+                    await asyncio.shield(wake)
+        finally:
+            self.watchers -= 1
         if self.error is not None:
             raise self.error
 

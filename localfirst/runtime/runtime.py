@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -339,10 +340,15 @@ class Runtime:
         return self.gauge.now()
 
     async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[Progress, None]:
-        """Download *name* into the store; ends when it is listed."""
+        """Download *name* into the store; ends when it is listed, or nobody looks any more."""
         job = self.puller.start(name, insecure=insecure, any_host=True)
-        async for progress in job.watch():
-            yield progress
+        try:
+            async with aclosing(job.watch()) as progresses:
+                async for progress in progresses:
+                    yield progress
+        finally:
+            if not job.watchers:
+                job.cancel()
         self.lookout.forget()
 
     def pull_lines(self, job: PullJob) -> AsyncGenerator[bytes, None]:

@@ -18,6 +18,7 @@ import pytest
 import localfirst
 from localfirst.config import load
 from localfirst.errors import PrivacyRefused, Unavailable
+from tests.fakes import registry
 from tests.fakes.cloud_process import FakeCloud, with_cloud
 from tests.fakes.terminal import LONGEST_S, finished
 
@@ -226,3 +227,35 @@ def test_embeddings_keep_to_this_machine_when_they_are_told_to(
         for texts in (None, [1, 2], b"x", 5):
             with pytest.raises(localfirst.InvalidRequest, match="list of texts"):
                 client.embed(texts, model="far/embedder")  # type: ignore[arg-type]
+
+
+def test_who_stops_reading_a_download_ends_it_unless_somebody_else_waits(tmp_path: Path) -> None:
+    """An interrupted cell of a notebook went on downloading tens of gigabytes."""
+    with registry.running(tmp_path / "shop") as shop:
+        shop.publish("library/large", model=bytes(16 * 2**20))
+        shop.knobs(rate=2_000_000)
+        environ = {
+            "LOCALFIRST_CONFIG": os.devnull,
+            "LOCALFIRST_STATE_DIR": str(tmp_path / "state"),
+            "OLLAMA_MODELS": str(tmp_path / "models"),
+            "LOCALFIRST_LOCAL_ENGINE": "llamacpp",
+            "LOCALFIRST_PULL_RESERVE_DISK": "0",
+        }
+        name = shop.name("library/large")
+        with localfirst.Client(load(environ=environ, cwd=tmp_path)) as client:
+
+            def states() -> list[str]:
+                return [job["state"] for job in client.state()["pulls"]]  # type: ignore[index, union-attr, call-overload]
+
+            one, other = client.pull(name, insecure=True), client.pull(name, insecure=True)
+            next(other)
+            while next(one).completed_bytes < 2**18:
+                pass
+            one.close()  # type: ignore[attr-defined]  # as `break` and an interrupt do
+            next(other)
+            assert states() == ["pulling"]
+            other.close()  # type: ignore[attr-defined]
+            assert until(lambda: states() in ([], ["cancelled"]))
+            again = client.pull(name, insecure=True)
+            kept = next(step.completed_bytes for step in again if step.completed_bytes)
+            assert kept >= 2**18, "it goes on where it stopped"
