@@ -67,10 +67,13 @@ class OpenAIBackend(CloudBackend):
             UpstreamError: refused, broken, or no embeddings in the answer.
         """
         encoding, *others = self._encodings
+        wanted = dict(options or {})
+        extra, foreign = wanted.pop("extra", {}), self.provider.quirks(model).drop
+        wanted["extra"] = {name: extra[name] for name in extra if name not in foreign}
         response = await self._upstream.send(
             self.provider.base_url + "/embeddings",
             headers=self._headers_for(key_label),
-            body=embeddings.encode(model, texts, options or {}, encoding),
+            body=embeddings.encode(model, texts, wanted, encoding),
             local_only=local_only,
         )
         if response.status < 400:
