@@ -198,7 +198,7 @@ def read_journal(path: Path, layer: Layer, boot: str) -> tuple[Ranges, Ranges]:
 
 
 def _pair(words: list[str], size: int) -> tuple[int, int] | None:
-    if len(words) != 3 or not (words[1].isdecimal() and words[2].isdecimal()):
+    if len(words) != 3 or not all(one.isdecimal() and len(one) < 20 for one in words[1:]):
         return None
     start, end = int(words[1]), int(words[2])
     return (start, end) if start < end <= size else None

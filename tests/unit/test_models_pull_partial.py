@@ -11,7 +11,14 @@ import pytest
 from localfirst.errors import PullError, UnknownModel
 from localfirst.models import manifest, names, pulls
 from localfirst.models.manifest import CONFIG_TYPE, LAYER_PREFIX, Layer
-from localfirst.models.pull_partial import Partial, boot_id, folder_of, look, take_over
+from localfirst.models.pull_partial import (
+    Partial,
+    boot_id,
+    completed_bytes,
+    folder_of,
+    look,
+    take_over,
+)
 from localfirst.models.pull_ranges import Ranges
 from localfirst.models.store import Store
 from localfirst.transport.files import FileLock
@@ -40,6 +47,55 @@ def test_a_killed_process_loses_nothing_that_it_wrote(tmp_path: Path) -> None:
     again = opened(Store(tmp_path))
     assert list(again.done) == [(0, 100), (500, 600)]
     again.close()
+
+
+def test_a_process_that_is_killed_twice_loses_nothing_either(tmp_path: Path) -> None:
+    filled(Store(tmp_path))
+    for _ in range(2):
+        again = opened(Store(tmp_path))
+        assert list(again.done) == [(0, 100), (500, 600)]
+        assert os.fstat(again.descriptor).st_size == SIZE
+        again.close()
+
+
+def test_what_is_flushed_is_noted_once_and_before_the_power_fails(tmp_path: Path) -> None:
+    partial = filled(Store(tmp_path))
+    again = opened(Store(tmp_path))
+    before = partial.journal.read_text()
+    again.sync(Ranges([(0, 100)]))
+    assert partial.journal.read_text() == before
+    for _ in range(2):
+        again.sync(Ranges([(0, 100), (500, 600)]))
+    assert partial.journal.read_text() == before + "S 500 600\n"
+    again.close()
+    after = opened(Store(tmp_path), "boot-2")
+    assert list(after.done) == [(0, 100), (500, 600)]
+    after.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing tells which files are open")
+def test_a_partial_leaves_no_file_open(tmp_path: Path) -> None:
+    def held() -> list[str]:
+        links = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+        return [link for link in links if str(tmp_path) in link]
+
+    partial = opened(Store(tmp_path))
+    partial.forget()
+    assert len(held()) == 2  # the bytes and the journal, not the one that it replaced
+    partial.close()
+    partial.close()
+    assert held() == []
+    partial.journal.unlink()
+    partial.journal.mkdir()
+    with pytest.raises(OSError):
+        opened(Store(tmp_path))
+    assert held() == []
+
+
+def test_a_boot_has_one_name(tmp_path: Path) -> None:
+    assert boot_id() == boot_id() != ""
+    linux = Path("/proc/sys/kernel/random/boot_id")
+    assert not linux.exists() or boot_id() == linux.read_text().strip()
 
 
 def test_after_a_restart_only_what_was_flushed_counts(tmp_path: Path) -> None:
@@ -73,8 +129,9 @@ def test_a_journal_torn_at_any_byte_grants_no_byte_that_is_not_there(tmp_path: P
 
 @pytest.mark.parametrize(
     "line",
-    ["S 0 1001", "S 5 5", "S 9 5", "S -1 5", "S 0 5 7", "S 0", "S 0x0 5", "S ٣ 5", "X 0 5", ""],
-)
+    ["S 0 1001", "S 5 5", "S 9 5", "S -1 5", "S 0 5 7", "S 0", "S 0x0 5", "S ٣ 5", "X 0 5", "",
+     "S 0 " + "9" * 5000, "S " + "0" * 5000 + " 5"],
+)  # fmt: skip
 def test_a_line_that_makes_no_sense_counts_as_nothing(tmp_path: Path, line: str) -> None:
     partial = opened(Store(tmp_path))
     partial.close()
@@ -106,6 +163,8 @@ def test_false_bytes_are_forgotten_for_good(tmp_path: Path) -> None:
     filled(Store(tmp_path))
     again = opened(Store(tmp_path))
     again.forget()
+    assert os.pread(again.descriptor, 200, 0) == b"\0" * 200
+    assert os.fstat(again.descriptor).st_size == SIZE
     again.close()
     third = opened(Store(tmp_path))
     assert third.done.total == 0
@@ -168,6 +227,50 @@ def test_a_file_that_a_daemon_may_be_writing_is_left_alone(tmp_path: Path) -> No
     assert take_over(store, LAYER, now_unix=1e9, daemon_idle=True) == 450
 
 
+@pytest.mark.parametrize("fresh", ["", "-0", "-2"])
+def test_one_file_that_was_just_written_is_enough_to_leave_all_alone(
+    tmp_path: Path, fresh: str
+) -> None:
+    """A daemon writes bytes and notes by turns: either may be the older one."""
+    store = Store(tmp_path)
+    theirs = interrupted(store, old_s=1000)
+    os.utime(f"{theirs}{fresh}", (1e9 - 59, 1e9 - 59))
+    assert take_over(store, LAYER, now_unix=1e9) == 0
+    os.utime(f"{theirs}{fresh}", (1e9 - 60, 1e9 - 60))
+    assert take_over(store, LAYER, now_unix=1e9) == 450
+    assert (folder_of(store, LAYER.digest) / "data").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_in_the_partials_place_is_not_taken_over(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    theirs = interrupted(store, old_s=1000)
+    victim = tmp_path / "victim"
+    theirs.rename(victim)
+    theirs.symlink_to(victim)
+    assert take_over(store, LAYER, now_unix=1e9) == 0
+    assert victim.read_bytes() == b"y" * SIZE and theirs.is_symlink()
+    theirs.unlink()
+    assert take_over(store, LAYER, now_unix=1e9) == 0, "notes without bytes"
+
+
+def test_only_a_partial_of_this_very_size_counts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    partial = Partial(store, LAYER)
+    partial.sync(Ranges([(0, 100)]))
+    assert completed_bytes(store, LAYER) == 100
+    other = Layer(media_type=LAYER.media_type, digest=LAYER.digest, size_bytes=SIZE + 1)
+    assert completed_bytes(store, other) == 0
+    partial.remove()
+    assert completed_bytes(store, LAYER) == 0 and not partial.folder.exists()
+
+
+def test_a_folder_of_another_digest_than_its_journal_says_is_none(tmp_path: Path) -> None:
+    partial = filled(Store(tmp_path))
+    moved = partial.folder.with_name("sha256-" + "ef" * 32)
+    partial.folder.rename(moved)
+    assert look(moved) is None
+
+
 def test_an_own_partial_wins_over_ollamas(tmp_path: Path) -> None:
     store = Store(tmp_path)
     filled(store)
@@ -187,8 +290,12 @@ def test_a_partial_of_which_nothing_is_known_is_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"N":0,"Offset":0,"Size":10,"Completed":99}', '{"N":0}', "[]"]
-)
+    "text",
+    ["", "{", '{"N":0,"Offset":0,"Size":10,"Completed":99}', '{"N":0}', "[]",
+     '{"N":0,"Offset":-9,"Size":400,"Completed":250}',
+     '{"N":0,"Offset":0,"Size":400,"Completed":0}',
+     '{"N":0,"Offset":900,"Size":400,"Completed":250}'],
+)  # fmt: skip
 def test_a_sidecar_that_makes_no_sense_counts_as_nothing(tmp_path: Path, text: str) -> None:
     store = Store(tmp_path)
     theirs = interrupted(store, old_s=100)
