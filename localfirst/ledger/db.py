@@ -31,8 +31,9 @@ from localfirst.types import Attempt, Call, Clock, Target
 
 log = logging.getLogger(__name__)
 
-# What SQLite says, and what Python says of a value that SQLite cannot keep.
-UNUSABLE = (sqlite3.Error, OverflowError, ValueError)
+# What SQLite says, and what Python says of a value that SQLite cannot keep, or that it kept
+# for somebody else: any column of it takes a value of any kind.
+UNUSABLE = (sqlite3.Error, OverflowError, ValueError, TypeError)
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], None]
@@ -231,7 +232,7 @@ class Ledger:
                 return
             self._version = version
             cooldowns, limits = rows.load_cooldowns(db), windows.load(db)
-        except sqlite3.Error as error:
+        except UNUSABLE as error:
             self._broken(error)
             return
         loop = self._loop

@@ -23,8 +23,9 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _SUMS = """
-SELECT provider, model, count(*), sum(outcome NOT IN ('ok', 'left')), sum(prompt_tokens),
-  sum(completion_tokens), sum(cached_tokens), sum(usd),
+SELECT provider, model, count(*), sum(outcome NOT IN ('ok', 'left')),
+  coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+  coalesce(sum(cached_tokens), 0), sum(usd),
   coalesce(avg(CASE WHEN outcome = 'ok' AND first_token_s > 0 THEN first_token_s END), 0),
   coalesce(avg(CASE WHEN outcome = 'ok' THEN duration_s END), 0)
 FROM attempts WHERE at >= ? GROUP BY provider, model ORDER BY count(*) DESC, provider, model

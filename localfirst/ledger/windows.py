@@ -36,7 +36,11 @@ def load(db: sqlite3.Connection) -> dict[Place, Window]:
     )
     return {
         (provider, key_label, model, name): Window(
-            unit=unit, remaining=remaining, limit=most, reset_unix=reset, learnt_unix=learnt
+            unit=unit,
+            remaining=float(remaining),
+            limit=float(most),
+            reset_unix=float(reset),
+            learnt_unix=float(learnt),
         )
         for provider, key_label, model, name, unit, remaining, most, reset, learnt in found
     }
@@ -44,6 +48,4 @@ def load(db: sqlite3.Connection) -> dict[Place, Window]:
 
 def prune(db: sqlite3.Connection, now_unix: float) -> None:
     """Forget windows that are over, and those that would never be: of a wrong clock."""
-    db.execute(
-        "DELETE FROM windows WHERE reset <= ? OR reset > ?", (now_unix, now_unix + ABSURD_S)
-    )
+    db.execute("DELETE FROM windows WHERE reset <= ? OR reset > ?", (now_unix, now_unix + ABSURD_S))

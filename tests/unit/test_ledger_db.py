@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from localfirst.cascade.health import NEVER, Cooldown, Gate, Health
+from localfirst.cascade.quota import Quota
 from localfirst.events import Usage
 from localfirst.ledger import db as ledger_db
 from localfirst.ledger import history, rows, usage
@@ -482,3 +483,48 @@ def test_more_than_can_be_written_is_counted_and_not_kept(tmp_path: Path) -> Non
         await ledger.aclose()
 
     asyncio.run(main())
+
+
+FOREIGN = [
+    ("cooldowns", "since", "soon"),
+    ("cooldowns", "until", b"\xff"),
+    ("cooldowns", "strikes", "many"),
+    ("windows", "reset", "soon"),
+    ("escalations", "providers", b"groq"),
+    ("attempts", "at", b"\xff"),
+]
+
+
+@pytest.mark.parametrize(("table", "column", "value"), FOREIGN)
+def test_a_row_that_is_not_ours_costs_the_history_and_leaves_nobody_waiting(
+    tmp_path: Path, table: str, column: str, value: object
+) -> None:
+    """SQLite keeps any value in any column; the thread ended, or nothing started any more."""
+    path = tmp_path / "x.db"
+    with contextlib.closing(ledger_db.connect(path)) as db:
+        rows.save_cooldown(db, Cooldown(provider="groq", until_unix=NEVER))
+        rows.save_attempts(db, [(attempt(), None, None, None, 0.0, None)], time.time())
+        db.execute("INSERT INTO windows VALUES ('p', '', 'm', 'r', 'requests', 0, 1, 9e9, 9e9)")
+        told = history.Escalated(id=0, at_unix=9e9, reason="", providers=("groq",), body="{}")
+        history.save_escalation(db, told)
+        db.execute(f"UPDATE {table} SET {column} = ?", (value,))
+
+    async def main() -> None:
+        ledger = Ledger(path, SystemClock())
+        ledger.open()
+        async with asyncio.timeout(5):
+            Health().restore(await ledger.load_cooldowns(), time.time())
+            Quota().restore(await ledger.load_windows(), time.time())
+            await ledger.run(lambda db: history.escalations(db))
+            await ledger.run(lambda db: usage.totals(db, 0.0))
+        await ledger.aclose()
+
+    asyncio.run(main())
+
+
+def test_sums_that_are_no_number_are_none(tmp_path: Path) -> None:
+    with contextlib.closing(ledger_db.connect(tmp_path / "x.db")) as db:
+        rows.save_attempts(db, [(attempt(), None, None, None, 0.0, None)] * 2, 0.0)
+        db.execute("UPDATE attempts SET prompt_tokens = iif(id = 1, 9e999, -9e999)")
+        (row,) = usage.totals(db, 0.0)
+        assert row.prompt_tokens == 0
