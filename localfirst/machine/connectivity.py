@@ -113,7 +113,8 @@ class Connectivity:
         if source == "":
             return "no route leaves this machine" + (" to the proxy" if self._proxy else "")
         if self._gone_until is not None:
-            return f"{len(self._failed)} hosts could not be reached one after the other"
+            hosts = f"{len(self._failed)} hosts" if len(self._failed) > 1 else "the only host asked"
+            return f"{hosts} could not be reached"
         return "there is a way out" + (f" through the proxy {self._proxy}" if self._proxy else "")
 
     def note_success(self) -> None:
@@ -123,14 +124,18 @@ class Connectivity:
         self._wait_s = FIRST_WAIT_S
         self._suspicion.clear()
 
-    def note_failure(self, host: str = "", *, breakage: str = "") -> None:
-        """A host could not be reached; without a *breakage* it counts as the network's fault."""
+    def note_failure(self, host: str = "", *, breakage: str = "", alone: bool = False) -> None:
+        """
+        A host could not be reached; without a *breakage* it counts as the network's fault.
+
+        *alone*: there is no second one to be sure by.
+        """
         if breakage and breakage not in NETWORK_FAILURES:
             return
         self._looked = float("-inf")
         self._failed.add(host)
         outage = self._gone_until is not None
-        if len(self._failed) < HOSTS_BEFORE_OFFLINE and not outage:
+        if len(self._failed) < HOSTS_BEFORE_OFFLINE and not (outage or alone):
             return
         if outage:
             if self._clock.monotonic() < (self._gone_until or 0.0):
@@ -152,9 +157,7 @@ class Connectivity:
             self.note_success()
             return True
         for target in targets:
-            self.note_failure(target)
-        if len(targets) < HOSTS_BEFORE_OFFLINE:
-            self.note_failure("the only host asked, again")
+            self.note_failure(target, alone=len(targets) == 1)
         return False
 
     async def watch(self) -> None:
