@@ -42,6 +42,6 @@ class AnthropicBackend(CloudBackend):
         """A reader of `message_start` … `message_stop`."""
         return events.StreamReader(relay=relay)
 
-    def whole(self, body: bytes, relay: bool) -> list[Event]:
+    def whole(self, call: Call, body: bytes, relay: bool) -> list[Event]:
         """The events of one message."""
         return events.read_reply(body, relay=relay)

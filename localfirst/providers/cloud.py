@@ -114,7 +114,7 @@ class CloudBackend:
         """A reader of its streams."""
         raise TypeError("a dialect's backend says how")
 
-    def whole(self, body: bytes, relay: bool) -> list[Event]:
+    def whole(self, call: Call, body: bytes, relay: bool) -> list[Event]:
         """The events of an answer that is no stream."""
         raise TypeError("a dialect's backend says how")
 
@@ -166,7 +166,7 @@ class CloudBackend:
         try:
             body = await response.read()
             opened = Opened(response.status, tuple(response.headers), encoded.before)
-            return [opened, *self.whole(body, encoded.relay)]
+            return [opened, *self.whole(call, body, encoded.relay)]
         except UpstreamRefused as refused:
             refused.body = keys.redacted(refused.body, self.provider.keys)
             raise

@@ -47,7 +47,7 @@ class GeminiBackend(CloudBackend):
         """A reader of events until the end of the bytes."""
         return events.StreamReader(marks=self._marks)
 
-    def whole(self, body: bytes, relay: bool) -> list[Event]:
+    def whole(self, call: Call, body: bytes, relay: bool) -> list[Event]:
         """The events of one answer."""
         return events.read_reply(body, marks=self._marks)
 

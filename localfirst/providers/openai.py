@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from localfirst.errors import InvalidRequest
 from localfirst.events import Event, Vectors
 from localfirst.providers.cloud import CloudBackend, Encoded, Reader
 from localfirst.providers.spec import Provider
@@ -45,11 +46,12 @@ class OpenAIBackend(CloudBackend):
             strip_usage=relay and not requests.wants_usage(call.body),
             done_required=quirks.done_required,
             habits=self._habits,
+            stops=lambda: stops_of(call),
         )
 
-    def whole(self, body: bytes, relay: bool) -> list[Event]:
+    def whole(self, call: Call, body: bytes, relay: bool) -> list[Event]:
         """The events of a JSON answer."""
-        return events.read_reply(body, relay=relay)
+        return events.read_reply(body, relay=relay, stops=lambda: stops_of(call))
 
     async def embed(
         self,
@@ -83,3 +85,11 @@ class OpenAIBackend(CloudBackend):
             raise refused
         self._encodings = others
         return await self.embed(model, texts, options, key_label=key_label, local_only=local_only)
+
+
+def stops_of(call: Call) -> tuple[str, ...]:
+    """The stop sequences that *call* asks for, as far as they can be read."""
+    try:
+        return call.chat.stop
+    except InvalidRequest:
+        return ()

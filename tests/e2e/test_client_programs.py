@@ -163,6 +163,15 @@ def test_an_answer_that_is_over_before_its_first_word_is_none_that_failed(
     assert len(daemon.asked()) == 5
 
 
+def test_the_embedded_engine_stops_before_its_first_word(embedded: EmbeddedBackend) -> None:
+    with closing(ollama.Client(embedded.house.url)) as client:
+        whole = client.chat("tiny", HI, options=SHORT).message.content or ""
+        for stop in (whole[:1], whole[:3]):
+            cut = client.chat("tiny", HI, options=SHORT | {"stop": [stop]})
+            assert (cut.message.content, cut.done_reason) == ("", "stop")
+        assert client.generate("tiny", "hi", options=SHORT | {"stop": [whole[0]]}).response == ""
+
+
 # --- embeddings ----------------------------------------------------------------------------
 
 

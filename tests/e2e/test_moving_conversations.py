@@ -337,3 +337,28 @@ def test_a_stop_sequence_met_at_once_is_an_empty_answer_and_no_failure(
     assert choices[-1].finish_reason == "stop"
     assert not any((c.delta if stream else c.message).content for c in choices)
     assert len(cloud.requests()) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("named", [{"stop_reason": "END"}, {"stop_reason": 151_645}, {}])
+def test_a_stop_sequence_that_few_name_is_met_at_once_and_no_failure(
+    at: House, cloud: FakeCloud, stream: bool, named: dict[str, Any]
+) -> None:
+    # vLLM names it, or the token that ended it; others only count what they do not show.
+    cloud.reset()
+    cloud.script({"do": "ok", "chunks": [], "times": -1, **named})
+    asked: Any = {"model": "box/m", "messages": [ASKED], "stream": stream}
+    with (
+        openai.OpenAI(base_url=f"{at.url}/v1", api_key="x", max_retries=0) as client,
+        anthropic.Anthropic(base_url=at.url, api_key="x", max_retries=0) as other,
+    ):
+        answer: Any = client.chat.completions.create(**asked, stop=["END", "FIN"])
+        choices = [one.choices[0] for one in answer if one.choices] if stream else answer.choices
+        assert choices[-1].finish_reason == "stop"
+        found: Any = other.messages.create(**asked, max_tokens=9, stop_sequences=["END"])
+        ends = [e.delta for e in found if e.type == "message_delta"] if stream else [found]
+        assert (ends[-1].stop_reason, ends[-1].stop_sequence) == ("stop_sequence", "END")
+        assert len(cloud.requests()) == 2
+        if named.get("stop_reason") != "END":
+            with pytest.raises(openai.InternalServerError, match="empty"):
+                client.chat.completions.create(**asked)

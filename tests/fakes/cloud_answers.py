@@ -64,6 +64,7 @@ def whole(dialect: str, step: Step, model: str) -> dict[str, Any]:
                 "index": 0,
                 "message": message,
                 "finish_reason": step.get("finish", "tool_calls" if tools else "stop"),
+                **_stopped(step),
             }
         ],
         "usage": {
@@ -111,7 +112,7 @@ def _openai_events(step: Step, model: str, *, usage: bool) -> list[bytes]:
             made.append(_chunk(model, {"tool_calls": [call]}))
     if finish == "stop":
         made += [_chunk(model, {"content": word}) for word in words_of(step)]
-    made.append(_chunk(model, {}, step.get("finish", finish)))
+    made.append(_chunk(model, {}, step.get("finish", finish), **_stopped(step)))
     if usage:
         prompt, completion = usage_of(step)
         counts = {
@@ -132,8 +133,13 @@ def _frame(model: str) -> dict[str, Any]:
     }
 
 
-def _chunk(model: str, delta: dict[str, Any], finish: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+def _stopped(step: Step) -> dict[str, Any]:
+    """vLLM's word for what ended it: a stop sequence, or a token's id."""
+    return {"stop_reason": step["stop_reason"]} if "stop_reason" in step else {}
+
+
+def _chunk(model: str, delta: dict[str, Any], finish: str | None = None, **beside: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish, **beside}
     return _data({**_frame(model), "choices": [choice]})
 
 

@@ -155,7 +155,9 @@ async def _read(
 ) -> AsyncGenerator[Event, None]:
     # The usage that we ask for is not shown to a client who did not.
     strip_usage = asked.relay and not requests.wants_usage(call.body)
-    reader = events.StreamReader(relay=asked.relay, strip_usage=strip_usage)
+    reader = events.StreamReader(
+        relay=asked.relay, strip_usage=strip_usage, stops=lambda: call.chat.stop
+    )
     alone = runner.in_flight == 1
     took: dict[str, Json] = {}
     async for chunk in response:

@@ -56,15 +56,25 @@ class Delta(msgspec.Struct, gc=False):
 
 
 class Choice(msgspec.Struct, gc=False):
-    """One choice, of a stream (`delta`), a reply (`message`) or a completion (`text`)."""
+    """
+    One choice, of a stream (`delta`), a reply (`message`) or a completion (`text`).
+
+    vLLM's `stop_reason` is the stop sequence that was met, or the id of a token that ended it.
+    """
 
     delta: Delta | None = None
     message: Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
     logprobs: Raw = ABSENT
     error: Raw = ABSENT
     index: int | None = None
+
+    @property
+    def stop_sequence(self) -> str:
+        """The stop sequence that ended it, or ""."""
+        return self.stop_reason if isinstance(self.stop_reason, str) else ""
 
 
 class Details(msgspec.Struct, gc=False):
@@ -243,6 +253,7 @@ def _choice(item: dict[str, Any]) -> Choice:
         message=_delta(item.get("message")),
         text=_text(item.get("text")),
         finish_reason=None if reason is None else str(reason),
+        stop_reason=item.get("stop_reason"),
         logprobs=_raw(item.get("logprobs")),
         error=_raw(item.get("error")),
         index=_number(item.get("index")),

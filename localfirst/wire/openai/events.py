@@ -22,7 +22,7 @@ from localfirst.events import (
     TextDelta,
     ToolCallDelta,
 )
-from localfirst.wire.conclusion import Conclusion, unfinished, whole_events
+from localfirst.wire.conclusion import Conclusion, Stops, unfinished, whole_events
 from localfirst.wire.forgiving import ABSENT
 from localfirst.wire.framing import SseDecoder, SseEvent, begins_event
 from localfirst.wire.openai.chunks import (
@@ -61,6 +61,7 @@ class StreamReader:
         done_required: a stream that finished but has no `[DONE]` counts as cut.
         habits: of a server that is not known; it need not write `[DONE]` before it once did
             (Perplexity and ik_llama.cpp never do), but a finish reason.
+        stops: tells the stop sequences that were asked for, if one may have been met at once.
 
     An error that follows events in the same read is raised by the next `feed` or `close`,
     so that what came before it is not lost; `failure` shows it at once.
@@ -73,14 +74,17 @@ class StreamReader:
         strip_usage: bool = False,
         done_required: bool = True,
         habits: Habits | None = None,
+        stops: Stops = tuple,
     ) -> None:
         self._frames = SseDecoder()
-        self._so_far = Conclusion()
+        self._so_far = Conclusion(stops)
+        self._stops = stops
         self._relay = relay
         self._strip_usage = strip_usage
         self._habits = habits or Habits(done_required)
         self._began = False
         self._over = False
+        self._stop = ""
         self.failure: UpstreamError | None = None
 
     def feed(self, data: bytes) -> list[Event]:
@@ -186,7 +190,7 @@ class StreamReader:
         text = frame.raw.strip()
         if text.startswith((b"{", b"[")) and not self._began:
             # A server that does not stream, whatever it was asked for.
-            batch.events += read_reply(text)
+            batch.events += read_reply(text, stops=self._stops)
             self._over = True
         elif text.startswith((b"{", b"[")) and is_error_object(text):
             raise in_band(text)
@@ -211,14 +215,16 @@ class StreamReader:
                 batch.events += events
             if choice.finish_reason:
                 self._so_far.reason = reason_of(choice.finish_reason)
+                self._stop = choice.stop_sequence
         self._so_far.said |= said
         return said
 
     def _end(self, before: bytes, content: bool) -> list[Event]:
-        finished = self._so_far.finish()
+        finished = self._so_far.finish(stop_sequence=self._stop)
         self._over = True
         if not self._relay:
             return [finished]
+        content = content or bool(finished.stop_sequence)
         return [Relayed(before + DONE, content, True, finished.usage, finished.reason)]
 
 
@@ -233,7 +239,7 @@ class _Batch:
         self.content = False
 
 
-def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
+def read_reply(body: bytes, *, relay: bool = False, stops: Stops = tuple) -> list[Event]:
     """
     The events of a whole JSON answer; with *relay* one final `Relayed` of its bytes.
 
@@ -244,7 +250,7 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
         UpstreamNonsense: no JSON, no choices, nothing said, or a broken tool call.
     """
     if body[:1] != b"{" and begins_event(body):
-        return _streamed(body)
+        return _streamed(body, stops)
     chunk = _read(body)
     if relay and (reason := _plain_reason(chunk)) is not None:
         return [Relayed(body, True, True, chunk.counted, reason)]
@@ -252,21 +258,22 @@ def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
     told = in_texts(body, chunk) if relay else body
     if not chunk.choices:
         raise UpstreamNonsense("an answer without choices")
-    so_far = Conclusion()
+    so_far = Conclusion(stops)
     so_far.usage = chunk.counted
     choice = chunk.choices[0]
     events = _events(choice, so_far)
     so_far.said = bool(events)
     so_far.reason = reason_of(choice.finish_reason) if choice.finish_reason else None
-    finished = so_far.finish()
+    finished = so_far.finish(stop_sequence=choice.stop_sequence)
     if relay:
-        return [Relayed(told, so_far.said, True, finished.usage, finished.reason)]
+        content = so_far.said or bool(finished.stop_sequence)
+        return [Relayed(told, content, True, finished.usage, finished.reason)]
     return [*events, finished]
 
 
-def _streamed(body: bytes) -> list[Event]:
+def _streamed(body: bytes, stops: Stops) -> list[Event]:
     """The events of a server that streams, whatever it was asked for."""
-    reader = StreamReader()
+    reader = StreamReader(stops=stops)
     events = reader.feed(body)
     return events if events and isinstance(events[-1], Finished) else [*events, *reader.close()]
 
