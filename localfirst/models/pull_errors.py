@@ -133,7 +133,7 @@ def is_passing(error: BaseException) -> bool:
 
 def clean(text: str) -> str:
     """Foreign text on one line, without URLs' secrets and control characters, cut short."""
-    text = re.sub(r"(https?://)[^/@\s]*@", r"\1", text)
+    text = re.sub(r"(https?://)[^/?\s]*@", r"\1", text)
     text = re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1?…", text)
     text = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(text.split())[:200]

@@ -160,11 +160,6 @@ class Board:
         if claim in self.active:
             self.active.remove(claim)
 
-    def forget(self) -> None:
-        """Start over: nothing is here."""
-        self.done = Ranges()
-        self.active.clear()
-
     def _give(self, start: int, end: int, now: float) -> Claim:
         claim = Claim(start, end, now)
         self.active.append(claim)
