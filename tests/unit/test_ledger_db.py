@@ -18,10 +18,10 @@ import msgspec
 import pytest
 
 from localfirst.cascade.health import NEVER, Cooldown, Gate, Health
-from localfirst.cascade.quota import Quota
+from localfirst.cascade.quota import Quota, Window
 from localfirst.events import Usage
 from localfirst.ledger import db as ledger_db
-from localfirst.ledger import history, rows, usage
+from localfirst.ledger import history, rows, usage, windows
 from localfirst.ledger.db import Ledger
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Attempt, FailureClass, Rung, Target
@@ -489,9 +489,8 @@ FOREIGN = [
     ("cooldowns", "since", "soon"),
     ("cooldowns", "until", b"\xff"),
     ("cooldowns", "strikes", "many"),
-    ("windows", "reset", "soon"),
+    ("windows", "remaining", "many"),
     ("escalations", "providers", b"groq"),
-    ("attempts", "at", b"\xff"),
 ]
 
 
@@ -504,7 +503,8 @@ def test_a_row_that_is_not_ours_costs_the_history_and_leaves_nobody_waiting(
     with contextlib.closing(ledger_db.connect(path)) as db:
         rows.save_cooldown(db, Cooldown(provider="groq", until_unix=NEVER))
         rows.save_attempts(db, [(attempt(), None, None, None, 0.0, None)], time.time())
-        db.execute("INSERT INTO windows VALUES ('p', '', 'm', 'r', 'requests', 0, 1, 9e9, 9e9)")
+        spent = Window(unit="requests", remaining=0.0, reset_unix=time.time() + 60.0)
+        windows.save(db, {("groq", "", "m", "requests"): spent})
         told = history.Escalated(id=0, at_unix=9e9, reason="", providers=("groq",), body="{}")
         history.save_escalation(db, told)
         db.execute(f"UPDATE {table} SET {column} = ?", (value,))
@@ -514,7 +514,11 @@ def test_a_row_that_is_not_ours_costs_the_history_and_leaves_nobody_waiting(
         ledger.open()
         async with asyncio.timeout(5):
             Health().restore(await ledger.load_cooldowns(), time.time())
-            Quota().restore(await ledger.load_windows(), time.time())
+            quota = Quota()
+            quota.restore(await ledger.load_windows(), time.time())
+            asked = Target(rung=Rung.CLOUD, provider="groq", model="m")
+            refused = quota.refusal(asked, 1, time.time()) is not None
+            assert refused == (table == "escalations")  # of the others nothing more is read
             await ledger.run(lambda db: history.escalations(db))
             await ledger.run(lambda db: usage.totals(db, 0.0))
         await ledger.aclose()
