@@ -43,6 +43,13 @@ class Budget:
         if self.limited:
             await self._refresh()
 
+    def go_on_with(self, old: Budget) -> None:
+        """Count what *old* has counted, of which the ledger may not know: what is under way."""
+        self._turn_the_day()
+        old._turn_the_day()
+        self._requests = max(self._requests, old._requests)
+        self._usd = max(self._usd, old._usd)
+
     def spent(self) -> str:
         """Why nothing more may be sent to any cloud today, or ""."""
         if not self.limited:

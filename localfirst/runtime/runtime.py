@@ -206,7 +206,8 @@ class Runtime:
         await self.budget.start()
 
     def go_on_with(self, old: Runtime) -> None:
-        """Keep what *old* has in memory, where the settings allow it, and what it downloads."""
+        """Keep what *old* has in memory, where the settings allow it, downloads and has spent."""
+        self.budget.go_on_with(old.budget)
         self.engine.take_over(old.engine)
         self.puller.go_on_with(old.puller)
 
