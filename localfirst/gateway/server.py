@@ -164,26 +164,30 @@ class Job:
     async def _main(self) -> int:
         runtime = await self._opened(self._settings)
         server = Server(runtime, access=self._access)
-        try:
-            await server.start(self._sockets)
-            with signals(server, self._again):
-                if not self._told:
-                    self._say(started_line(self._sockets))
-                # What exists now lives as long as the process: never scan it again.
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(YOUNG, 20, 20)
-                # Loops list every generator that begins, only to close at their end what is left.
-                # Here each has an owner that closes it; one that is lost is finalized as ever.
-                sys.set_asyncgen_hooks(firstiter=None)
-                await server.stopping.wait()
-                if not self._told:
-                    self._say(STOPPING)
-                await server.aclose(server.gateway.runtime.settings.gateway.drain_s)
-        finally:
-            await server.gateway.runtime.aclose()
+        # To the very end: one signal more, and what was started would be left behind.
+        with signals(server, self._again):
+            try:
+                await self._serve(server)
+            finally:
+                await server.gateway.runtime.aclose()
         self._ended = True
         return 0
+
+    async def _serve(self, server: Server) -> None:
+        await server.start(self._sockets)
+        if not self._told:
+            self._say(started_line(self._sockets))
+        # What exists now lives as long as the process: never scan it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(YOUNG, 20, 20)
+        # Loops list every generator that begins, only to close at their end what is left.
+        # Here each has an owner that closes it; one that is lost is finalized as ever.
+        sys.set_asyncgen_hooks(firstiter=None)
+        await server.stopping.wait()
+        if not self._told:
+            self._say(STOPPING)
+        await server.aclose(server.gateway.runtime.settings.gateway.drain_s)
 
     async def _opened(self, settings: Settings) -> Any:
         """A started runtime; what could not start is closed again."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
-from tests.fakes import registry
+from localfirst.engines.launch import free_port
+from localfirst.models import toy
+from tests.fakes import ollama_binary, registry
 from tests.fakes.cloud_process import fake_cloud, with_cloud
 from tests.fakes.house import house
 from tests.fakes.terminal import LONGEST_S, Terminal, environ, terminal
@@ -154,3 +159,53 @@ def test_a_download_outlives_the_configuration_it_began_under(tmp_path: Path) ->
             at.child.send_signal(signal.SIGHUP)
             at.hears("the configuration was read again")
             listed("done", 256 * 2**14)
+
+
+def test_what_is_spent_stays_spent_while_it_is_still_being_answered(tmp_path: Path) -> None:
+    """The ledger hears of a request at its end: until then each SIGHUP gave the day anew."""
+    config = """
+        order = ["groq"]
+        local.engine = "none"
+        budget.cloud_requests_per_day = 1
+        gateway.drain_s = 0.1
+        [providers.groq]
+        base_url = "BASE_URL"
+        model = "m"
+    """
+    with fake_cloud() as cloud:
+        config = config.replace("BASE_URL", cloud.base_url())
+        with house(tmp_path, config=config, GROQ_API_KEY="gsk_" + "a1b2c3d4" * 6) as at:
+            cloud.script("hang")
+            ask = {"model": "auto", "messages": [{"role": "user", "content": "x"}]}
+            with httpx.Client() as waits, ThreadPoolExecutor(1) as beside:
+                hangs = beside.submit(waits.post, f"{at.url}/api/chat", json=ask, timeout=60)
+                end = time.monotonic() + LONGEST_S
+                while not cloud.requests("cloud"):
+                    assert time.monotonic() < end
+                at.child.send_signal(signal.SIGHUP)
+                at.hears("the configuration was read again")
+                refused = httpx.post(f"{at.url}/api/chat", json=ask)
+                assert "the day's 1 cloud requests are used" in refused.text
+                assert at.stop() == 0
+                assert hangs.result().status_code == 503
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_no_signal_keeps_it_from_ending_what_it_started(tmp_path: Path, again: int) -> None:
+    """A second one, while the engine was ended, ended the gateway: its daemon was left."""
+    toy.publish(tmp_path / "models")
+    ollama_binary.install(tmp_path / "bin", end_s=0.7)
+    config = f'local.engine = "ollama"\nlocal.host = "127.0.0.1:{free_port()}"\n'
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    with house(tmp_path, config=config, PATH=path) as at:
+        ask = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+        httpx.post(f"{at.url}/api/chat", json=ask, timeout=LONGEST_S).raise_for_status()
+        (start,) = ollama_binary.starts(tmp_path / "bin")
+        at.child.terminate()
+        end = time.monotonic() + LONGEST_S
+        while not (tmp_path / "bin/ending").exists():
+            assert time.monotonic() < end
+        at.child.send_signal(again)
+        assert at.child.wait(LONGEST_S) == 0
+    assert not psutil.pid_exists(start["pid"])
+    assert not (tmp_path / "state/ollama.json").exists()

@@ -28,10 +28,10 @@ def install(folder: Path, **faults: Any) -> Path:
 
     Faults: exit_code (leave at once), say (a last line on stderr), never_ready (accept,
     do not answer), ready_after_s, die_after_requests (SIGKILL itself while it answers the
-    n-th generation), word_s (before each word), die_after_s, ignore_sigterm, grandchild
-    ("group" or "session"), noise_bytes (on stderr), html (answer as some other program), deaf_s
-    (at SIGUSR1 refuse every connection, and end that much later; at SIGUSR2 listen again),
-    first (the faults hold for the first n starts only).
+    n-th generation), word_s (before each word), die_after_s, ignore_sigterm, end_s (from
+    SIGTERM to its end), grandchild ("group" or "session"), noise_bytes (on stderr), html
+    (answer as some other program), deaf_s (at SIGUSR1 refuse every connection, and end that
+    much later; at SIGUSR2 listen again), first (the faults hold for the first n starts only).
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ollama"
@@ -61,7 +61,7 @@ def main(folder: str, faults: dict[str, Any]) -> None:
     if faults.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGTERM, lambda *_: end(Path(folder), faults.get("end_s", 0)))
     if (mode := faults.get("grandchild")) is not None:
         grandchild(folder, mode)
     if noise := faults.get("noise_bytes"):
@@ -73,6 +73,12 @@ def main(folder: str, faults: dict[str, Any]) -> None:
     if after := faults.get("die_after_s"):
         threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
     serve(faults)
+
+
+def end(folder: Path, after_s: float) -> None:
+    (folder / "ending").touch()
+    time.sleep(after_s)
+    os._exit(0)
 
 
 def note(folder: str) -> int:
