@@ -17,6 +17,7 @@ from localfirst.machine.fit import (
     Gpu,
     Hardware,
     Layer,
+    Loading,
     Measured,
     ModelShape,
     Placement,
@@ -266,6 +267,53 @@ def test_a_disk_in_memory_takes_its_bytes_from_the_memory() -> None:
     assert fit.predict(LLAMA2_7B, box, context_tokens=4096).verdict is Verdict.FITS
     found = fit.predict(LLAMA2_7B, box, context_tokens=4096, download_bytes=3_826_793_677)
     assert found.verdict is Verdict.NO
+
+
+def test_a_disk_in_memory_is_nothing_special_where_nothing_is_fetched() -> None:
+    disk = Disk(path="/dev/shm", total_bytes=8 * GIB, free_bytes=8 * GIB, filesystem="tmpfs")
+    plain, there = machine(8), machine(8, disk=disk)
+    before = fit.predict(LLAMA2_7B, plain, context_tokens=2048)
+    found = fit.predict(LLAMA2_7B, there, context_tokens=2048)
+    assert (found.verdict, found.reason) == (before.verdict, before.reason)
+    # Nor is less than nothing left of it.
+    flood = fit.predict(LLAMA2_7B, there, context_tokens=2048, download_bytes=100 * GIB)
+    assert flood.verdict is Verdict.NO and "of 0 B free memory" in flood.reason
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1e6, "1.0 MB"), (2.55e9, "2.5 GB"),
+     (99.4e9, "99.4 GB"), (100e9, "100 GB"), (1234e9, "1234 GB"), (-2e6, "-2.0 MB")],
+)  # fmt: skip
+def test_a_size_is_told_as_disks_tell_it(size: float, told: str) -> None:
+    assert fit.shown(size) == told
+
+
+def test_a_reason_says_where_the_model_lies_and_what_it_takes_there() -> None:
+    def reason(*gpus: Gpu, ram: float = 16) -> str:
+        return fit.predict(LLAMA2_7B, machine(ram, *gpus), context_tokens=2048).reason
+
+    assert reason().endswith("free memory, on the processor")
+    whole, split = reason(card(12)), reason(card(6))
+    assert "GPU memory and" in whole and "layers on the GPU" not in whole
+    found = fit.predict(LLAMA2_7B, machine(16, card(6)), context_tokens=2048)
+    assert split.endswith(f"free memory, with {found.gpu_layers} layers on the GPU")
+    assert 0 < found.gpu_layers < 33
+    # What decides is the memory that is short.
+    short = fit.predict(LLAMA2_7B, machine(2, card(6, free=2.0)), context_tokens=2048)
+    assert (short.verdict, short.available_bytes) == (Verdict.NO, int(1.5 * GIB))
+
+
+@pytest.mark.parametrize(
+    "loading",
+    [Loading(embedding=True), Loading(flash_attention=False), Loading(batch=4096)],
+    ids=["embedding", "without flash attention", "large batches"],
+)
+def test_a_way_of_loading_that_takes_more_is_counted(loading: Loading) -> None:
+    plain = fit.predict(LLAMA2_7B, machine(16), context_tokens=4096, loading=Loading())
+    found = fit.predict(LLAMA2_7B, machine(16), context_tokens=4096, loading=loading)
+    assert found.needed_bytes > plain.needed_bytes + 4 * MIB
+    assert found.max_context_tokens <= plain.max_context_tokens
 
 
 def test_an_unknown_disk_does_not_block() -> None:

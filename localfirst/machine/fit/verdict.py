@@ -177,10 +177,10 @@ def _judge(spread: Share, hardware: Hardware) -> tuple[Verdict, int]:
     if pool is not None and pool.unified:
         return band(spread.ram_bytes + spread.vram_bytes, ram), ram
     verdict = band(spread.ram_bytes, ram)
-    if pool is None or (spread.placement is Placement.SPLIT and verdict is not Verdict.FITS):
+    if pool is None or verdict is not Verdict.FITS:
         return verdict, ram
     # What lies on the devices was chosen to fit there, margin included.
-    return (verdict, ram) if verdict is not Verdict.FITS else (Verdict.FITS, pool.free_bytes)
+    return verdict, pool.free_bytes
 
 
 def _could_fit(parts: Parts, hardware: Hardware) -> bool:
