@@ -104,7 +104,7 @@ def _lesson(path: str, body: bytes, sent: bytes) -> Quirks:
         return Quirks(message_drop=frozenset({last}))
     if root == "max_tokens" and b"max_completion_tokens" in body:
         return Quirks(max_tokens_field="max_completion_tokens")
-    if root == "max_completion_tokens" and b"max_completion_tokens" in sent:
+    if root == "max_completion_tokens":
         return Quirks(rename={"max_completion_tokens": "max_tokens"})
     if root in _ESSENTIAL:
         return NONE

@@ -173,3 +173,29 @@ def test_made_up_models_and_fields_fill_no_memory() -> None:
     for n in range(99):
         learned.from_refusal(refused(f"Unknown parameter: 'f{n}'."), "m1", wild)
     assert len(learned.over(NONE, "m1").drop) == 32
+
+
+def test_thinking_that_a_model_refuses_without_naming_it_is_not_asked_for_again() -> None:
+    learned = Learned("gemini")
+    sent = b'{"generationConfig": {"thinkingConfig": {"thinkingBudget": 1}}}'
+    told = refused("Thinking can't be disabled for this model.")
+    assert not learned.from_refusal(told, "m", b'{"generationConfig": {}}')
+    assert not learned.from_refusal(refused("Budget 5 is invalid."), "m", sent)
+    assert learned.from_refusal(told, "m", sent)
+    assert learned.over(NONE, "m").drop == {"thinkingConfig"}
+
+
+def test_a_refusal_of_another_kind_teaches_nothing_whatever_it_names() -> None:
+    told = refused("Invalid API key. Unknown parameter: 'seed'.", code="invalid_api_key")
+    assert not Learned("groq").from_refusal(told, "m", SENT)
+
+
+@pytest.mark.parametrize("where", [5, {}, {"0": "body"}, [], ["query", "seed"], "body", ["body"]])
+def test_a_place_that_is_none_teaches_nothing(where: Any) -> None:
+    body = {"detail": [{"loc": where, "msg": "Extra inputs are not permitted"}]}
+    deep: Any = body
+    for _ in range(50):
+        deep = {"in": [deep]}
+    for one in (body, deep):
+        error = UpstreamRefused(422, json.dumps(one).encode())
+        assert not Learned("groq").from_refusal(error, "m", SENT)

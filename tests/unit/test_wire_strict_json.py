@@ -43,6 +43,7 @@ REFUSED = {
     "invalid-utf-8": b'{"a": "\xff"}',
     "overlong-utf-8": b'{"a": "\xc0\xaf"}',
     "surrogate-in-utf-8": b'{"a": "\xed\xa0\x80"}',
+    "lone-surrogate-in-a-list": b'{"a": [["\\ud800"]]}',
     "huge-key": b'{"' + b"k" * 5000 + b'": 1}',
     "empty": b"",
     "blank": b" \n",
@@ -65,6 +66,35 @@ def test_a_body_that_two_readers_could_read_differently_is_refused(body: bytes) 
         strict_json.loads(body)
     assert caught.value.code == "invalid-json"
     assert len(caught.value.message) < 300
+
+
+TOLD = [
+    (b" ", "the body is empty; send a JSON object", ""),
+    (b'\xef\xbb\xbf{"a": 1}', "byte order mark", ""),
+    (b'{"a": "\xff"}', "not UTF-8 (byte 7)", ""),
+    (b'{"a": 1,}', "at character 8", ""),
+    (b'{"a": {"bee": 1, "c": 2, "bee": 2}}', "`bee` appears twice", "bee"),
+    (b'{"' + b"k" * 5000 + b'": 1}', "a key is longer than 4096", ""),
+    (b'{"a": NaN}', "`NaN` is not JSON", ""),
+    (b'{"a": 1e999}', "`1e999` is too large", ""),
+    (b'{"a": ' + b"9" * 65 + b"}", "more than 64 digits", ""),
+    (b"[" * 65 + b"]" * 65, "deeper than 64 levels", ""),
+    (b'{"a": ["\\ud800"]}', "lone surrogate", ""),
+]
+
+
+@pytest.mark.parametrize(("body", "told", "field"), TOLD, ids=[told for _, told, _ in TOLD])
+def test_a_refusal_says_what_is_wrong_and_where(body: bytes, told: str, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        strict_json.loads(body)
+    assert told in caught.value.message
+    assert caught.value.field == field
+
+
+def test_what_is_no_object_is_told_that_one_is_wanted() -> None:
+    with pytest.raises(InvalidRequest, match="must be a JSON object") as caught:
+        strict_json.load_object(b"[1]")
+    assert caught.value.code == "invalid-json"
 
 
 SURFACES = [
@@ -120,6 +150,10 @@ def test_what_is_legal_is_read() -> None:
     assert strict_json.loads(json.dumps(value, ensure_ascii=False).encode()) == value
     assert strict_json.loads(b"[" * 64 + b"]" * 64)
     assert strict_json.loads(b'"' + b"[" * 1000 + b'"') == "[" * 1000
+    assert strict_json.loads(b"[" + b"[]," * 200 + b"[]]") == [[]] * 201
+    assert strict_json.loads(b"9" * 64) == int("9" * 64)
+    assert strict_json.loads(b'{"' + b"k" * 4096 + b'": 1}') == {"k" * 4096: 1}
+    assert strict_json.loads(b'["\\ud83d\\ude00"]') == ["\U0001f600"]
 
 
 json_values = st.recursive(
