@@ -139,7 +139,7 @@ def stripped(text: str) -> str:
     if "</think>" in text:  # the opening tag is part of some chat templates, not of the answer
         text = text.rsplit("</think>", 1)[1]
     fenced = _FENCE.findall(text)
-    text = (fenced[-1] if fenced else text).strip().strip("\ufeff")
+    text = (fenced[-1] if fenced else text).strip()
     starts = [place for mark in "{[" if (place := text.find(mark)) >= 0]
     if starts and not text.startswith('"'):
         text = text[min(starts) :]

@@ -40,6 +40,8 @@ READABLE = [
     'Sure! {"name": "Ada", "age": 36}',
     '\ufeff{"name": "Ada", "age": 36}',
     '<thinking>{"name": "no"}</thinking>{"name": "Ada", "age": 36}',
+    'As in\n```json\n{"name": "x"}\n```\nhere:\n```json\n{"name": "Ada", "age": 36}\n```',
+    '<think>a</think>\n<think>{"b": 1}</think> {"name": "Ada", "age": 36}',
     # A repairer takes what follows two slashes for a comment.
     'From https://people.example: {"name": "Ada", "age": 36}',
 ]
@@ -63,6 +65,13 @@ def test_what_is_no_valid_object_is_refused(text: str) -> None:
 )
 def test_a_value_that_is_no_object_is_read_as_it_stands(text: str, value: Any) -> None:
     assert contract.fulfilled(text, {"type": ["string", "integer", "null"]}) == value
+
+
+def test_a_list_of_objects_is_a_list() -> None:
+    assert contract.parsed('These: [{"name": "Ada"}, {"name": "Bob"}]') == [
+        {"name": "Ada"},
+        {"name": "Bob"},
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "I cannot do that.", "None", "<think>hm</think>", '"Ada" is'])

@@ -56,6 +56,21 @@ def test_different_errors_of_one_provider_are_not_the_same_error() -> None:
     assert [rules.failed(failure(outcome=one), 1000.0) for one in outcomes] == [None] * 3
 
 
+def test_a_threshold_of_one_is_met_at_once() -> None:
+    one = Thresholds(EscalationSettings(same_error=0, failures=1)).failed(failure(), 1000.0)
+    assert one is not None and one.rule == "failures"
+    one = Thresholds(EscalationSettings(same_error=1, failures=0)).failed(failure(), 1000.0)
+    assert one is not None and one.rule == "same_error"
+
+
+def test_an_endless_window_keeps_no_endless_list() -> None:
+    rules = Thresholds(EscalationSettings(window_s=1e12))
+    for n in range(5000):
+        rules.failed(failure(at=1000.0 + n), 1000.0 + n)
+    assert len(rules.recent) == 1000
+    assert rules.recent[-1].started_unix == 5999.0
+
+
 def test_a_threshold_of_zero_is_never_met() -> None:
     rules = Thresholds(EscalationSettings(same_error=0, failures=0))
     assert [rules.failed(failure(), 1000.0) for _ in range(50)] == [None] * 50
