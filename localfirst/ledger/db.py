@@ -4,7 +4,8 @@ The ledger: attempts, cooldowns, usage and errors in one SQLite file, shared by 
 One thread owns the connection and does everything in the order in which it was asked, so a
 request never waits for a disk. Attempts are written behind in batches, cooldowns at once.
 While idle the thread looks whether another process changed the file and says so. A file
-that cannot be used costs one warning and the history, never an answer.
+that cannot be used costs one warning and the history, never an answer; one that another
+process holds, or whose disk is full, makes it late.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ BUSY_MS = 2000
 OPEN_TRIES, OPEN_AGAIN_S = 60, 0.05
 WAITING_AT_MOST = 20_000  # beyond this attempts are dropped: a stuck disk must not eat memory
 CLOSE_S = 3.0
+FULL_AGAIN_S = 5.0  # until a full disk is tried again
 
 
 class Ledger:
@@ -70,6 +72,8 @@ class Ledger:
         self._looked = 0.0
         self._pruned = float("-inf")
         self._opened = False
+        self._late = False
+        self._again = float("-inf")
         self.reason = ""
         self.dropped = 0
 
@@ -202,6 +206,7 @@ class Ledger:
                     with contextlib.suppress(sqlite3.Error), _nowhere() as nothing:
                         work(nothing)
             if db is not None:
+                self._again = float("-inf")
                 self._flush(db)
         finally:
             if db is not None:
@@ -247,6 +252,8 @@ class Ledger:
             told(limits)
 
     def _flush(self, db: sqlite3.Connection) -> None:
+        if self._clock.monotonic() < self._again:
+            return
         # Appended to by the loop meanwhile: taken one by one, so that none falls between.
         batch = [self._attempts.popleft() for _ in range(len(self._attempts))]
         limits, self._windows = self._windows, {}
@@ -256,9 +263,11 @@ class Ledger:
         try:
             if batch:
                 rows.save_attempts(db, batch, self._clock.unix())
+                batch = []
             windows.save(db, limits)
+            self._late = False
         except UNUSABLE as error:
-            if _locked(error):
+            if _passing(error):
                 self._attempts.extendleft(reversed(batch))
                 self._windows = limits | self._windows
             self._broken(error)
@@ -285,12 +294,27 @@ class Ledger:
 
     def _broken(self, error: Exception) -> None:
         """One warning, and history is off; answers go on."""
-        if _locked(error) and self._opened:
-            log.warning("the ledger is locked by another process; history is late")
+        if self._opened and (why := _passing(error)):
+            if why == FULL:
+                self._again = self._clock.monotonic() + FULL_AGAIN_S
+            if not self._late:
+                self._late = True
+                log.warning("history is late: %s (`%s`)", why, self.path)
             return
         if not self.reason:
             self.reason = f"{type(error).__name__}: {error}"
             log.warning("history is off: `%s` cannot be used (%s)", self.path, error)
+
+
+FULL = "the disk is full"
+
+
+def _passing(error: Exception) -> str:
+    """Why nothing can be written now although it may be later, or ""."""
+    if _locked(error):
+        return "another process holds the ledger"
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says where it happened
+    return FULL if code == sqlite3.SQLITE_FULL else ""
 
 
 def _locked(error: Exception) -> bool:

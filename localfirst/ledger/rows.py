@@ -108,7 +108,8 @@ def save_attempts(db: sqlite3.Connection, batch: Sequence[AttemptRow], now_unix:
         db.executemany(_SAVE_ATTEMPTS + _ONE, rows)
         db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # a full disk has ended it
+            db.execute("ROLLBACK")
         raise
 
 

@@ -25,6 +25,7 @@ from localfirst.ledger import history, rows, usage, windows
 from localfirst.ledger.db import Ledger
 from localfirst.transport.clock import SystemClock
 from localfirst.types import Attempt, FailureClass, Rung, Target
+from tests.fakes.engine_bench import JumpyClock
 from tests.fakes.scripted_backend import make_call
 
 TARGET = Target(rung=Rung.CLOUD, provider="groq", model="m", key_label="K", requested="gpt-5")
@@ -362,6 +363,38 @@ def test_a_file_that_another_program_holds_blocks_nobody(tmp_path: Path) -> None
         await ledger.aclose()
 
     asyncio.run(main())
+
+
+def test_a_full_disk_makes_history_late_and_ends_it_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was off until the next start, for a transaction that could not be rolled back."""
+
+    def pages(most: int) -> Callable[[sqlite3.Connection], object]:
+        return lambda db: db.execute(f"PRAGMA max_page_count = {most}").fetchall()
+
+    async def main() -> None:
+        clock = JumpyClock()
+        ledger = Ledger(tmp_path / "x.db", clock)
+        ledger.open()
+        await ledger.run(pages(1))  # no more than it has now
+        for _ in range(500):
+            ledger.record_attempt(attempt(message="x" * 200))
+        for _ in range(3):
+            await ledger.flush()
+        await ledger.run(pages(10_000))
+        assert ledger.working
+        await ledger.flush()
+        count = "SELECT count(*) FROM attempts"
+        assert await ledger.run(lambda db: db.execute(count).fetchone()) == (0,), "not at once"
+        clock.later_s = ledger_db.FULL_AGAIN_S + 1
+        await ledger.flush()
+        assert await ledger.run(lambda db: db.execute(count).fetchone()) == (500,)
+        await ledger.aclose()
+
+    asyncio.run(main())
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == f"history is late: the disk is full (`{tmp_path / 'x.db'}`)"
 
 
 def test_nothing_is_done_before_it_is_opened_or_after_it_is_closed(tmp_path: Path) -> None:
