@@ -340,8 +340,8 @@ class Registry:
 
     def _next(self, url: str, location: str) -> str:
         """The target of a redirect, if we may go there."""
-        target = urljoin(url, location)
         try:
+            target = urljoin(url, location)
             here, there = origin(url), origin(target)
         except ValueError:
             raise RegistryRefused("the registry redirects to something that is no URL") from None

@@ -99,10 +99,11 @@ def token_request(
     Raises:
         Refused: the realm is not https, or on another host than credentials may go to.
     """
-    realm = urlsplit(challenge.realm)
-    if realm.scheme != "https" and not (
-        realm.scheme == "http" and is_loopback(realm.hostname or "")
-    ):
+    try:
+        there = origin(challenge.realm)
+    except ValueError:
+        raise Refused("the registry wants tokens from something that is no URL") from None
+    if there[0] != "https" and not (there[0] == "http" and is_loopback(there[1])):
         raise Refused(
             f"the registry wants tokens from `{challenge.realm[:100]}`, which is not https"
         )
@@ -110,7 +111,7 @@ def token_request(
     query += [("scope", part) for part in challenge.scope.split()]
     query += [("service", challenge.service)] if challenge.service else []
     query += [("ts", str(int(now_unix)))]
-    mark = "&" if realm.query else "?"
+    mark = "&" if urlsplit(challenge.realm).query else "?"
     url = without_user(challenge.realm) + mark + urlencode(query)
     if not same_service(challenge.realm, registry):
         return url, ""  # docker registries have their token server elsewhere; go as nobody

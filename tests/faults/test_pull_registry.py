@@ -139,6 +139,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "cut for ever": ({"cut_after": 0}, "registry-unreachable"),
     "basic without password": ({"auth": "basic"}, "registry-unauthorized"),
     "redirect to a file": ({"redirect_to": "file:///etc/passwd"}, "registry-refused"),
+    "redirect to no URL": ({"redirect_to": "http://["}, "registry-refused"),
     "redirect in circles": (
         {"redirect_to": "/v2/library/tiny/blobs/" + DIGEST},
         "registry-refused",
@@ -277,6 +278,14 @@ def test_a_realm_elsewhere_in_plain_http_gets_nothing(scene: Scene, fake: FakeRe
     fake.knobs(auth="bearer", realm="http://tokens.example/token")
     with pytest.raises(PullError, match="not https"):
         scene.pull(fake.name())
+
+
+@pytest.mark.parametrize("realm", ["https://[", "http://127.0.0.1:99999/t", "https://x:-1/t"])
+def test_a_realm_that_is_no_url_is_a_refusal(scene: Scene, fake: FakeRegistry, realm: str) -> None:
+    fake.knobs(auth="bearer", realm=realm)
+    with pytest.raises(PullError, match="no URL") as caught:
+        scene.pull(fake.name())
+    assert caught.value.code == "registry-refused"
 
 
 def test_only_allowed_registries_are_asked(scene: Scene) -> None:
