@@ -159,9 +159,9 @@ def _wait(
 ) -> float | None:
     """Seconds to stay away, as far as anybody said so."""
     wait_s = classify_wait.in_headers(headers, now_unix, limited=limited)
-    if wait_s is None and complaint.headers:
+    if wait_s is None:
         wait_s = classify_wait.in_headers(complaint.headers, now_unix, limited=limited)
-    if wait_s is None and complaint.retry:
+    if wait_s is None:
         wait_s = classify_wait.reset(complaint.retry, now_unix)
     if wait_s is None:
         wait_s = classify_wait.in_text(complaint.text, now_unix)

@@ -46,6 +46,8 @@ def test_a_slow_first_candidate_is_hedged_and_closed() -> None:
         assert (await answer.reply()).text == "quick"
         assert dict(answer.headers())["x-localfirst-trail"] == "groq=hedged,gemini=ok"
         assert dict(answer.headers())["x-localfirst-egress"] == "groq,gemini"
+        given_up = answer.attempts[0]
+        assert (given_up.model, given_up.key_label) == ("groq-model", "GROQ_API_KEY")
         assert house.cascade.health.idle
         assert not any(house.cascade.quota.in_flight.values())
 
@@ -143,6 +145,19 @@ def test_a_cut_stream_is_continued_by_the_next_candidate() -> None:
         assert asked.chat.messages[2].text == continued.CONTINUE
         assert (asked.relay, asked.body, asked.decode) == (False, b"", None)
         assert house.unanswered == 0
+
+    run(main())
+
+
+def test_whoever_reads_a_continued_stream_gets_every_word_once() -> None:
+    async def main() -> None:
+        begun = [Opened(200), TextDelta("Once "), TextDelta("upon "), TextDelta("a "), CUT]
+        house = House({"groq": ScriptedBackend(begun), "gemini": ScriptedBackend(says("time"))},
+                      settings=CONTINUE)  # fmt: skip
+        answer = await house.cascade.open(make_call())
+        words = [event.text async for event in answer if isinstance(event, TextDelta)]
+        await answer.aclose()
+        assert words == ["Once ", "upon ", "a ", "time"]
 
     run(main())
 

@@ -111,7 +111,17 @@ UNSEEN = [
     (429, {"error": {"message": "Request too large for gpt-4o"}}, "context_length"),
     (400, {"error": {"code": "invalid_prompt", "message": "flagged by our policy"}},
      "content_filter"),
+    (400, {"error": {"code": "invalid_api_key", "message": "x"}}, "auth"),
+    (500, {"error": {"message": "upstream timed out"}}, "timeout"),
+    (400, {"error": {"code": "overloaded_error", "message": "x"}}, "unavailable"),
+    (400, {"error": {"code": "rate_limit_exceeded", "message": "x"}}, "rate_limit"),
+    (410, "", "model_not_found"),
     # Words of one kind under a status of another.
+    (500, {"error": {"message": "model `x` not found"}}, "unavailable"),
+    (429, {"error": {"message": "model `x` not found"}}, "rate_limit"),
+    (500, {"error": {"message": "invalid api key"}}, "unavailable"),
+    (429, {"error": {"message": "invalid api key"}}, "rate_limit"),
+    (500, {"error": {"code": "rate_limit_exceeded", "message": "x"}}, "unavailable"),
     (400, {"error": {"code": "invalid_prompt", "message": "bad"}}, "invalid_request"),
     (400, {"error": {"message": "bad value for limit: 0"}}, "invalid_request"),
     (500, {"error": {"message": "You have reached your daily limit"}}, "unavailable"),
@@ -245,7 +255,12 @@ def test_an_ollama_that_refuses_our_host_says_nothing_and_is_understood(
 
 @pytest.mark.parametrize(
     ("status", "wait", "expected"),
-    [(429, "86401", "quota"), (429, "86400", "rate_limit"), (503, "86401", "unavailable")],
+    [
+        (429, "86401", "quota"),
+        (429, "86400", "rate_limit"),
+        (503, "86401", "unavailable"),
+        (403, "86401", "auth"),
+    ],
 )
 def test_who_is_sent_away_for_more_than_a_day_has_used_something_up(
     status: int, wait: str, expected: str
