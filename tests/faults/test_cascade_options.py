@@ -186,11 +186,15 @@ SAID = (Message(role="user", content="hi"),)
         make_call(request=ChatRequest(messages=SAID, schema={"type": "object"})),
         make_call(request=ChatRequest(messages=SAID, json_mode=True)),
         make_call(request=ChatRequest(messages=(), prompt="def f(")),
+        make_call(request=ChatRequest(messages=SAID, generate=True, suffix="end")),
+        make_call(request=ChatRequest(messages=SAID, generate=True, extra={"context": [1]})),
     ],
 )
 def test_what_has_a_form_to_keep_is_never_continued(call: Call) -> None:
     assert not continued.possible(call)
     assert continued.possible(make_call())
+    assert continued.possible(make_call(request=ChatRequest(messages=SAID, generate=True)))
+    assert continued.possible(make_call(request=ChatRequest(messages=SAID, extra={"x": 1})))
 
 
 def test_a_call_of_a_tool_that_nobody_asked_for_is_not_continued_either() -> None:
