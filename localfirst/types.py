@@ -135,12 +135,20 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function the model may call; `parameters` is a JSON schema."""
+    """
+    A function the model may call; `parameters` is a JSON schema.
+
+    Its client may know it as `own_name` of a `namespace`, and be called in a way of its `kind`:
+    a "custom" one is given the text of its one parameter `input`, "tool_search" finds more tools.
+    """
 
     name: str
     description: str = ""
     parameters: dict[str, Json] = {}
     strict: bool | None = None
+    namespace: str = ""
+    own_name: str = ""
+    kind: Literal["function", "custom", "tool_search"] = "function"
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):

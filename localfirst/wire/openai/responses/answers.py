@@ -18,12 +18,11 @@ from localfirst.events import (
     ToolCallDelta,
     Usage,
 )
-from localfirst.types import ChatRequest, Json
+from localfirst.types import ChatRequest, Json, Tool
 from localfirst.wire import progress
 from localfirst.wire.conclusion import is_json
 from localfirst.wire.openai.answers import ENCODER, error_object, finish_reason
 from localfirst.wire.openai.responses.objects import (
-    call_item,
     concluded,
     message_item,
     output_of,
@@ -33,6 +32,7 @@ from localfirst.wire.openai.responses.objects import (
     stem,
     text_part,
 )
+from localfirst.wire.openai.responses.tools import call_item, named, text_of
 
 
 class _Item:
@@ -47,6 +47,7 @@ class _Item:
         self.call_id = ""
         self.status = ""
         self.name = ""
+        self.tool: Tool | None = None
 
     def object(self, status: str = "") -> dict[str, Json]:
         """The item as it stands; without *status* as it was concluded."""
@@ -55,8 +56,16 @@ class _Item:
             return message_item(self.id, self.text, status, self.logprobs)
         if self.kind == "reasoning":
             return reasoning_item(self.id, self.text)
-        arguments = self.text or "{}"
-        return call_item(self.id, self.call_id, self.name, arguments, status)
+        return self.call(self.text or "{}", status)
+
+    def call(self, arguments: str, status: str) -> dict[str, Json]:
+        """The call that it is, with these arguments."""
+        return call_item(self.id, self.call_id, self.name, arguments, status, self.tool)
+
+    @property
+    def way(self) -> str:
+        """The kind of tool that is called."""
+        return self.tool.kind if self.tool else "function"
 
     @property
     def at(self) -> dict[str, Json]:
@@ -79,6 +88,7 @@ class StreamWriter:
             model=model, request_id=request_id, created=created, request=request
         )
         self._stem = stem(request_id)
+        self._tools = named(request.tools if request else ())
         self._number = -1
         self._begun = False
         self._items: list[_Item] = []
@@ -169,11 +179,13 @@ class StreamWriter:
             start = self._next()
             item = self._calls[event.index] = self._item("function_call", "fc")
             item.call_id, item.name = event.id, event.name
-            added = call_item(item.id, item.call_id, item.name, "", "in_progress")
+            item.tool = self._tools.get(event.name)
+            added = item.call("", "in_progress")
             start += self._frame("response.output_item.added", output_index=item.index, item=added)
-        if not event.arguments:
-            return start
         item.text += event.arguments
+        if not event.arguments or item.way != "function":
+            # What stands in JSON for us alone is told once the JSON is whole.
+            return start
         return start + self._frame(
             "response.function_call_arguments.delta", **item.at, delta=event.arguments
         )
@@ -215,10 +227,20 @@ class StreamWriter:
         for item in self._calls.values():
             if item.status or (whole_only and not is_json(item.text)):
                 continue
-            ending = {**item.at, "name": item.name, "arguments": item.text or "{}"}
-            done += self._frame("response.function_call_arguments.done", **ending)
-            done += self._item_done(item)
+            done += self._said(item) + self._item_done(item)
         return done
+
+    def _said(self, item: _Item) -> bytes:
+        """The whole of what a call is given."""
+        if item.way == "function":
+            name = item.tool.own_name if item.tool else item.name
+            ending = {**item.at, "name": name, "arguments": item.text or "{}"}
+            return self._frame("response.function_call_arguments.done", **ending)
+        if item.way != "custom":
+            return b""
+        text, kind = text_of(item.text), "response.custom_tool_call_input"
+        delta = self._frame(f"{kind}.delta", **item.at, delta=text) if text else b""
+        return delta + self._frame(f"{kind}.done", **item.at, input=text)
 
     def _finish(self, event: Finished) -> bytes:
         before = self._begin() + self._close(status_of(event.reason)) + self._close_calls()
@@ -236,4 +258,6 @@ def reply(reply: Reply, *, created: int, request: ChatRequest | None = None) -> 
     response = response_object(
         model=reply.model, request_id=reply.request_id, created=created, request=request
     )
-    return ENCODER.encode(concluded(response, output_of(reply), finish_reason(reply), reply.usage))
+    return ENCODER.encode(
+        concluded(response, output_of(reply, request), finish_reason(reply), reply.usage)
+    )

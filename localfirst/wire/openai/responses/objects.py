@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from localfirst.events import FinishReason, Reply, Usage
 from localfirst.types import ChatRequest, Json
+from localfirst.wire.openai.responses import tools
 
 _INCOMPLETE = {
     FinishReason.LENGTH: "max_output_tokens",
@@ -37,16 +38,7 @@ def response_object(
         "temperature": request.temperature,
         "text": {"format": _format(request)},
         "tool_choice": _choice(request.tool_choice),
-        "tools": [
-            {
-                "type": "function",
-                "name": tool.name,
-                "description": tool.description or None,
-                "parameters": tool.parameters,
-                "strict": tool.strict,
-            }
-            for tool in request.tools
-        ],
+        "tools": tools.echoed(request),
         "top_p": request.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -117,23 +109,10 @@ def text_part(text: str, logprobs: Sequence[Json] = ()) -> dict[str, Json]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def call_item(
-    identifier: str, call_id: str, name: str, arguments: str, status: str
-) -> dict[str, Json]:
-    """A function call."""
-    return {
-        "id": identifier,
-        "type": "function_call",
-        "status": status,
-        "call_id": call_id,
-        "name": name,
-        "arguments": arguments,
-    }
-
-
-def output_of(reply: Reply) -> list[Json]:
-    """The items of a whole reply."""
+def output_of(reply: Reply, request: ChatRequest | None) -> list[Json]:
+    """The items of a whole reply to *request*."""
     identifier = stem(reply.request_id)
+    known = tools.named(request.tools if request else ())
     output: list[Json] = []
     if reply.reasoning:
         output.append(reasoning_item(f"rs_{identifier}", reply.reasoning))
@@ -141,9 +120,9 @@ def output_of(reply: Reply) -> list[Json]:
         status = "completed" if reply.tool_calls else status_of(reply.finish_reason)
         output.append(message_item(f"msg_{identifier}", reply.text, status, reply.logprobs))
     for index, call in enumerate(reply.tool_calls):
-        arguments = call.arguments or "{}"
-        item = call_item(f"fc_{identifier}_{index}", call.id, call.name, arguments, "completed")
-        output.append(item)
+        arguments, tool = call.arguments or "{}", known.get(call.name)
+        place = f"fc_{identifier}_{index}"
+        output.append(tools.call_item(place, call.id, call.name, arguments, "completed", tool))
     return output
 
 

@@ -6,20 +6,20 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
-from localfirst.types import ChatRequest, Dialect, Json, Message, Needs, Tool, ToolCall
+from localfirst.types import ChatRequest, Dialect, Json, Message, Needs, ToolCall
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
     MAX_MESSAGES,
     MAX_SEED,
     MAX_TOKENS,
-    MAX_TOOLS,
     Fields,
     refuse,
     wrong,
 )
 from localfirst.wire.openai.content import check_images, content_of
-from localfirst.wire.openai.decode import EFFORTS, arguments_of, choice_of, name_of
+from localfirst.wire.openai.decode import EFFORTS, arguments_of
+from localfirst.wire.openai.responses import tools
 from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.peek import Peek, prompt_tokens
 
@@ -36,6 +36,17 @@ LIKELY = "message.output_text.logprobs"
 MAX_INCLUDED = 64
 
 _STATEFUL = ("previous_response_id", "conversation", "prompt")
+
+_PAST = frozenset(
+    {
+        "reasoning", "additional_tools", "web_search_call", "image_generation_call",
+        "code_interpreter_call",
+    }
+)  # fmt: skip
+"""
+What is no turn for the next model: another one's reasoning, tools (`tools.read` has them), and
+what ran at OpenAI, of which the messages tell.
+"""
 
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -58,8 +69,8 @@ def decode(body: bytes) -> ChatRequest:
     return ChatRequest(
         model=fields.text("model") or "auto",
         messages=tuple(messages),
-        tools=tuple(_tool(item) for item in fields.objects("tools", MAX_TOOLS)),
-        tool_choice=choice_of(fields),
+        tools=tools.read(fields),
+        tool_choice=tools.chosen(fields),
         parallel_tool_calls=fields.flag("parallel_tool_calls"),
         temperature=fields.number("temperature", 0, 2),
         top_p=fields.number("top_p", 0, 1),
@@ -132,11 +143,20 @@ def _take(item: Fields, turns: list[Message]) -> None:
         case "message":
             turns.append(_message(item))
         case "function_call":
-            _add_call(item, turns)
-        case "function_call_output":
+            name = tools.joined(item.text("namespace"), item.required_text("name"))
+            _add_call(item, name, arguments_of(item), turns)
+        case "custom_tool_call":
+            name = tools.joined(item.text("namespace"), item.required_text("name"))
+            _add_call(item, name, tools.written({"input": item.text("input")}), turns)
+        case "tool_search_call":
+            if item.text("call_id"):
+                _add_call(item, tools.SEARCH, tools.written(item.mapping("arguments")), turns)
+        case "tool_search_output":
+            if item.text("call_id"):
+                turns.append(_searched(item))
+        case "function_call_output" | "custom_tool_call_output":
             turns.append(_result(item))
-        case "reasoning":
-            # Another model's reasoning is of no use to the one that answers next.
+        case kind if kind in _PAST:
             pass
         case _:
             raise wrong(item.at("type"), "a message, a function call or its output")
@@ -155,13 +175,10 @@ def _message(item: Fields) -> Message:
     return Message(role="system", content=content_of(item))
 
 
-def _add_call(item: Fields, turns: list[Message]) -> None:
+def _add_call(item: Fields, name: str, arguments: str, turns: list[Message]) -> None:
     """Calls of one turn are items of their own here, and one message elsewhere."""
-    call = ToolCall(
-        id=item.text("call_id") or item.text("id"),
-        name=item.required_text("name"),
-        arguments=arguments_of(item),
-    )
+    identifier = item.text("call_id") or item.text("id")
+    call = ToolCall(id=identifier, name=name, arguments=arguments)
     before = turns[-1] if turns and turns[-1].role == "assistant" else None
     if before is None:
         turns.append(Message(role="assistant", tool_calls=(call,)))
@@ -170,22 +187,16 @@ def _add_call(item: Fields, turns: list[Message]) -> None:
         turns[-1] = Message(role="assistant", content=before.content, tool_calls=calls)
 
 
+def _searched(item: Fields) -> Message:
+    said = tools.found_by_search(item)
+    return Message(role="tool", content=said, tool_call_id=item.text("call_id"))
+
+
 def _result(item: Fields) -> Message:
     return Message(
         role="tool",
         content=content_of(item, "output"),
         tool_call_id=item.required_text("call_id"),
-    )
-
-
-def _tool(item: Fields) -> Tool:
-    if item.text("type") != "function":
-        raise wrong(item.at("type"), "`function`; hosted tools run only at OpenAI itself")
-    return Tool(
-        name=name_of(item),
-        description=item.text("description"),
-        parameters=item.mapping("parameters"),
-        strict=item.flag("strict"),
     )
 
 
