@@ -370,8 +370,6 @@ def test_a_puller_goes_on_with_what_another_one_pulls(tmp_path: Path, fake: Fake
 
     pulling(tmp_path, scene)
     assert Store(tmp_path / "models").model_file(fake.name()).read_bytes() == WEIGHTS
-    digest = fake.publish(model=WEIGHTS, **SMALL)["model"]
-    assert fake.fetched_bytes(digest) < 2 * len(WEIGHTS) - 1_000_000, "it was not begun anew"
 
 
 @pytest.mark.parametrize("word", ["pause", "cancel"])
