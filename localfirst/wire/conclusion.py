@@ -22,19 +22,33 @@ from localfirst.wire.refusal import in_band, is_error_object
 CALLS_MOST = 1024
 """More calls than any answer has; telling them apart takes longer with each."""
 
+LOOKS_MOST = 64
+"""For the end of one call's arguments: each reads all of them, and they may never end."""
+
 _ANY = msgspec.json.Decoder()
 
 
 class Pieces:
     """One tool call as it grows; `given` is the id its provider named, if it did."""
 
-    __slots__ = ("arguments", "given", "id", "name")
+    __slots__ = ("arguments", "given", "id", "last", "looks", "name")
 
-    def __init__(self, given: str, identifier: str, name: str) -> None:
+    def __init__(
+        self, given: str = "", identifier: str = "", name: str = "", arguments: str = ""
+    ) -> None:
         self.given = given
         self.id = identifier
         self.name = name
         self.arguments: list[str] = []
+        self.last = ""
+        self.looks = 0
+        self.add(arguments)
+
+    def add(self, piece: str) -> None:
+        """Take one more piece of the arguments."""
+        self.arguments.append(piece)
+        if piece.strip():
+            self.last = piece
 
     @property
     def whole(self) -> bool:
@@ -44,7 +58,14 @@ class Pieces:
     @property
     def begun(self) -> bool:
         """Whether any argument has been written."""
-        return any(piece.strip() for piece in self.arguments)
+        return bool(self.last)
+
+    def ended(self) -> bool:
+        """Whether the arguments look whole by now; not told after many looks."""
+        if not self.last.rstrip().endswith("}") or self.looks == LOOKS_MOST:
+            return False
+        self.looks += 1
+        return self.whole
 
 
 Stops = Callable[[], Sequence[str]]
@@ -83,12 +104,11 @@ class Conclusion:
             if len(self.calls) == CALLS_MOST:
                 raise UpstreamNonsense(f"more than {CALLS_MOST} tool calls in one answer")
             slot = self._slots[index] = len(self.calls)
-            call = Pieces(identifier, self._own_id(identifier), name)
-            call.arguments.append(arguments)
+            call = Pieces(identifier, self._own_id(identifier), name, arguments)
             self.calls.append(call)
             return ToolCallDelta(slot, call.id, name, arguments) if name else None
         call = self.calls[slot]
-        call.arguments.append(arguments)
+        call.add(arguments)
         if not call.name and name:
             call.name = name
             return ToolCallDelta(slot, call.id, name, "".join(call.arguments))
@@ -106,10 +126,9 @@ class Conclusion:
             return False
         if identifier and call.given:
             return True
-        latest = next((piece for piece in reversed(call.arguments) if piece.strip()), "")
-        if not call.name or not latest.rstrip().endswith("}") or not call.whole:
+        if not call.name or (name == call.name and not arguments.strip()):
             return False
-        return bool(arguments.strip()) or name != call.name
+        return call.ended()
 
     def _own_id(self, identifier: str) -> str:
         """An id that no other call has: clients and clouds match results by it, turns later."""

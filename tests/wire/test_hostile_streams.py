@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localfirst.errors import Breakage, UpstreamBroken, UpstreamNonsense, UpstreamRefused
-from localfirst.events import FinishReason, Relayed
+from localfirst.events import Finished, FinishReason, Relayed, ToolCallDelta
 from localfirst.wire.anthropic import events as anthropic
+from localfirst.wire.anthropic.answers import StreamWriter
+from localfirst.wire.conclusion import LOOKS_MOST, Conclusion
 from localfirst.wire.ollama import events as ollama
 from localfirst.wire.openai import events as openai
 from tests.wire.support import DATA, dumps, hear, sliced
@@ -193,6 +195,31 @@ def test_parallel_calls_that_all_say_index_zero_stay_apart() -> None:
     heard = hear(openai.StreamReader(), [stream])
     assert [(c.id, c.arguments) for c in heard.calls] == [("a", '{"x":1}'), ("b", '{"x":2}')]
     assert heard.finished.reason is FinishReason.TOOL_CALLS
+
+
+@pytest.mark.parametrize("piece", ["}", " ", "x}"])
+def test_a_name_with_every_piece_does_not_have_all_pieces_read_again_each_time(piece: str) -> None:
+    """At 60 bytes a piece a cloud could hold up everybody else's answers for minutes."""
+    so_far = Conclusion()
+    so_far.tool(0, "", "f", '{"a": "')
+    for _ in range(500):
+        so_far.tool(0, "", "f", piece)
+    assert len(so_far.calls) == 1
+    assert so_far.calls[0].looks <= LOOKS_MOST
+
+
+def test_calls_that_are_mixed_do_not_have_the_open_one_read_again_for_each_piece() -> None:
+    """It may be megabytes long, and never end."""
+    writer = StreamWriter(model="m", request_id="r")
+    writer.write(ToolCallDelta(0, "a", "f", '{"a": "}'))
+    written = b"".join(
+        writer.write(ToolCallDelta(number % 2, "", "f" if number == 1 else "", "}"))
+        for number in range(1, 501)
+    )
+    assert b"tool_use" not in written and written.count(b"partial_json") == 250
+    assert writer._given.looks <= LOOKS_MOST
+    ended = writer.write(Finished(FinishReason.LENGTH))
+    assert ended.count(b'"type":"tool_use"') == 1 and ended.count(b"partial_json") == 250
 
 
 def test_content_in_typed_parts_is_read_as_text_and_thinking() -> None:

@@ -26,7 +26,7 @@ from localfirst.events import (
 )
 from localfirst.types import ChatRequest, Json
 from localfirst.wire import estimate, progress
-from localfirst.wire.conclusion import arguments_object, is_json
+from localfirst.wire.conclusion import Pieces, arguments_object
 from localfirst.wire.openai.answers import attempt_objects, finish_reason
 
 ENCODER = msgspec.json.Encoder()
@@ -81,8 +81,8 @@ class StreamWriter:
         self._index = -1
         self._kind = ""
         self._call = -1
-        self._given: list[str] = []
-        self._waiting: list[ToolCallDelta] = []
+        self._given = Pieces()
+        self._waiting: dict[int, list[ToolCallDelta]] = {}
         self._pinged = False
 
     def write(self, event: Event) -> bytes:
@@ -127,31 +127,31 @@ class StreamWriter:
         block that was stopped cannot be taken up again.
         """
         if self._kind == "tool_use" and event.index != self._call:
-            self._waiting.append(event)
-            return self._waited()
+            behind = bool(self._waiting)
+            self._waiting.setdefault(event.index, []).append(event)
+            # Behind another that waits: nothing has changed since that was looked at.
+            return b"" if behind else self._waited()
         return self._piece(event) + self._waited()
 
     def _piece(self, event: ToolCallDelta) -> bytes:
         opening = b"" if self._kind == "tool_use" else self._open_tool(event)
         if not event.arguments:
             return opening
-        self._given.append(event.arguments)
+        self._given.add(event.arguments)
         piece = ENCODER.encode(event.arguments)
         return opening + self._delta(b'{"type":"input_json_delta","partial_json":%b}' % piece)
 
     def _waited(self, *, at_end: bool = False) -> bytes:
         """The pieces that waited and whose turn has come: one call after the other."""
-        written = b""
-        while self._waiting and (at_end or is_json("".join(self._given))):
-            index = self._waiting[0].index
-            turn = [event for event in self._waiting if event.index == index]
-            self._waiting = [event for event in self._waiting if event.index != index]
-            written += self._close() + b"".join(map(self._piece, turn))
-        return written
+        written: list[bytes] = []
+        while self._waiting and (at_end or self._given.ended()):
+            turn = self._waiting.pop(next(iter(self._waiting)))
+            written += (self._close(), *map(self._piece, turn))
+        return b"".join(written)
 
     def _open_tool(self, event: ToolCallDelta) -> bytes:
         self._call = event.index
-        self._given.clear()
+        self._given = Pieces(name=event.name)
         block = {
             "type": "tool_use",
             "id": event.id or f"toolu_{event.index}",
