@@ -9,6 +9,7 @@ its own response says better. Pure: the time comes in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -20,6 +21,8 @@ from localfirst.types import Target
 UNSTATED_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 # Clients name models, and each has windows of its own: of so many are they kept.
 ACCOUNTS_MOST = 1024
+# No cloud tells of more limits than six; every request looks through those of its account.
+WINDOWS_MOST = 16
 # Names of a window inside a header name, longest first; the rest of the name is its unit.
 _KINDS = ("input-tokens", "output-tokens", "tokens", "requests", "req")
 
@@ -112,7 +115,10 @@ class Quota:
         if not found:
             return {}
         account = (target.provider, target.key_label, target.model)
-        self._windows.setdefault(account, {}).update(found)
+        known = self._windows.setdefault(account, {})
+        known.update(found)
+        while len(known) > WINDOWS_MOST:
+            del known[next(iter(known))]
         self._bound(now_unix)
         return {(*account, name): window for name, window in found.items()}
 
@@ -125,6 +131,8 @@ class Quota:
             provider, key_label, model = account
             known = self._windows.setdefault((provider, key_label, model), {})
             mine = known.get(name)
+            if mine is None and len(known) >= WINDOWS_MOST:
+                continue
             if mine is None or mine.learnt_unix < window.learnt_unix:
                 known[name] = window
         self._bound(now_unix)
@@ -190,7 +198,7 @@ def windows_in(headers: Sequence[tuple[str, str]], now_unix: float) -> dict[str,
                 break
     return {
         label: window
-        for label, parts in fields.items()
+        for label, parts in islice(fields.items(), WINDOWS_MOST)
         if (window := _window(label, parts, now_unix)) is not None
     }
 

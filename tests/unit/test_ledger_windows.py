@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localfirst.cascade.quota import ACCOUNTS_MOST, Quota, Window
+from localfirst.cascade.quota import ACCOUNTS_MOST, WINDOWS_MOST, Quota, Window
 from localfirst.ledger import windows
 from localfirst.ledger.db import Ledger, connect
 from localfirst.transport.clock import SystemClock
@@ -55,6 +55,18 @@ def test_a_window_outlives_the_process_that_learnt_it(tmp_path: Path) -> None:
         await second.aclose()
 
     asyncio.run(main())
+
+
+def test_a_cloud_that_names_another_limit_each_time_fills_no_memory() -> None:
+    quota = Quota()
+    for number in range(200):
+        names = [f"x-ratelimit-remaining-requests-{number}-{one}" for one in range(40)]
+        told = quota.learn(TARGET, [(name, "5") for name in names], NOW)
+        assert len(told) == WINDOWS_MOST
+        assert len(quota.windows(TARGET)) == WINDOWS_MOST
+    other = Quota()
+    other.restore({(*PLACE[:3], str(one)): window() for one in range(40)}, NOW)
+    assert len(other.windows(TARGET)) == WINDOWS_MOST
 
 
 @pytest.mark.parametrize("reset", ["9" * 400 + "s", "1e308", "9999-12-31T23:59:59Z", "1e18"])
