@@ -13,10 +13,9 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -34,6 +33,7 @@ from localfirst.gateway.listener import (
     url_of,
 )
 from localfirst.gateway.memory import return_large_buffers
+from localfirst.gateway.signals import hangups_held, signals
 from localfirst.gateway.terminal import Terminal
 from localfirst.settings import GatewaySettings, Settings
 
@@ -138,7 +138,7 @@ class Job:
         self._terminal = None if told else Terminal()
         self._told = told
         try:
-            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner, hangups_held():
                 return runner.run(self._main())
         except KeyboardInterrupt:
             if self._ended:
@@ -334,43 +334,6 @@ def refused(error: LocalFirstError) -> str:
     """A configuration that was not taken over, for people."""
     hint = f"; {error.hint}" if error.hint else ""
     return f"the configuration was not taken over: {error.message}{hint}"
-
-
-@contextlib.contextmanager
-def signals(server: Server, again: Callable[[Server], Any]) -> Iterator[None]:
-    """Stop at SIGTERM and SIGINT, reload at SIGHUP, for as long as the block runs."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(again(server))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    handlers: dict[str, Callable[[], None]] = {
-        "SIGTERM": server.stop,
-        "SIGINT": server.stop,
-        "SIGHUP": reload,
-    }
-    for name, handler in handlers.items():
-        _handle(loop, name, handler)
-    try:
-        yield
-    finally:
-        for name in handlers:
-            with contextlib.suppress(NotImplementedError, AttributeError, ValueError):
-                loop.remove_signal_handler(getattr(signal, name))
-
-
-def _handle(loop: asyncio.AbstractEventLoop, name: str, handler: Callable[[], None]) -> None:
-    number = getattr(signal, name, None)
-    if number is None:
-        return
-    try:
-        loop.add_signal_handler(number, handler)
-    except NotImplementedError:
-        # Windows has no signal handlers in the loop; Ctrl-C comes as one of the interpreter's.
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
 
 
 def limits_of(settings: GatewaySettings) -> Limits:

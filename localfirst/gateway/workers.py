@@ -128,7 +128,9 @@ class Crew:
         threading.Thread(target=self._outlive, daemon=True).start()
         # Ctrl-C reaches the whole group. The parent alone decides: told by both, a worker
         # would take it for the second time, and end the answers that may still finish.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._watched - {signal.SIGINT})
+        # SIGHUP waits until it has started and listens.
+        told = self._watched - {signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
         sys.exit(self._work())
 
     def _outlive(self) -> None:

@@ -173,6 +173,22 @@ def test_of_two_hangups_the_later_configuration_stays(tmp_path: Path) -> None:
         assert running.end()[0] == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hangup_while_it_starts_is_heard_once_it_has_started(
+    tmp_path: Path, workers: int
+) -> None:
+    """It ended the process, or a worker: ten of them, and workers died too often."""
+    (tmp_path / "hangup").touch()
+    with gateway(tmp_path, workers=workers) as running:
+        if workers == 1:
+            assert running.line() == "the configuration was read again"
+        until(lambda: not (tmp_path / "hangup").exists() and ask(running.url).status_code == 200)
+        running.signal(signal.SIGTERM)
+        code, log = running.end()
+    assert (code, running.rest.strip()) == (0, "stopping: running answers may finish"), log
+
+
 def test_a_hangup_that_the_end_overtakes_changes_nothing(tmp_path: Path) -> None:
     with gateway(tmp_path) as running:
         running.keys.write_text("gated")

@@ -3,12 +3,15 @@ A gateway as a process of its own, over a scripted runtime, to be signalled by a
 
 Commands on stdin are no part of it: a test speaks HTTP and signals. `slow` in a model's
 name makes a stream that never ends by itself. With the key `gated` a runtime starts once
-the file `gate` is there, beside the one of the keys; `reading` tells that it waits.
+the file `gate` is there, beside the one of the keys; `reading` tells that it waits. Where
+the file `hangup` is, a process that starts sends itself that signal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +36,9 @@ class GatedRuntime(ScriptedRuntime):
 
     async def start(self) -> None:
         await super().start()
+        if (hangup := Path(sys.argv[3]).with_name("hangup")).exists():
+            hangup.unlink()
+            os.kill(os.getpid(), signal.SIGHUP)
         if "gated" in [key.reveal() for key in self.settings.gateway.keys]:
             folder = Path(sys.argv[3]).parent
             (folder / "reading").touch()
