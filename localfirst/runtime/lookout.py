@@ -157,7 +157,9 @@ class Lookout:
 
 def lacking(name: str, world: World) -> bool:
     """Whether *name* asks for a model that the engine of *world*, which is ready, has not."""
-    if not world.local.ready or "local" not in world.order:
+    engine = world.local
+    # Of several hosts one that is down may be long in saying so, and may have it.
+    if not engine.ready or engine.partial or "local" not in world.order:
         return False
     try:
         wanted = plan_names.read(name, world)

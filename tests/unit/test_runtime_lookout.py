@@ -30,6 +30,7 @@ class Engine:
         self.held: asyncio.Event | None = None
         self.models = [TINY]
         self.ready = True
+        self.partial = False
 
     async def status(self, *, max_age_s: float = 2.0) -> EngineStatus:
         self.looks += 1
@@ -37,6 +38,7 @@ class Engine:
             kind="ollama",
             state="ready",
             ready=self.ready,
+            partial=self.partial,
             version=str(self.looks),
             models=tuple(self.models),
         )
@@ -102,11 +104,12 @@ def test_a_model_that_is_not_there_is_looked_for_anew(name: str) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("name", ["auto", "other", "gpt-4o", "groq/tiny"])
+@pytest.mark.parametrize("name", ["auto", "other", "another", "gpt-4o", "groq/tiny"])
 def test_nobody_waits_for_a_model_that_is_not_missed(name: str) -> None:
     async def test(lookout: Lookout, engine: Engine, clock: JumpyClock) -> None:
         call = call_of(CALL.chat, model=name)
-        engine.ready = name != "other"  # an engine that is gone may be long in saying so
+        # An engine that is gone may be long in saying so, and so may be one of several.
+        engine.ready, engine.partial = name != "other", name == "another"
         await lookout.look(call)
         clock.later_s = FRESH_S
         await lookout.look(call)
