@@ -199,3 +199,21 @@ def test_a_place_that_is_none_teaches_nothing(where: Any) -> None:
     for one in (body, deep):
         error = UpstreamRefused(422, json.dumps(one).encode())
         assert not Learned("groq").from_refusal(error, "m", SENT)
+
+
+@pytest.mark.parametrize(
+    "message", ["top_k must be at most 40", "Invalid value for 'top_k'", "top_k is too large"]
+)
+def test_a_value_out_of_range_stays_the_callers_mistake_although_its_field_is_named(
+    message: str,
+) -> None:
+    """Left out, the caller would get an answer that was made otherwise than asked for."""
+    assert not Learned("groq").from_refusal(refused(message, param="top_k"), "m", SENT)
+    known = refused("Unknown parameter: 'top_k'.", param="top_k")
+    assert Learned("groq").from_refusal(known, "m", SENT)
+
+
+@pytest.mark.parametrize("status", [405, 409, 418])
+def test_a_refusal_of_the_whole_request_teaches_nothing_of_its_fields(status: int) -> None:
+    error = refused("Unknown parameter: 'top_k'.", status, param="top_k")
+    assert not Learned("groq").from_refusal(error, "m", SENT)

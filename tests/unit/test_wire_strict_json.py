@@ -151,6 +151,7 @@ def test_what_is_legal_is_read() -> None:
     assert strict_json.loads(b"[" * 64 + b"]" * 64)
     assert strict_json.loads(b'"' + b"[" * 1000 + b'"') == "[" * 1000
     assert strict_json.loads(b"[" + b"[]," * 200 + b"[]]") == [[]] * 201
+    assert strict_json.loads(b"[" * 64 + b"]" * 63 + b",[]]")
     assert strict_json.loads(b"9" * 64) == int("9" * 64)
     assert strict_json.loads(b'{"' + b"k" * 4096 + b'": 1}') == {"k" * 4096: 1}
     assert strict_json.loads(b'["\\ud83d\\ude00"]') == ["\U0001f600"]
