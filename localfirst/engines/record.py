@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 import msgspec
@@ -46,7 +47,7 @@ class Record:
 
     def __init__(self, state_dir: Path | None) -> None:
         self._folder = state_dir
-        self.marker = hashlib.sha256(str(state_dir).encode()).hexdigest()[:16]
+        self.marker = hashlib.sha256(os.fsencode(state_dir or "")).hexdigest()[:16]
         self._lock = files.FileLock(state_dir / "ollama.lock") if state_dir else None
 
     @property

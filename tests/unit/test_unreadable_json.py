@@ -8,6 +8,7 @@ nesting that is too deep. Neither may end a command that can do without what was
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_a_refusal_that_cannot_be_read_has_no_inside(data: bytes) -> None:
 def test_a_damaged_record_of_a_daemon_is_no_record(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "ollama.json").write_bytes(data)
     assert Record(tmp_path).read() is None
+
+
+def test_a_state_folder_whose_name_is_not_utf_8_has_a_record_like_any_other(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    assert Record(folder).marker != Record(tmp_path).marker
 
 
 @pytest.mark.parametrize("data", BYTES)
