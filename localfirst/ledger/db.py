@@ -199,6 +199,9 @@ class Ledger:
         db = self._connect()
         try:
             while (work := self._await_work(db)) is not None:
+                if db is not None and self._removed():
+                    db.close()
+                    db = self._connect()
                 if db is not None:
                     work(db)
                 else:
@@ -227,6 +230,9 @@ class Ledger:
     def _look(self, db: sqlite3.Connection | None) -> None:
         self._looked = self._clock.monotonic()
         if db is None or self.reason:
+            return
+        if (self._attempts or self._windows) and self._removed():
+            self._work.put(self._flush)
             return
         self._flush(db)
         try:
@@ -282,6 +288,13 @@ class Ledger:
             self._broken(error)
             return None
         return db
+
+    def _removed(self) -> bool:
+        """Whether somebody removed the file: what is written to it now nobody will read."""
+        try:
+            return not self.path.exists()
+        except OSError:  # a folder that may not be looked into
+            return False
 
     def _prune(self, db: sqlite3.Connection) -> None:
         """Forget a few rows; the next look goes on where there may be more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -395,6 +396,33 @@ def test_a_full_disk_makes_history_late_and_ends_it_not(
     asyncio.run(main())
     (told,) = [record.getMessage() for record in caplog.records]
     assert told == f"history is late: the disk is full (`{tmp_path / 'x.db'}`)"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no file that is open")
+def test_a_state_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """What a running server wrote afterwards was in a file that nobody could read."""
+    path = tmp_path / "state/x.db"
+
+    async def main() -> None:
+        ledger = Ledger(path, SystemClock())
+        ledger.open()
+        ledger.record_attempt(attempt())
+        await ledger.flush()
+        shutil.rmtree(path.parent)
+        ledger.record_attempt(attempt())
+        await until(path.exists)
+        await ledger.flush()
+        count = "SELECT count(*) FROM attempts"
+        assert await ledger.run(lambda db: db.execute(count).fetchone()) == (1,)
+        shutil.rmtree(path.parent)
+        saved = ledger.save_cooldown(cooldown())
+        assert saved is not None
+        await saved
+        assert await ledger.load_cooldowns() == (cooldown(),)
+        assert path.exists() and ledger.working
+        await ledger.aclose()
+
+    asyncio.run(main())
 
 
 def test_nothing_is_done_before_it_is_opened_or_after_it_is_closed(tmp_path: Path) -> None:
