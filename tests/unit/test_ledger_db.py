@@ -530,9 +530,15 @@ def test_more_than_can_be_written_is_counted_and_not_kept(tmp_path: Path) -> Non
     async def main() -> None:
         ledger = Ledger(tmp_path / "x.db", SystemClock())
         ledger.open()
-        release = threading.Event()
-        held = asyncio.ensure_future(ledger.run(lambda db: release.wait(10)))
-        await asyncio.sleep(0)
+        hangs, release = threading.Event(), threading.Event()
+
+        def hang(db: sqlite3.Connection) -> None:
+            del db
+            hangs.set()
+            release.wait(10)
+
+        held = asyncio.ensure_future(ledger.run(hang))
+        await until(hangs.is_set)
         for _ in range(ledger_db.WAITING_AT_MOST + 5):
             ledger.record_attempt(attempt())
         assert ledger.dropped == 5
