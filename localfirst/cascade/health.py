@@ -115,11 +115,10 @@ class Health:
         self._put(entry)
         return entry
 
-    def succeeded(self, target: Target, now_unix: float) -> tuple[Place, ...]:
+    def succeeded(self, target: Target) -> tuple[Place, ...]:
         """Count an answer that came whole; the places that were closed by it."""
         if not self._cooldowns and not self._bad_answers:
             return ()
-        del now_unix
         self._bad_answers.pop((target.provider, "", target.model), None)
         return self.began(target)
 

@@ -293,7 +293,7 @@ class Cascade:
         """Learn from an answer that came whole."""
         # By the steady clock: a jump of the other is looked for once a request.
         now_unix = record.started_unix + record.duration_s
-        healed = self.health.succeeded(target, now_unix)
+        healed = self.health.succeeded(target)
         self.health.note_first_token(target.route, first_token_s)
         if limits := self.quota.learn(target, headers, now_unix):
             self._recorder.save_windows(limits)

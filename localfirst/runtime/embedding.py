@@ -247,7 +247,7 @@ class _Asking:
         usage = Usage(prompt_tokens=vectors.prompt_tokens) if vectors else None
         runtime.ledger.record_attempt(attempt, target=target, usage=usage)
         if failure is None:
-            runtime.ledger.drop_cooldowns(runtime.health.succeeded(target, now_unix))
+            runtime.ledger.drop_cooldowns(runtime.health.succeeded(target))
             return
         entry = runtime.health.failed(target, failure, now_unix)
         if entry is not None:

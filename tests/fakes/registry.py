@@ -54,6 +54,7 @@ KNOBS: dict[str, Any] = {
     "wrong_length": 0,  # added to Content-Length
     "wrong_start": 0,  # added to Content-Range's start
     "wrong_total": 0,  # added to Content-Range's total
+    "start_digits": 0,  # Content-Range's start with so many zeros before it
     "rate": 0,  # bytes a second and connection
     "slow_first": 0,  # bytes a second of the first body only
     "latency_s": 0.0,
@@ -264,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
             "content-length", str(end - start + (knobs["wrong_length"] if end - start > 1 else 0))
         )
         if ranged:
-            shown = start + knobs["wrong_start"]
+            shown = "0" * knobs["start_digits"] + str(start + knobs["wrong_start"])
             total = size + knobs["wrong_total"]
             self.send_header("content-range", f"bytes {shown}-{end - 1}/{total}")
         self.end_headers()

@@ -135,6 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "corrupt for ever": ({"corrupt_at": 4_000_000}, "digest-mismatch"),
     "another size": ({"wrong_total": 5}, "registry-size"),
     "another range": ({"wrong_start": 3}, "registry-refused"),
+    "a range of more digits than a number has": ({"start_digits": 5000}, "registry-refused"),
     "another length": ({"wrong_length": -7}, "registry-refused"),
     "cut for ever": ({"cut_after": 0}, "registry-unreachable"),
     "basic without password": ({"auth": "basic"}, "registry-unauthorized"),

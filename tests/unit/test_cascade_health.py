@@ -128,7 +128,7 @@ def test_a_fact_is_kept_and_a_guess_is_probed_early_by_one_request() -> None:
     assert not health.admit(target(), T0 + 15)
     health.left(target())
     assert health.admit(target(), T0 + 16)
-    health.succeeded(target(), T0 + 17)
+    health.succeeded(target())
     assert health.idle
 
 
@@ -164,7 +164,7 @@ def test_bad_answers_cool_a_model_only_after_three_in_a_row() -> None:
     health = Health()
     bad = (FailureClass.INVALID_RESPONSE, Scope.MODEL)
     assert [fail(health, *bad), fail(health, *bad)] == [None, None]
-    health.succeeded(target(), T0)
+    health.succeeded(target())
     assert [fail(health, *bad), fail(health, *bad)] == [None, None]
     assert fail(health, *bad) is not None
 
@@ -529,7 +529,7 @@ def test_a_keyless_provider_heals_although_its_account_and_itself_are_one_place(
     keyless = target("mybox", key="")
     refused = Failure(cls=FailureClass.NETWORK, scope=Scope.PROVIDER)
     assert health.failed(keyless, refused, 100.0) is not None
-    assert health.succeeded(keyless, 101.0) == (("mybox", "", ""),)
+    assert health.succeeded(keyless) == (("mybox", "", ""),)
     assert health.idle
 
 
