@@ -14,6 +14,7 @@ from localfirst.wire.anthropic import requests as anthropic
 from localfirst.wire.ollama import requests as ollama
 from localfirst.wire.openai import requests
 from localfirst.wire.quirks import Quirks
+from localfirst.wire.refusal import NotTranslatable
 from tests.wire.support import dumps
 
 PIXEL = "iVBORw0KGgo="
@@ -331,6 +332,27 @@ def test_quirks_drop_rename_cap_and_fill() -> None:
         assert (sent["random_seed"], sent["temperature"], sent["n"]) == (7, 0.01, 1)
         assert sent["safe_prompt"] is False
         assert sent["parallel_tool_calls"] is False
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"web_search_options": {}}, {"web_search_options": {"search_context_size": "low"}},
+     {"modalities": ["text", "audio"]}],
+)  # fmt: skip
+def test_what_an_answer_would_silently_lack_is_left_to_who_has_it(asked: dict[str, Json]) -> None:
+    sent = body(**asked)
+    assert json.loads(requests.splice(sent, model="m")).items() >= asked.items()
+    (field,) = asked
+    with pytest.raises(NotTranslatable) as refused:
+        requests.splice(sent, model="m", quirks=Quirks(drop=frozenset({field})))
+    assert refused.value.field == field
+
+
+def test_what_says_nothing_of_a_search_or_of_sound_is_no_hindrance() -> None:
+    quirks = Quirks(drop=frozenset({"web_search_options", "modalities"}))
+    sent = body(web_search_options=None, modalities=["text"])
+    assert json.loads(requests.splice(sent, model="m", quirks=quirks)).keys() == {
+        "model", "messages"}  # fmt: skip
 
 
 def test_quirks_reach_inside_messages_and_schemas() -> None:

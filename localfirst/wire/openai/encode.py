@@ -9,7 +9,7 @@ import msgspec
 from localfirst.types import ChatRequest, Dialect, Json, Message, Part, TextPart, Tool
 from localfirst.wire import peek, quirks
 from localfirst.wire.openai.content import parts_of
-from localfirst.wire.openai.shaping import NOTHING, SHORT_BYTES, shape
+from localfirst.wire.openai.shaping import ASKED_FOR, NOTHING, SHORT_BYTES, shape
 from localfirst.wire.quirks import Quirks
 from localfirst.wire.refusal import refuse_only_local
 
@@ -25,6 +25,7 @@ _PASSED = frozenset(
 
 _USAGE_ON = msgspec.Raw(b'{"include_usage":true}')
 _TRUE = msgspec.Raw(b"true")
+_NULL = msgspec.Raw(b"null")
 
 
 def encode(request: ChatRequest, model: str, *, quirks: Quirks = quirks.NONE) -> bytes:
@@ -72,7 +73,9 @@ def splice(
         name: value
         for name, value in (fields or peek.raw_object(body)).items()
         # Long values are not copied to find out.
-        if len(value) > SHORT_BYTES or bytes(value) not in NOTHING
+        if len(value) > SHORT_BYTES
+        or bytes(value) not in NOTHING
+        or (name in ASKED_FOR and value != _NULL)
     }
     passed["model"] = model
     if not quirks.stream_usage:

@@ -15,9 +15,16 @@ import msgspec
 
 from localfirst.types import Json
 from localfirst.wire.quirks import LIMITS, Quirks
+from localfirst.wire.refusal import NotTranslatable
 
 OURS = frozenset({"options", "keep_alive", "think", "num_ctx"})
 """Fields that this gateway understands beyond OpenAI's; no cloud does."""
+
+ASKED_FOR = {
+    "web_search_options": "a search in the web",
+    "modalities": "answers that are no text",
+}
+"""Fields that no answer may do without; `{}` of them says something, too."""
 
 SHORT_BYTES = 20
 NOTHING = frozenset(
@@ -45,7 +52,7 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
         del fields[name]
     _limit(fields, quirks)
     for name in quirks.drop.intersection(fields):
-        del fields[name]
+        _leave_out(name, fields)
     for old, new in quirks.rename.items():
         if old in fields:
             fields[new] = fields.pop(old)
@@ -58,6 +65,14 @@ def shape(fields: dict[str, Json], quirks: Quirks) -> None:
         _shorten(fields, quirks.tool_id_most)
     if not quirks.json_schema:
         _schema_in_words(fields)
+
+
+def _leave_out(name: str, fields: dict[str, Json]) -> None:
+    """Raises `NotTranslatable` for what an answer would silently lack."""
+    value = fields.pop(name)
+    what = ASKED_FOR.get(name)
+    if what is not None and opened(value) not in (None, ["text"]):
+        raise NotTranslatable(what, field=name)
 
 
 def _limit(fields: dict[str, Json], quirks: Quirks) -> None:
