@@ -31,7 +31,7 @@ from localfirst.models.manifest import Layer, Manifest
 from localfirst.models.names import ModelName
 from localfirst.models.pull_blob import Blobs
 from localfirst.models.pull_errors import broken
-from localfirst.models.pull_job import JobState, PullJob
+from localfirst.models.pull_job import JobState, PullJob, Wish
 from localfirst.models.pull_plan import PullPlan, Want
 from localfirst.models.pull_transfer import PAUSES_S
 from localfirst.models.registry import Registry
@@ -151,8 +151,7 @@ class Puller:
         """Join the job for that name, or start one."""
         job = self._jobs.get(want.ref.key)
         if job is not None and not job.ended:
-            if job.state is JobState.PAUSED:
-                job.resume()
+            job.resume()
             return job
         job = PullJob(want.ref, self._clock)
         self._jobs[want.ref.key], self._wants[want.ref.key] = job, want
@@ -173,11 +172,11 @@ class Puller:
         is not, it has the transfers, and they are followed.
         """
         for key, job in other._jobs.items():
-            if job.ended:
+            if job.ended or job.wish is Wish.CANCEL:
                 self._jobs.setdefault(key, job)
                 continue
             mine = self._begin(other._wants[key])
-            if job.pause_wanted:
+            if job.wish is Wish.PAUSE:
                 mine.pause()
 
     async def plan(self, name: str, *, insecure: bool = False, any_host: bool = False) -> PullPlan:
@@ -207,11 +206,12 @@ class Puller:
                 work = asyncio.get_running_loop().create_task(self._pull(job, want))
                 job.works_in(work)
                 await asyncio.wait({work})
-                if not (work.cancelled() and job.pause_wanted):
+                if not (work.cancelled() and job.interrupted) or job.wish is Wish.CANCEL:
                     break
                 job.works_in(None)
-                job.turn(JobState.PAUSED)
-                await job.paused()
+                if job.wish is Wish.PAUSE:
+                    job.turn(JobState.PAUSED)
+                    await job.paused()
             if job.ended or work is None:
                 return
             if work.cancelled():

@@ -38,6 +38,14 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Wish(StrEnum):
+    """What was last said to a pull; the last word counts, also while the one before is done."""
+
+    GO_ON = "go on"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
 ENDED = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
 
 
@@ -96,7 +104,8 @@ class PullJob:
         self._wake_due = False
         self._window: list[tuple[float, int]] = []
         self.watchers = 0
-        self.pause_wanted = False
+        self.wish = Wish.GO_ON
+        self.interrupted = False
         self._resumed = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
 
@@ -191,24 +200,22 @@ class PullJob:
     def cancel(self) -> None:
         """End the job; what was fetched is kept for the next pull."""
         if not self.ended:
-            self.pause_wanted = False
-            if self._work is not None:
-                self._work.cancel()
-            else:
+            self.wish = Wish.CANCEL
+            if self._work is None:
                 self.end(JobState.CANCELLED, PullCancelled(f"the pull of `{self.name}` was ended"))
-                self._resumed.set()
+            self._resumed.set()
+            self._interrupt()
 
     def pause(self) -> None:
         """Stop fetching and keep the job."""
-        if not self.ended and self.state is not JobState.PAUSED:
-            self.pause_wanted = True
+        if not self.ended and self.wish is not Wish.PAUSE:
+            self.wish = Wish.PAUSE
             self._resumed.clear()
-            if self._work is not None:
-                self._work.cancel()
+            self._interrupt()
 
     def resume(self) -> None:
         """Go on after a pause."""
-        self.pause_wanted = False
+        self.wish = Wish.GO_ON
         self._resumed.set()
 
     # --- for the puller ----------------------------------------------------------------
@@ -216,8 +223,9 @@ class PullJob:
     def works_in(self, task: asyncio.Task[None] | None) -> None:
         """Tell which task to cancel for a pause or an end; a pause may have come before it."""
         self._work = task
-        if task is not None and self.pause_wanted:
-            task.cancel()
+        self.interrupted = False
+        if self.wish is Wish.PAUSE:
+            self._interrupt()
 
     async def paused(self) -> None:
         """Wait for `resume` or `cancel`."""
@@ -284,6 +292,11 @@ class PullJob:
         if not self._wake_due:
             self._wake_due = True
             self._loop.call_soon_threadsafe(self._loop.call_later, WAKE_EVERY_S, self.wake)
+
+    def _interrupt(self) -> None:
+        if self._work is not None:
+            self.interrupted = True
+            self._work.cancel()
 
     def _rate(self) -> float:
         """Bytes a second over the last ten seconds; 0 in the first moments."""

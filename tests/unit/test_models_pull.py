@@ -409,6 +409,51 @@ def test_a_paused_pull_keeps_its_watchers_and_goes_on(tmp_path: Path, fake: Fake
     assert JobState.PAUSED in states and states[-1] is JobState.DONE
 
 
+@pytest.mark.parametrize("stop", ["pause", "cancel"])
+def test_a_pull_that_is_wanted_again_while_it_stops_goes_on(
+    tmp_path: Path, fake: FakeRegistry, stop: str
+) -> None:
+    """Transfers take a moment to stop: it ended as one that was cancelled, or stayed paused."""
+    fake.knobs(stall_after=500_000)
+
+    async def scene(puller: Puller) -> JobState:
+        job = puller.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes > 400_000:
+                break
+        getattr(job, stop)()
+        fake.knobs(reset=True)
+        assert puller.start(fake.name()) is job
+        await asyncio.wait_for(job.wait(), 10.0)
+        return job.state
+
+    assert pulling(tmp_path, scene) is JobState.DONE
+    assert Store(tmp_path / "models").model_file(fake.name()).read_bytes() == WEIGHTS
+
+
+def test_the_last_of_several_words_to_a_pull_counts(tmp_path: Path, fake: FakeRegistry) -> None:
+    fake.knobs(stall_after=500_000)
+
+    async def ends_after(puller: Puller, *words: str) -> JobState:
+        job = puller.start(fake.name())
+        async for progress in job.watch():
+            if progress.completed_bytes > 400_000:
+                break
+        for word in words:
+            getattr(job, word)()
+        async for snapshot in job.snapshots():
+            if snapshot.state is JobState.PAUSED:
+                break
+        return job.state
+
+    async def scene(puller: Puller) -> None:
+        assert await ends_after(puller, "pause", "resume", "pause") is JobState.PAUSED
+        with pytest.raises(PullCancelled):
+            await ends_after(puller, "pause", "resume", "cancel")
+
+    pulling(tmp_path, scene)
+
+
 def test_an_unknown_model_says_so_at_once(tmp_path: Path, fake: FakeRegistry) -> None:
     async def scene(puller: Puller) -> None:
         await puller.start(fake.name("library/nope")).wait()
