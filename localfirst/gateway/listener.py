@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterable
 
 from localfirst.config.loopback import is_loopback
 from localfirst.errors import ConfigError, Unavailable
 from localfirst.settings import GatewaySettings
+
+Address = tuple[object, ...]
 
 BACKLOG = 1024
 """Connections the kernel holds while one batch of requests is started."""
@@ -49,16 +52,38 @@ def listen(settings: GatewaySettings) -> list[socket.socket]:
     except socket.gaierror as error:
         raise _unusable(settings, error) from error
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
-    if settings.port == 0:
-        # Two families would get two ports, and only one can be told.
-        addresses = addresses[:1]
-    sockets: list[socket.socket] = []
     try:
-        sockets += [_listening(family, address) for family, address in addresses]
+        sockets = listen_at(addresses)
     except OSError as error:
-        if not (sockets and error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}):
-            close_all(sockets)
-            raise _unusable(settings, error) from error
+        raise _unusable(settings, error) from error
+    if settings.port:
+        return sockets
+    # Two families got two ports, and only one can be told.
+    close_all(sockets[1:])
+    return sockets[:1]
+
+
+def listen_at(addresses: Iterable[tuple[int, Address]]) -> list[socket.socket]:
+    """
+    A listening socket for each pair of family and address that this machine has.
+
+    `localhost` often means `::1` too where IPv6 is switched off, as in most containers.
+
+    Raises:
+        OSError: it has none of them, or another program listens at one.
+    """
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    for family, address in addresses:
+        try:
+            sockets.append(_listening(family, address))
+        except OSError as error:
+            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                close_all(sockets)
+                raise
+            absent = error
+    if absent is not None and not sockets:
+        raise absent
     return sockets
 
 
@@ -96,7 +121,7 @@ def url_of(one: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _listening(family: int, address: tuple[object, ...]) -> socket.socket:
+def _listening(family: int, address: Address) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":
