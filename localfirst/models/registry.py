@@ -316,7 +316,11 @@ class Registry:
         if near not in self._clients:
             context = tls_context(self._environ)
             self._clients[near] = http.client(
-                url, read_s=self._settings.stall_s, verify=context, connect_s=10.0
+                url,
+                read_s=self._settings.stall_s,
+                verify=context,
+                connect_s=10.0,
+                environ=self._environ,
             )
         return self._clients[near]
 

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import unquote, urlsplit
 
+from localfirst.config.loopback import is_loopback
 from localfirst.errors import ConfigError
-from localfirst.transport.http import is_loopback
-from localfirst.transport.upstream_proxy import from_environment, proxy_of
+from localfirst.transport.upstream_proxy import DEFAULT_PORT, from_environment, proxy_of
 
 BUFFER_BYTES = 256 * 2**10
 
@@ -103,7 +103,7 @@ class BodyReader:
             parts = urlsplit(proxy)
             if parts.scheme != "http" or not parts.hostname:
                 raise OSError("Tunnel connection failed: only http:// proxies are understood")
-            via, via_port = parts.hostname, parts.port or 80
+            via, via_port = parts.hostname, parts.port or DEFAULT_PORT
             if parts.username:
                 pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
                 encoded = base64.b64encode(pair.encode()).decode()

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
+from localfirst.config.loopback import is_loopback
 from localfirst.errors import Breakage, UpstreamBroken
-from localfirst.transport.http import is_loopback
 
 HEAD_BYTES = 16 * 1024
-DEFAULT_PORT = 8080  # curl's `--proxy` says 1080, but for SOCKS; httpx and Go say 80 and none
+DEFAULT_PORT = 80  # that of `http://`, as Go, wget and httpx have it
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -43,8 +43,13 @@ def proxy_of(scheme: str, host: str, port: int, proxies: Mapping[str, str]) -> s
 
 
 def bypassed(host: str, port: int, rules: str) -> bool:
-    """Whether a `NO_PROXY` list names *host*: `*`, names, suffixes, networks, `name:port`."""
-    return any(_matches(host.lower(), port, rule.strip().lower()) for rule in rules.split(","))
+    """
+    Whether a `NO_PROXY` list names *host*: `*`, names, suffixes, networks, `name:port`.
+
+    Blanks divide as commas do: curl and Python's own take both.
+    """
+    host = host.lower().rstrip(".")
+    return any(_matches(host, port, rule) for rule in rules.lower().replace(",", " ").split())
 
 
 def _matches(host: str, port: int, rule: str) -> bool:
@@ -57,7 +62,7 @@ def _matches(host: str, port: int, rule: str) -> bool:
     name, colon, number = rule.rpartition(":")
     if colon and number.isdecimal() and "]" not in number:
         return port == int(number) and _matches(host, port, name)
-    name = rule.removeprefix("*").removeprefix(".")
+    name = rule.removeprefix("*").strip(".")
     return bool(name) and (host == name or host.endswith("." + name))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from localfirst.models.store import Store
+from localfirst.transport import http
 from localfirst.transport.bulk import proxy_for
 from tests.fakes import connect_proxy, registry
 from tests.fakes.registry import FakeRegistry
@@ -142,6 +145,8 @@ def test_a_registry_on_loopback_is_asked_directly(
         ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "example"}, ""),
         ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "NO_PROXY": ".example"}, ""),
         ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "no_proxy": "b, a.example"}, ""),
+        ("https://a.example/x", {"HTTPS_PROXY": "http://p:1", "no_proxy": "b a.example"}, ""),
+        ("https://a.example./x", {"HTTPS_PROXY": "http://p:1", "no_proxy": "example."}, ""),
         (
             "https://an.example/x",
             {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "n.example"},
@@ -165,3 +170,53 @@ def test_the_customary_variables_choose_the_proxy(
     url: str, environ: dict[str, str], expected: str
 ) -> None:
     assert proxy_for(url, environ) == expected
+
+
+@needs_openssl
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"ALL_PROXY": "socks5h://127.0.0.1:9"},
+        {"NO_PROXY": "fe80::/10"},
+        {"NO_PROXY": "localhost,[::1]:11434"},
+        {"NO_PROXY": "a.example b.example"},
+    ],
+)
+def test_what_stands_beside_the_proxy_that_counts_stops_no_pull(
+    tmp_path: Path, secure: FakeRegistry, certificate: str, more: dict[str, str]
+) -> None:
+    store = Store(tmp_path)
+    with connect_proxy.running(secure.port) as (proxy, lines):
+        variables = {"HTTPS_PROXY": proxy, "SSL_CERT_FILE": certificate, **more}
+        end = pull(store, "registry.test/library/tiny", **variables)
+    assert end == "ok" and len(lines) >= 2
+
+
+def test_a_proxy_of_another_kind_is_a_proxy_error(tmp_path: Path) -> None:
+    end = pull(Store(tmp_path), "registry.test/library/tiny", HTTPS_PROXY="socks5://127.0.0.1:9")
+    assert end == "registry-proxy"
+
+
+def test_a_network_in_no_proxy_is_honoured_for_the_manifest_too(tmp_path: Path) -> None:
+    # 0.0.0.0 leads to this machine without being one of loopback's names.
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with connect_proxy.running(port) as (proxy, lines):
+        variables = {"HTTPS_PROXY": proxy, "NO_PROXY": "localhost,0.0.0.0/8"}
+        end = pull(Store(tmp_path), f"0.0.0.0:{port}/library/tiny", **variables)
+    assert end == "registry-unreachable" and lines == []
+
+
+@needs_openssl
+def test_whatever_is_posted_takes_the_same_proxy_and_authority(
+    secure: FakeRegistry, certificate: str
+) -> None:
+    async def ask(**environ: str) -> int:
+        url = "https://registry.test/v2/library/none/manifests/latest"
+        async with http.client(url, environ=environ) as client:
+            return (await client.get(url)).status_code
+
+    with connect_proxy.running(secure.port) as (proxy, lines):
+        variables = {"HTTPS_PROXY": proxy, "SSL_CERT_FILE": certificate}
+        assert asyncio.run(ask(ALL_PROXY="socks5://127.0.0.1:9", **variables)) == 404
+    assert [line.split()[1] for line in lines] == ["registry.test:443"]
