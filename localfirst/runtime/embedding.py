@@ -245,7 +245,8 @@ class _Asking:
         runtime, now_unix = self._runtime, self._runtime.cascade.now_unix()
         self._attempts.append(attempt)
         usage = Usage(prompt_tokens=vectors.prompt_tokens) if vectors else None
-        runtime.ledger.record_attempt(attempt, target=target, usage=usage)
+        breakage = failure.breakage if failure else ""
+        runtime.records.record_attempt(attempt, target=target, usage=usage, breakage=breakage)
         if failure is None:
             runtime.ledger.drop_cooldowns(runtime.health.succeeded(target))
             return

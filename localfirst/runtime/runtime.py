@@ -127,6 +127,7 @@ class Runtime:
     def _open_cascade(self) -> None:
         """What decides, and everything that it asks or tells."""
         settings, clock = self.settings, self.clock
+        self.records = Records(self.ledger, self.connectivity, self.clouds, self.budget)
         self.lookout = Lookout(
             settings,
             engine=self.engine,
@@ -163,7 +164,7 @@ class Runtime:
             settings=settings,
             health=self.health,
             quota=Quota(concurrency=self.clouds.concurrency),
-            recorder=Records(self.ledger, self.connectivity, self.clouds, self.budget),
+            recorder=self.records,
             alarm=self.alarm,
             cache=self._cache(),
             budget=self.budget.refusal,

@@ -16,6 +16,7 @@ import pytest
 from tests.fakes.cloud_process import FakeCloud, fake_cloud
 from tests.fakes.house import House, house
 from tests.fakes.stranger import BARE, provider
+from tests.fakes.terminal import run
 
 KEYED = "[cascade]\nbackoff_s = [0.01]\n"
 
@@ -134,3 +135,12 @@ def test_the_days_budget_counts_them(tmp_path: Path, cloud: FakeCloud) -> None:
     with house(tmp_path, config=BARE, **groq(cloud), **limit) as at:
         assert [embed(at, "groq/e")[0] for _ in range(2)] == [200, 503]
     assert len(cloud.requests("groq")) == before + 1
+
+
+def test_vectors_made_here_cost_nothing(tmp_path: Path, cloud: FakeCloud) -> None:
+    """They were told as of an unknown price, as are those of a cloud."""
+    config = BARE + provider("box", cloud.base_url("box"))
+    with house(tmp_path, config=config, **groq(cloud)) as at:
+        assert [embed(at, model)[0] for model in ("box/e", "groq/e")] == [200, 200]
+    rows = json.loads(run(tmp_path, "stats", "--json").out)["usage"]
+    assert {row["provider"]: row["usd"] for row in rows} == {"box": 0.0, "groq": None}
