@@ -1,4 +1,4 @@
-"""What is guarded: who may listen where, and a host of which this machine has only a part."""
+"""What is guarded: a host of which this machine has only a part."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from localfirst.errors import ConfigError, Unavailable
-from localfirst.gateway.listener import check_exposure, close_all, listen, listen_at, url_of
-from localfirst.settings import GatewaySettings, Secret
+from localfirst.errors import Unavailable
+from localfirst.gateway.listener import close_all, listen, listen_at, url_of
+from localfirst.settings import GatewaySettings
 
 HERE = (socket.AF_INET, ("127.0.0.1", 0))
 # RFC 5737: an address of documents, which no machine has.
@@ -48,18 +48,3 @@ def test_a_port_that_is_taken_at_one_address_is_taken() -> None:
         assert caught.value.errno == errno.EADDRINUSE
     finally:
         taken.close()
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "house.lan", ""])
-def test_others_are_let_in_with_a_key_only(host: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_exposure(GatewaySettings(host=host))
-    assert caught.value.code == "key-required-off-loopback"
-    assert caught.value.setting == "gateway.host"
-    assert "LOCALFIRST_GATEWAY_KEYS" in caught.value.hint
-    check_exposure(GatewaySettings(host=host, keys=(Secret("k" * 32, "K"),)))
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]"])
-def test_this_machine_alone_needs_no_key(host: str) -> None:
-    check_exposure(GatewaySettings(host=host))
