@@ -83,7 +83,7 @@ class Connectivity:
         self._route = route
         self._proxy = "" if local_only else _proxy_host(environ or {})
         self._looked = float("-inf")
-        self._source: str | None = ""
+        self._source: str | None = None
         self._failed: set[str] = set()
         self._wait_s = FIRST_WAIT_S
         self._gone_until: float | None = None
@@ -182,8 +182,8 @@ class Connectivity:
         if now - self._looked < ROUTE_AGE_S:
             return self._source
         source = self._look_up()
-        if source and self._source and source != self._source:
-            # Another network than the one that failed.
+        if source and self._source not in {None, source}:
+            # Another network than the one that failed, or its return.
             self.note_success()
         self._looked, self._source = now, source
         return source

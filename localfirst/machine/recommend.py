@@ -251,7 +251,7 @@ def _why(entry: Entry, prediction: Fit, *, slow: bool, installed: bool) -> str:
         low, high = prediction.tokens_per_s
         words.append(f"{low:.0f} to {high:.0f} tokens/s")
     if entry.active_parameters * 2 < entry.parameters:
-        words.append("a mixture that reads a part of itself for each token")
+        words.append("reads a part of itself for each token")
     if slow:
         words.append("slower than reading")
     if prediction.verdict is Verdict.TIGHT:

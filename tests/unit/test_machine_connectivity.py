@@ -208,6 +208,64 @@ def test_another_network_is_believed_at_once() -> None:
     assert net.online() is True
 
 
+def test_a_network_that_returns_is_believed_at_once() -> None:
+    """The same Wi-Fi, with the same address, was not asked for up to half a minute."""
+    clock, table = HandClock(), Table("192.168.1.7")
+    net = Connectivity(clock, route=table)
+    two_failures(net)
+    for source, online in (("", False), ("192.168.1.7", True)):
+        table.source = source
+        clock.move(1.0)
+        assert net.online() is online
+
+
+def test_a_route_that_goes_is_no_good_news() -> None:
+    clock, table = HandClock(), Table("192.168.1.7")
+    net = Connectivity(clock, route=table)
+    assert net.online() is True
+    net.note_failure("api.one")
+    table.source = ""
+    clock.move(1.0)
+    assert net.online() is False
+    net.note_failure("api.two")
+    assert "2 hosts" not in net.reason() and "no route" in net.reason()
+
+
+def test_the_reason_says_how_many_were_asked() -> None:
+    net = Connectivity(HandClock(), route=Table())
+    assert net.reason() == "there is a way out"
+    net.note_failure("api.one", alone=True)
+    assert "the only host" in net.reason()
+    net.note_failure("api.two")
+    assert "2 hosts" in net.reason()
+    unreachable = Connectivity(
+        HandClock(), environ={"HTTPS_PROXY": "10.1.2.3:3128"}, route=Table("")
+    )
+    assert unreachable.reason() == "no route leaves this machine to the proxy"
+
+
+def test_after_a_success_an_outage_is_short_again() -> None:
+    clock = HandClock()
+    net = Connectivity(clock, route=Table())
+    two_failures(net)
+    clock.move(FIRST_WAIT_S)
+    two_failures(net)
+    net.note_success()
+    two_failures(net)
+    clock.move(FIRST_WAIT_S)
+    assert net.online() is None
+
+
+def test_the_only_host_fails_again_and_the_outage_goes_on() -> None:
+    clock = HandClock()
+    net = Connectivity(clock, route=Table())
+    net.note_failure("api.one", alone=True)
+    clock.move(FIRST_WAIT_S)
+    assert net.online() is None
+    net.note_failure("api.one")
+    assert net.online() is False
+
+
 # --- proxies -----------------------------------------------------------------------------------
 
 
@@ -230,6 +288,20 @@ def test_a_proxy_with_a_name_is_worth_a_try_even_without_a_default_route() -> No
     environ = {"ALL_PROXY": "http://proxy.corp:3128"}
     net = Connectivity(HandClock(), environ=environ, route=Table(""))
     assert net.online() is None
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://10.1.2.3", "10.1.2.3:80"),
+        ("https://10.1.2.3", "10.1.2.3:443"),
+        ("10.1.2.3:3128", "10.1.2.3:3128"),
+        ("http://[fd00::1]", "[fd00::1]:80"),
+    ],
+)
+def test_a_proxys_port_is_its_schemes_own_unless_it_is_named(url: str, told: str) -> None:
+    net = Connectivity(HandClock(), environ={"HTTPS_PROXY": url}, route=Table())
+    assert net.reason().endswith(f"the proxy {told}")
 
 
 def test_a_malformed_proxy_is_no_proxy() -> None:
@@ -276,7 +348,8 @@ def test_a_probe_that_is_taken_ends_an_outage_and_sends_nothing() -> None:
     run(body)
 
 
-def test_a_machine_that_keeps_to_itself_tries_nobody() -> None:
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_machine_that_keeps_to_itself_tries_nobody(offline: bool) -> None:
     async def body() -> None:
         heard = asyncio.Event()
 
@@ -287,8 +360,10 @@ def test_a_machine_that_keeps_to_itself_tries_nobody() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         async with server:
             host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            net = Connectivity(HandClock(), local_only=True, hosts=[host], route=Table())
-            assert await net.probe([host])
+            net = Connectivity(
+                HandClock(), offline=offline, local_only=not offline, hosts=[host], route=Table()
+            )
+            assert await net.probe([host]) is not offline
             two_failures(net)
             assert not await net.probe([host])
         assert not heard.is_set()
@@ -345,6 +420,52 @@ def test_watching_a_dead_network_asks_ever_more_rarely() -> None:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
         assert clock.slept[:5] == [2.0, 4.0, 8.0, 16.0, 30.0]
+
+    run(body)
+
+
+def test_watching_tries_nobody_once_a_request_has_found_the_network() -> None:
+    async def body() -> None:
+        clock, heard = HandClock(), asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.set()
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            net = Connectivity(clock, hosts=[f"127.0.0.1:{port}"], route=Table())
+            watch = asyncio.create_task(net.watch())
+            two_failures(net)
+            await until(lambda: len(clock.slept) == 1)
+            net.note_success()
+            clock.move(FIRST_WAIT_S)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not heard.is_set()
+            two_failures(net)
+            await until(lambda: len(clock.slept) == 2)
+            clock.move(FIRST_WAIT_S)
+            await heard.wait()
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    run(body)
+
+
+def test_watching_tries_the_proxy_where_there_is_one() -> None:
+    async def body() -> None:
+        clock = HandClock()
+        async with listening() as proxy:
+            net = Connectivity(clock, environ={"HTTPS_PROXY": proxy}, route=Table())
+            watch = asyncio.create_task(net.watch())
+            two_failures(net)
+            await until(lambda: len(clock.slept) == 1)
+            clock.move(FIRST_WAIT_S)
+            while net.online() is not True:
+                await asyncio.sleep(0.001)
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
 
     run(body)
 

@@ -15,7 +15,7 @@ from localfirst.machine import fit, recommend
 from localfirst.machine.fit import Cpu, Disk, Hardware, Measured, Placement, Verdict
 from localfirst.machine.recommend import Catalogue, Entry
 from localfirst.models import names
-from tests.unit.test_machine_fit_verdict import card, machine
+from tests.unit.test_machine_fit_verdict import LLAMA2_7B, card, machine
 from tests.unit.test_machine_hardware import MACHINES, measured
 
 GIB = 2**30
@@ -65,6 +65,44 @@ def test_the_catalogues_llama2_agrees_with_the_formulas_vectors() -> None:
     assert fit.kv_bytes(shape, 4096) == 2_147_483_648
 
 
+@pytest.mark.parametrize("cards", [(), (24.0,)])
+@pytest.mark.parametrize("flash_attention", [True, False])
+def test_an_entry_is_judged_as_the_models_own_header_is(
+    cards: tuple[float, ...], flash_attention: bool
+) -> None:
+    loading = msgspec.structs.replace(fit.OLLAMA, flash_attention=flash_attention)
+    ours, theirs = (
+        fit.predict(shape, machine(64, *map(card, cards)), context_tokens=10**5, loading=loading)
+        for shape in (entry("llama2:7b").shape, LLAMA2_7B)
+    )
+    assert (ours.context_tokens, ours.placement) == (4096, theirs.placement)
+    for part in ("ram_bytes", "vram_bytes", "compute_bytes", "overhead_bytes"):
+        assert getattr(ours, part) == pytest.approx(getattr(theirs, part), rel=0.04), part
+
+
+def test_an_entrys_cache_is_what_grows_and_what_does_not() -> None:
+    for one in KNOWN.models:
+        told = one.kv_fixed_bytes + 2048 * one.kv_bytes_per_token
+        assert fit.kv_bytes(one.shape, 2048) == pytest.approx(told, rel=0.01), one.name
+
+
+def test_a_mixture_reads_a_part_of_itself() -> None:
+    mixture = entry("qwen3.6:35b").shape
+    assert mixture.active_bytes * 5 < mixture.weights_bytes
+    dense = entry("qwen3.6:27b").shape
+    assert dense.active_bytes == dense.weights_bytes
+
+
+def test_the_ranking_is_of_the_engine_that_will_load_them() -> None:
+    box = machine(32)
+    for loading in (fit.OLLAMA, fit.EMBEDDED):
+        for one in recommend.rank(box, loading=loading):
+            alone = fit.predict(
+                one.model.shape, box, context_tokens=recommend.CONTEXT_TOKENS, loading=loading
+            )
+            assert one.fit.needed_bytes == alone.needed_bytes
+
+
 # --- ranking -----------------------------------------------------------------------------------
 
 
@@ -112,6 +150,27 @@ def test_needs_are_met_or_the_model_is_left_out() -> None:
         assert all(set(needs) <= set(one.model.capabilities) for one in ranked)
     assert recommend.rank(box, needs=("telepathy",)) == []
     assert "nomic-embed-text" not in [one.model.name for one in recommend.rank(box)]
+
+
+def test_the_reason_says_where_it_lies_and_what_to_expect() -> None:
+    places = {
+        Placement.GPU: "all of it on the GPU",
+        Placement.SPLIT: "layers on the GPU",
+        Placement.CPU: "on the processor",
+    }
+    boxes = [machine(gib) for gib in (4, 6, 8, 12, 16, 24, 48)]
+    ranked = [one for box in (*boxes, machine(64, card(12))) for one in recommend.rank(box)]
+    for one in ranked:
+        assert [place for place in places if places[place] in one.why] == [one.fit.placement]
+        assert ("slower than reading" in one.why) is one.slow
+        assert ("barely" in one.why) is (one.fit.verdict is Verdict.TIGHT)
+        assert f"{fit.shown(one.fit.needed_bytes)} of memory" in one.why
+    assert {one.fit.placement for one in ranked} == set(places)
+    assert {one.slow for one in ranked} == {True, False}
+    assert Verdict.TIGHT in {one.fit.verdict for one in ranked}
+    parts = {one.model.name for one in ranked if "reads a part of itself" in one.why}
+    mixtures = {"gpt-oss:20b", "gpt-oss:120b", "gemma4:26b", "qwen3.6:35b"}
+    assert parts == mixtures | {"gemma4:e2b"}  # which looks its per-layer embeddings up
 
 
 def test_what_does_not_fit_is_left_out_or_last_with_the_reason() -> None:
