@@ -143,7 +143,10 @@ class Guard:
         return frozenset(names | (own if port == 80 else set()))
 
     def _check_origin(self, origin: bytes, host: bytes) -> None:
-        if origin in self._origins or origin.lower() == b"http://" + host.lower():
+        scheme, _, named = origin.lower().partition(b"://")
+        # We speak http; a name that was configured may be that of a proxy which speaks TLS.
+        own = named == host.lower() and (scheme == b"http" or named in self._hosts)
+        if origin in self._origins or (own and scheme in {b"http", b"https"}):
             return
         raise AccessDenied(
             "this origin may not ask this gateway",

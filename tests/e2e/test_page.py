@@ -91,7 +91,7 @@ def test_the_state_has_what_the_page_shows(tmp_path: Path) -> None:
 def test_the_page_shows_the_plan_and_not_a_guess_at_it() -> None:
     """Under local-only, without downloads, over budget: only the plan knows who may answer."""
     page = resources.files("localfirst.gateway").joinpath("page.html").read_text()
-    assert 'ask("/localfirst/explain")' in page
+    assert 'ask("localfirst/explain")' in page
 
 
 def test_the_page_opens_without_a_key_that_it_asks_for_itself(tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ from localfirst.gateway.request import Request
 from localfirst.types import Call, ChatRequest, Dialect
 from localfirst.wire.peek import Peek
 
-SSE = rendered([(b"content-type", b"text/event-stream; charset=utf-8"), *SAFE])
-NDJSON = rendered([(b"content-type", b"application/x-ndjson"), *SAFE])
+# nginx gathers an answer before it hands it on unless this header says otherwise:
+# https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering
+_AS_IT_COMES = (b"x-accel-buffering", b"no")
+
+SSE = rendered([(b"content-type", b"text/event-stream; charset=utf-8"), *SAFE, _AS_IT_COMES])
+NDJSON = rendered([(b"content-type", b"application/x-ndjson"), *SAFE, _AS_IT_COMES])
 
 
 class Writer(Protocol):
