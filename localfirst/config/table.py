@@ -114,7 +114,7 @@ SETTINGS: tuple[Setting, ...] = (
     S("gateway.port", "int", "port to listen on, 0 chooses one", least=0, most=65535),
     S("gateway.keys", "secrets", "keys that open the door"),
     S("gateway.origins", "origins", "web pages that may ask"),
-    S("gateway.hosts", "list", "Host names accepted beside loopback"),
+    S("gateway.hosts", "host_names", "Host names accepted beside loopback"),
     S("gateway.workers", "int", "processes", least=1, most=64),
     S("gateway.drain_s", "float", "for running answers at stop", least=0),
     S("gateway.max_connections", "int", "open connections", least=8),

@@ -202,13 +202,33 @@ def mirrors(value: Any) -> dict[str, str]:
 
 
 def origins(value: Any) -> tuple[str, ...]:
-    """Pages' origins as browsers send them: no path."""
-    found = tuple(origin.rstrip("/") for origin in words(value))
-    for origin in found:
-        rest = origin.partition("://")[2]
-        if origin != "null" and (not rest or set(rest) & set("/?#@ *")):
-            raise ValueError("`https://HOST` without a path")
-    return found
+    """Pages' origins as browsers send them: no path, small letters, no port that goes unsaid."""
+    return tuple(dict.fromkeys(map(_origin, words(value))))
+
+
+def _origin(written: str) -> str:
+    origin = written.rstrip("/")
+    scheme, _, rest = origin.partition("://")
+    if origin != "null" and (not rest or not rest.isascii() or set(rest) & set("/?#@ *")):
+        raise ValueError("`https://HOST` without a path, a name's letters as `xn--…`")
+    if scheme.lower() not in {"http", "https"}:
+        return origin
+    default = {"http": ":80", "https": ":443"}[scheme.lower()]
+    return origin.lower().removesuffix(default)
+
+
+def host_names(value: Any) -> tuple[str, ...]:
+    """Names of a server as clients send them: `HOST` or `HOST:PORT`."""
+    return tuple(dict.fromkeys(map(_host_name, words(value))))
+
+
+def _host_name(written: str) -> str:
+    name = written.lower()
+    if name.count(":") > 1 and not name.startswith("["):
+        name = f"[{name}]"
+    if not re.fullmatch(r"(\[[0-9a-f:.%a-z]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", name):
+        raise ValueError("`HOST` or `HOST:PORT`, a name's letters as `xn--…`")
+    return name
 
 
 def unrevealed(value: Any) -> Secret | None:
@@ -249,6 +269,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "floats": numbers,
     "mirrors": mirrors,
     "origins": origins,
+    "host_names": host_names,
     "url": url,
     "path": folder,
     "ollama_host": ollama_host,

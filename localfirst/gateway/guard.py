@@ -18,6 +18,7 @@ import hmac
 import re
 from urllib.parse import parse_qsl
 
+from localfirst.config.loopback import is_loopback
 from localfirst.errors import AccessDenied
 from localfirst.gateway.request import Headers, Request
 from localfirst.settings import GatewaySettings
@@ -48,7 +49,10 @@ class Guard:
     """The rules of one configuration; holds digests of the keys, not the keys."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._hosts = frozenset(host.lower().encode() for host in settings.hosts)
+        # Who listens at a name is asked by it; an address is told by the socket.
+        name = settings.host
+        own = () if ":" in name or is_loopback(name) or not any(map(str.isalpha, name)) else (name,)
+        self._hosts = frozenset(host.lower().encode() for host in (*settings.hosts, *own))
         self._origins = frozenset(origin.rstrip("/").encode() for origin in settings.origins)
         self._keys = tuple(_digest(key.reveal().encode()) for key in settings.keys)
         self._known: dict[tuple[str, int], frozenset[bytes]] = {}

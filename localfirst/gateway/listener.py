@@ -116,8 +116,7 @@ def close_all(sockets: list[socket.socket]) -> None:
 def url_of(one: socket.socket) -> str:
     """How a client on this machine spells the address."""
     host, port = one.getsockname()[:2]
-    if host in {"0.0.0.0", "::"}:
-        host = "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

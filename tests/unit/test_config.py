@@ -161,6 +161,10 @@ def test_an_explicit_config_file_shuts_the_users_file_and_dotenv_out(tmp_path: P
         ({}, "[escalation]\ntelegram = '123:abc'", "`TOKEN@CHAT`"),
         ({}, "[gateway]\norigins = ['https://a.example/app']", "`https://HOST` without a path"),
         ({}, "[gateway]\norigins = ['*']", "`https://HOST` without a path"),
+        ({}, "[gateway]\norigins = ['https://b\u00fccher.example']", "`xn--…`"),
+        ({}, "[gateway]\nhosts = ['*.example']", "`HOST` or `HOST:PORT`"),
+        ({}, "[gateway]\nhosts = ['https://llm.example']", "`HOST` or `HOST:PORT`"),
+        ({}, "[gateway]\nhosts = ['b\u00fccher.example']", "`xn--…`"),
         ({"LOCALFIRST_PROVIDERS_GROQ_MODLE": "x"}, "", "LOCALFIRST_PROVIDERS_GROQ_MODEL"),
     ],
 )
@@ -172,6 +176,19 @@ def test_a_bad_setting_is_refused_by_name_with_the_accepted_form(
     assert named in caught.value.message
     assert caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_the_doors_names_are_kept_as_clients_send_them(tmp_path: Path) -> None:
+    text = """[gateway]
+    origins = ["HTTPS://App.Example:443/", "http://a.example:80", "https://b.example:8443", "null"]
+    hosts = ["LLM.Example", "llm.example:8443", "2001:DB8::1", "[::1]:80"]
+    """
+    gateway = loaded(toml=text, tmp=tmp_path).settings.gateway
+    assert gateway.origins == (
+        *("https://app.example", "http://a.example", "https://b.example:8443"),
+        "null",
+    )
+    assert gateway.hosts == ("llm.example", "llm.example:8443", "[2001:db8::1]", "[::1]:80")
 
 
 @pytest.mark.parametrize(

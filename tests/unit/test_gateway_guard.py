@@ -53,3 +53,11 @@ def test_a_listener_answers_to_no_other(
     with pytest.raises(AccessDenied) as caught:
         guard._check_host(host.encode(), (address, port))
     assert caught.value.code == code
+
+
+def test_who_listens_at_a_name_is_asked_by_it_and_by_no_wildcard_address() -> None:
+    guard = Guard(GatewaySettings(host="Box.lan"))
+    guard._check_host(b"box.lan:11435", ("127.0.1.1", 11435))
+    for host in ("0.0.0.0", "::", "localhost"):
+        with pytest.raises(AccessDenied):
+            Guard(GatewaySettings(host=host))._check_host(host.encode(), ("127.0.0.1", 11435))

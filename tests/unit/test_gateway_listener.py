@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -48,3 +49,17 @@ def test_a_port_that_is_taken_at_one_address_is_taken() -> None:
         assert caught.value.errno == errno.EADDRINUSE
     finally:
         taken.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_every_address_is_told_as_one_that_answers(host: str) -> None:
+    """`::` was told as 127.0.0.1, where nobody listened."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    sockets = listen(GatewaySettings(host=host, port=0))
+    try:
+        at = urlsplit(url_of(sockets[0]))
+        assert at.hostname and at.port
+        socket.create_connection((at.hostname, at.port), timeout=5.0).close()
+    finally:
+        close_all(sockets)
