@@ -168,7 +168,8 @@ async def _through_proxy(
         said = broken(error, f"{host}:{port}").detail
         raise UpstreamBroken(Breakage.PROXY, f"the proxy cannot be reached: {said}") from None
     try:
-        transport.write(connect_head(origin.proxy, f"{origin.host}:{origin.port}"))
+        named = f"[{origin.host}]" if ":" in origin.host else origin.host
+        transport.write(connect_head(origin.proxy, f"{named}:{origin.port}"))
         await tunnel.opened(f"{host}:{port}")
         connection = Connection(loop)
         if context is None:

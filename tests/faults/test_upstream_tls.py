@@ -277,6 +277,15 @@ def test_plain_http_is_tunnelled_as_well(authority: Path) -> None:
         assert len(heads) == 1 and "example.com:80" in heads[0]
 
 
+def test_an_address_of_six_is_named_to_the_proxy_in_brackets() -> None:
+    with fake_cloud() as cloud:
+        answer, heads, failure = through(cloud, "http://[2001:db8::1]:81/c/v1/models", context=None)
+        assert failure is None and answer[0] == 200
+        assert heads[0].startswith(
+            "CONNECT [2001:db8::1]:81 HTTP/1.1\r\nhost: [2001:db8::1]:81\r\n"
+        )
+
+
 def test_wrong_proxy_credentials_name_the_proxy_and_not_the_password(
     example: FakeCloud, authority: Path
 ) -> None:
