@@ -222,7 +222,8 @@ async def dry_run(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> 
     from localfirst.runtime import fitness
 
     plan = await runtime.puller.plan(want.name, insecure=given.insecure, any_host=True)
-    fit = await asyncio.to_thread(fitness.predict, plan.manifest, plan.header, runtime.hardware())
+    hardware, context = runtime.hardware(), runtime.settings.local.num_ctx
+    fit = fitness.predict(plan.manifest, plan.header, hardware, context_tokens=context)
     rate = runtime.settings.pull.limit_rate_bytes_s or ETA_BYTES_S
     eta_s = round(plan.needed_bytes / rate, 1)
     told: dict[str, Json] = {
@@ -248,13 +249,8 @@ async def dry_run(runtime: Runtime, want: Wanted, given: argparse.Namespace) -> 
         print(f"  memory    {fit.verdict}: {fit.reason}")
     if not given.force:
         refuse_full_disk(plan)
-        if fit.verdict == "no" and not given.no_fit_check:
-            raise InsufficientResources(
-                f"`{plan.name}` does not fit this machine: {fit.reason}",
-                kind="memory",
-                needed_bytes=fit.needed_bytes,
-                available_bytes=fit.available_bytes,
-            )
+        if not given.no_fit_check:
+            fitness.refuse(fit, hardware)
 
 
 def wrong(want: Wanted, plan: PullPlan) -> bool:

@@ -96,8 +96,7 @@ def note(one: Recommendation) -> str:
     notes = {
         "installed": one.installed,
         "slower than reading": one.slow,
-        "a mixture: fast for its size": not one.slow
-        and one.model.active_parameters < one.model.parameters,
+        "fast for its size": not one.slow and one.model.active_parameters < one.model.parameters,
     }
     return ", ".join(word for word, holds in notes.items() if holds)
 

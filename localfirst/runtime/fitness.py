@@ -51,17 +51,26 @@ def gate(
     """
 
     async def check(manifest: Manifest, head: bytes) -> None:
-        found = predict(manifest, head, hardware(), context_tokens=context_tokens)
-        if found.verdict is Verdict.NO and not found.could_fit:
-            raise InsufficientResources(
-                f"the model does not fit this machine: {found.reason}",
-                kind="memory",
-                needed_bytes=found.needed_bytes,
-                available_bytes=found.available_bytes,
-                hint=what_fits(hardware()),
-            )
+        refuse(predict(manifest, head, hardware(), context_tokens=context_tokens), hardware())
 
     return check
+
+
+def refuse(found: Fit, hardware: Hardware) -> None:
+    """
+    Refuse a model for what was predicted of it.
+
+    Raises:
+        InsufficientResources: the memory will not do, with both figures.
+    """
+    if found.verdict is Verdict.NO and not found.could_fit:
+        raise InsufficientResources(
+            f"the model does not fit this machine: {found.reason}",
+            kind="memory",
+            needed_bytes=found.needed_bytes,
+            available_bytes=found.available_bytes,
+            hint=what_fits(hardware),
+        )
 
 
 def what_fits(hardware: Hardware) -> str:

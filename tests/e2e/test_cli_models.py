@@ -130,6 +130,23 @@ def test_a_full_disk_ends_with_four_before_the_first_byte(
     assert run(tmp_path, shop, "pull", "tiny", "--force", **full).code == 0
 
 
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+def test_a_model_that_does_not_fit_ends_with_four_before_the_first_byte(
+    tmp_path: Path, shop: FakeRegistry, words: list[str]
+) -> None:
+    """For the context that is configured; a dry run reckoned with another, and saw no trouble."""
+    toy.write(tmp_path / "long.gguf", context=2**30)
+    shop.publish("library/long", model=(tmp_path / "long.gguf").read_bytes())
+    long = {"LOCALFIRST_LOCAL_NUM_CTX": str(2**30)}
+    ran = run(tmp_path, shop, "pull", "long", *words, **long)
+    assert ran.code == 4, ran
+    assert "[insufficient-memory]" in ran.err
+    assert "localfirst recommend" in ran.err
+    for way in ("--force", "--no-fit-check"):
+        assert run(tmp_path, shop, "pull", "long", *words, way, **long).code == 0
+    assert run(tmp_path, shop, "pull", "long", *words).code == 0
+
+
 def test_nothing_to_pull_is_a_usage_error(tmp_path: Path, shop: FakeRegistry) -> None:
     ran = run(tmp_path, shop, "pull")
     assert (ran.code, ran.out) == (2, "")
