@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from localfirst.config.loopback import is_loopback
 from localfirst.errors import ConfigError
+from localfirst.transport.dial import dial
 from localfirst.transport.upstream_proxy import DEFAULT_PORT, from_environment, proxy_of
 
 BUFFER_BYTES = 256 * 2**10
@@ -118,6 +119,8 @@ class BodyReader:
         else:
             connection = http.client.HTTPConnection(via, via_port, timeout=connect_s)
             self._absolute = bool(proxy)
+        # What `connect` of http.client calls, in every Python so far; TLS and tunnels follow it.
+        connection._create_connection = dial  # type: ignore[attr-defined]
         return connection
 
     def ask(self, url: str, headers: Sequence[tuple[str, str]] = ()) -> tuple[int, dict[str, str]]:

@@ -14,13 +14,17 @@ import ipaddress
 import socket
 import threading
 from collections.abc import Sequence
+from typing import TypeVar
 
 BELIEVED_S = 10.0  # bursts of new sockets share a look-up; a moved name is noticed soon
 NAMES_MOST = 256
 ADDRESSES_MOST = 8
+STAGGER_S = 0.25  # RFC 8305 §5: "Connection Attempt Delay", recommended value
 
 Address = tuple[socket.AddressFamily, tuple[str, int]]
 Found = list[tuple[socket.AddressFamily, str]]
+Family = TypeVar("Family")
+Where = TypeVar("Where")
 
 
 class Names:
@@ -96,12 +100,12 @@ class Names:
         asking.exception()
 
 
-def alternating(found: Sequence[tuple[socket.AddressFamily, str]]) -> Found:
+def alternating(found: Sequence[tuple[Family, Where]]) -> list[tuple[Family, Where]]:
     """The resolver's order, with the families taking turns (RFC 8305 §4)."""
     first = found[0][0]
     same = [each for each in found if each[0] == first]
     other = [each for each in found if each[0] != first]
-    mixed: Found = []
+    mixed: list[tuple[Family, Where]] = []
     while same or other:
         mixed += same[:1] + other[:1]
         same, other = same[1:], other[1:]

@@ -18,10 +18,8 @@ import msgspec
 from localfirst.errors import Breakage, PrivacyRefused, UpstreamBroken
 from localfirst.transport.http import is_loopback
 from localfirst.transport.upstream_connection import Connection
-from localfirst.transport.upstream_names import Address, Names
+from localfirst.transport.upstream_names import STAGGER_S, Address, Names
 from localfirst.transport.upstream_proxy import Tunnel, connect_head, proxy_address
-
-STAGGER_S = 0.25  # RFC 8305 §5: "Connection Attempt Delay", recommended value
 
 _OFFLINE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
 _RESET = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
