@@ -457,6 +457,83 @@ def test_an_absurd_measurement_is_not_believed(measured_bytes: int) -> None:
     assert fit.corrected(found, seen).needed_bytes == found.needed_bytes
 
 
+SIZES = st.integers(min_value=64, max_value=65_536)
+ROOMS = st.integers(min_value=1, max_value=96)
+CARDS = st.sampled_from(
+    [(), (card(4),), (card(8),), (card(24),), (card(12), card(12, index=1))]
+) | st.builds(
+    lambda gib: (card(gib, free=gib * 0.9, unified=True, vendor="apple", library="metal"),), ROOMS
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(ram=ROOMS, free=st.floats(0.1, 1.0), cards=CARDS, context=SIZES, told=st.booleans())
+def test_a_load_that_took_what_was_predicted_changes_no_verdict(
+    ram: int, free: float, cards: tuple[Gpu, ...], context: int, told: bool
+) -> None:
+    """What had run on card and processor was too large then; on a Mac what is too large was not."""
+    box = machine(ram, *cards, free_gib=ram * free)
+    found = fit.predict(LLAMA31_8B, box, context_tokens=context)
+    seen = Measured(
+        context_tokens=found.context_tokens,
+        predicted_bytes=found.needed_bytes,
+        measured_bytes=found.needed_bytes,
+        measured_vram_bytes=found.vram_bytes if told else None,
+    )
+    after = fit.corrected(found, seen)
+    assert (after.verdict, after.placement) == (found.verdict, found.placement)
+    assert (after.ram_bytes, after.vram_bytes) == (found.ram_bytes, found.vram_bytes)
+
+
+@pytest.mark.parametrize(
+    ("more_mib", "verdict"),
+    [(0, Verdict.FITS), (900, Verdict.FITS), (1500, Verdict.TIGHT), (4000, Verdict.NO)],
+)
+def test_what_a_load_took_on_the_card_is_held_against_the_card(
+    more_mib: int, verdict: Verdict
+) -> None:
+    found = fit.predict(LLAMA31_8B, machine(64, card(10)), context_tokens=8192)
+    assert found.placement is Placement.GPU and found.available_bytes < 10 * GIB
+    on_card = found.available_bytes - 1000 * MIB + more_mib * MIB
+    seen = Measured(
+        context_tokens=8192,
+        predicted_bytes=found.needed_bytes,
+        measured_bytes=on_card + found.ram_bytes,
+        measured_vram_bytes=on_card,
+    )
+    after = fit.corrected(found, seen)
+    assert (after.vram_bytes, after.ram_bytes) == (on_card, found.ram_bytes)
+    assert after.verdict is verdict
+
+
+@pytest.mark.parametrize("free_bytes", [0, 10**9])
+def test_no_experience_makes_room_on_a_disk(free_bytes: int) -> None:
+    """A disk that was full to the last byte was taken for one that nothing is known of."""
+    disk = Disk(path="/models", free_bytes=free_bytes, total_bytes=10**12)
+    found = fit.predict(
+        LLAMA2_7B, machine(64, disk=disk), context_tokens=4096, download_bytes=4 * 10**9
+    )
+    seen = Measured(context_tokens=4096, predicted_bytes=1000, measured_bytes=900)
+    assert (found.verdict, fit.corrected(found, seen).verdict) == (Verdict.NO, Verdict.NO)
+
+
+def test_a_speed_alone_says_nothing_of_memory() -> None:
+    found = predicted()
+    seen = Measured(context_tokens=0, predicted_bytes=0, measured_bytes=0, tokens_per_s=10.0)
+    after = fit.corrected(found, seen)
+    assert (after.needed_bytes, after.measured_bytes) == (found.needed_bytes, 0)
+    assert (after.tokens_per_s, after.measured_tokens_per_s) == ((8.5, 11.5), 10.0)
+    silent = msgspec.structs.replace(seen, tokens_per_s=0.0)
+    assert fit.corrected(found, silent).tokens_per_s == found.tokens_per_s
+
+
+def test_what_another_program_holds_of_a_card_could_be_had() -> None:
+    small, busy = machine(4), machine(4, card(24, free=0.5))
+    for box, could in ((small, False), (busy, True)):
+        found = fit.predict(LLAMA31_8B, box, context_tokens=8192)
+        assert (found.verdict, found.could_fit) == (Verdict.NO, could)
+
+
 def test_without_experience_nothing_changes() -> None:
     found = predicted()
     assert fit.corrected(found, None) is found
@@ -465,8 +542,6 @@ def test_without_experience_nothing_changes() -> None:
 # --- laws --------------------------------------------------------------------------------------
 
 ORDER = [Verdict.NO, Verdict.TIGHT, Verdict.FITS]
-SIZES = st.integers(min_value=64, max_value=65_536)
-ROOMS = st.integers(min_value=1, max_value=96)
 
 
 @settings(max_examples=150, deadline=None)

@@ -175,12 +175,20 @@ class Placement(StrEnum):
     CPU = "cpu"
 
 
+class Scarce(StrEnum):
+    """The memory that decides: the RAM, a GPU's own, or one that both share."""
+
+    RAM = "ram"
+    GPU = "gpu"
+    SHARED = "shared"
+
+
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """
     A prediction for one model at one context on one machine.
 
     `needed_bytes` is the sum of the parts and equals `ram_bytes` + `vram_bytes`;
-    `available_bytes` is what the scarcer of the two had to offer. `gpu_layers` counts the
+    `available_bytes` is what the `scarce` one of the two had to offer. `gpu_layers` counts the
     output layer, as llama.cpp does. `max_context_tokens` is the longest context that
     fits where this one lies (0: none, or unknown). `tokens_per_s` is (low, high), or None
     when nothing is known. `disk_needed_bytes` is what a download would write.
@@ -196,6 +204,7 @@ class Fit(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 0
     needed_bytes: int = 0
     available_bytes: int = 0
+    scarce: Scarce = Scarce.RAM
     ram_bytes: int = 0
     vram_bytes: int = 0
     weights_bytes: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.machine.fit.facts import Fit, Placement, Verdict
+from localfirst.machine.fit.facts import Fit, Placement, Scarce, Verdict
 from localfirst.machine.fit.verdict import band, shown
 
 # Beyond this the measurement speaks of something else: another program, another model.
@@ -29,10 +29,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ratio(self) -> float:
-        """Measured over predicted; 1 when either is missing."""
-        if self.predicted_bytes <= 0 or self.measured_bytes <= 0:
-            return 1.0
-        return self.measured_bytes / self.predicted_bytes
+        """Measured over predicted; 0 when either is missing."""
+        return max(self.measured_bytes, 0) / self.predicted_bytes if self.predicted_bytes > 0 else 0
 
 
 def corrected(prediction: Fit, measured: Measured | None) -> Fit:
@@ -46,7 +44,7 @@ def corrected(prediction: Fit, measured: Measured | None) -> Fit:
         return prediction
     prediction = _with_speed(prediction, measured.tokens_per_s)
     ratio = measured.ratio
-    believed = BELIEVED[0] <= ratio <= BELIEVED[1] and measured.measured_bytes > 0
+    believed = BELIEVED[0] <= ratio <= BELIEVED[1]
     same = measured.context_tokens == prediction.context_tokens
     # Of a model whose shape is not known nobody can say what another context takes.
     if not believed or not prediction.needed_bytes or not (same or prediction.layers):
@@ -77,11 +75,15 @@ def _with_speed(prediction: Fit, tokens_per_s: float) -> Fit:
 
 
 def _verdict(prediction: Fit, ram: int, vram: int) -> Verdict:
-    short_of_disk = prediction.disk_needed_bytes > prediction.disk_free_bytes > 0
-    if not prediction.available_bytes or short_of_disk:
+    no_disk = prediction.disk_needed_bytes > prediction.disk_free_bytes
+    if not prediction.available_bytes or (no_disk and prediction.verdict is Verdict.NO):
         return prediction.verdict
-    scarce = vram if prediction.placement is Placement.GPU and vram else ram
-    return band(scarce, prediction.available_bytes)
+    if prediction.scarce is Scarce.GPU:
+        # Of a model that is split as many layers lie there as there is room for.
+        fits = prediction.placement is Placement.SPLIT or vram <= prediction.available_bytes
+        return Verdict.FITS if fits else band(vram, prediction.available_bytes)
+    shared = vram if prediction.scarce is Scarce.SHARED else 0
+    return band(ram + shared, prediction.available_bytes)
 
 
 def _reason(prediction: Fit, needed: int, verdict: Verdict) -> str:

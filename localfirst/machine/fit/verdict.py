@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from localfirst.machine.fit.facts import Fit, Hardware, ModelShape, Placement, Verdict
+from localfirst.machine.fit.facts import Fit, Hardware, ModelShape, Placement, Scarce, Verdict
 from localfirst.machine.fit.memory import (
     CELLS,
     MIB,
@@ -145,7 +145,7 @@ def _beside(shape: ModelShape, context: int, loading: Loading, batch: int) -> in
 def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Loading) -> Fit:
     parts = _parts(shape, context, loading)
     spread = share(parts, hardware)
-    verdict, available = _judge(spread, hardware)
+    verdict, scarce, available = _judge(spread, hardware)
     could = verdict is not Verdict.NO or _could_fit(parts, hardware)
     longest = _longest_context(shape, hardware, loading, spread.placement, context, verdict)
     return Fit(
@@ -155,6 +155,7 @@ def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Load
         context_tokens=context,
         needed_bytes=spread.ram_bytes + spread.vram_bytes,
         available_bytes=available,
+        scarce=scarce,
         ram_bytes=spread.ram_bytes,
         vram_bytes=spread.vram_bytes,
         weights_bytes=parts.weights + (parts.copies if spread.pool is None else 0),
@@ -170,17 +171,17 @@ def _of_known(shape: ModelShape, hardware: Hardware, context: int, loading: Load
     )
 
 
-def _judge(spread: Share, hardware: Hardware) -> tuple[Verdict, int]:
-    """The verdict, and the free bytes of the memory that decided it."""
+def _judge(spread: Share, hardware: Hardware) -> tuple[Verdict, Scarce, int]:
+    """The verdict, the memory that decided it, and how much of that is free."""
     pool = spread.pool
     ram = hardware.ram_available_bytes
     if pool is not None and pool.unified:
-        return band(spread.ram_bytes + spread.vram_bytes, ram), ram
+        return band(spread.ram_bytes + spread.vram_bytes, ram), Scarce.SHARED, ram
     verdict = band(spread.ram_bytes, ram)
     if pool is None or verdict is not Verdict.FITS:
-        return verdict, ram
+        return verdict, Scarce.RAM, ram
     # What lies on the devices was chosen to fit there, margin included.
-    return verdict, pool.free_bytes
+    return verdict, Scarce.GPU, pool.free_bytes
 
 
 def _could_fit(parts: Parts, hardware: Hardware) -> bool:
