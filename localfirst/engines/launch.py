@@ -6,6 +6,8 @@ Nothing is started here; `supervisor` does that.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
 import os
 import shutil
@@ -35,6 +37,9 @@ log = logging.getLogger("localfirst.engines")
 MARKER = "LOCALFIRST_ENGINE"
 """Set in a daemon's environment, and so in its runners': what tells our orphans from others'."""
 
+STATE_DIR = f"{MARKER}_STATE_DIR"
+"""Beside it: the folder whose locks tell who uses the daemon."""
+
 # Where installers put it (ollama/ollama scripts/install.sh, app/, and distributions).
 PLACES = (
     "/usr/local/bin/ollama",
@@ -55,12 +60,18 @@ class Seen(StrEnum):
     NOTHING = "nothing"
 
 
-async def look(endpoint: str, upstream: UpstreamClient, timeout_s: float = 1.0) -> Seen:
+async def look(
+    endpoint: str, upstream: UpstreamClient, timeout_s: float = 1.0, *, tries: int = 1
+) -> Seen:
     """
     Who is at *endpoint*: an Ollama says its version; anything else that talks is another.
 
-    A daemon accepts connections before it answers them, so silence is not yet a stranger.
+    A daemon accepts connections before it answers them, so silence is not yet a stranger, and
+    is asked again, *tries* times in all.
     """
+    for _ in range(tries - 1):
+        if (seen := await look(endpoint, upstream, timeout_s)) is not Seen.SILENT:
+            return seen
     daemon = Daemon(endpoint, upstream)
     try:
         await daemon.version(timeout_s)
@@ -154,13 +165,13 @@ def daemon_environ(
     environ: Mapping[str, str],
     *,
     port: int,
-    marker: str,
+    marks: Mapping[str, str],
     models_dir: str = "",
     offline: bool = False,
     keep_alive_s: float = 300.0,
 ) -> dict[str, str]:
     """What a daemon of ours sees: loopback only, this machine's store, no key, no origins."""
-    extra = {"OLLAMA_HOST": f"127.0.0.1:{port}", MARKER: marker}
+    extra = {"OLLAMA_HOST": f"127.0.0.1:{port}", **marks}
     if models_dir:
         extra["OLLAMA_MODELS"] = models_dir
     if "OLLAMA_KEEP_ALIVE" not in environ:
@@ -170,6 +181,24 @@ def daemon_environ(
     seen = process.child_environ(environ, extra)
     seen.pop("OLLAMA_ORIGINS", None)
     return seen
+
+
+async def free_endpoint(wanted: str, upstream: UpstreamClient, timeout_s: float) -> tuple[str, str]:
+    """*wanted* if nobody has it, else another port, and who has that one."""
+    if not startable_at(wanted):
+        return f"http://127.0.0.1:{free_port()}", ""
+    if await look(wanted, upstream, timeout_s) is Seen.NOTHING:
+        return wanted, ""
+    port = port_of(wanted)
+    who = await asyncio.to_thread(holder_of, port) or "another program"
+    elsewhere = f"port {port} is taken by {who}, which is no Ollama"
+    log.warning("%s", elsewhere)
+    return f"http://127.0.0.1:{free_port()}", elsewhere
+
+
+def fingerprint(*settings: object) -> str:
+    """What a daemon runs by, told from other settings."""
+    return hashlib.sha256(repr(settings).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def holder_of(port: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from localfirst.engines import launch
 from localfirst.engines.launch import Seen
 from localfirst.errors import EngineUnavailable
 from localfirst.transport import process
-from localfirst.transport.childlog import LogRing, RotatedFile
+from localfirst.transport.childlog import LogRing, OutlivingFile
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Clock
 
@@ -44,7 +44,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Life:
-    """A child from its start to its end; `start` is called once and `end` always."""
+    """A child from its start to its end; `start` is called once, and `end` or `leave` always."""
 
     def __init__(
         self, endpoint: str, *, upstream: UpstreamClient, clock: Clock, pace: Pace
@@ -56,28 +56,33 @@ class Life:
         self._clock = clock
         self._pace = pace
 
-    def start(self, program: Path, env: Mapping[str, str], log_file: Path) -> process.Child:
+    def start(self, program: Path, env: Mapping[str, str], file: OutlivingFile) -> process.Child:
         """Start the program; raises `EngineUnavailable`."""
+        self._file = file
         try:
-            self.child = process.spawn(
-                [str(program), "serve"], env=env, log=self.log, file=RotatedFile(log_file)
-            )
+            self.child = process.spawn([str(program), "serve"], env=env, log=self.log, file=file)
         except OSError as error:
             raise EngineUnavailable(
                 f"`{program}` cannot be started: {error.strerror}", code="ollama-not-executable"
             ) from error
         return self.child
 
-    async def until_ready(self) -> str:
-        """Empty once it answers as an Ollama, else why it never will."""
+    async def until_ready(self, contested: Callable[[str, int], bool]) -> str:
+        """
+        Empty once it answers as an Ollama, else why it never will.
+
+        While its address is *contested*, what answers there may be another one.
+        """
         child = self.child
         assert child is not None, "started before it is waited for"
         deadline = self._clock.monotonic() + self._pace.start_s
         while self._clock.monotonic() < deadline:
             if not child.alive:
                 return await self._last_words(child)
+            self._file.shorten()
             seen = await launch.look(self.endpoint, self.upstream, self._pace.try_s)
-            if seen is Seen.OLLAMA and child.alive:
+            ready = seen is Seen.OLLAMA and child.alive
+            if ready and not await asyncio.to_thread(contested, self.endpoint, child.pid):
                 return ""
             await self._clock.sleep(self._pace.poll_s)
         return f"it did not answer within {self._pace.start_s:g} s"
@@ -92,6 +97,7 @@ class Life:
                 async with asyncio.timeout(self._pace.health_s):
                     await child.wait()
                 return await self._last_words(child)
+            self._file.shorten()
             seen = await launch.look(self.endpoint, self.upstream, self._pace.try_s)
             strikes = 0 if seen is Seen.OLLAMA else strikes + 1
         return f"it did not answer {strikes} times in a row"
@@ -99,6 +105,10 @@ class Life:
     async def _last_words(self, child: process.Child) -> str:
         await child.drained()
         return f"it {child.ending}"
+
+    def leave(self) -> None:
+        """Leave it to others; a thread of ours still waits for its end."""
+        self.child = None
 
     async def end(self) -> None:
         """End it and its group, and give its pipes back; not to be interrupted half-way."""

@@ -306,7 +306,7 @@ class LocalEngine:
         if before is not self._reign.now:
             self.forget()
         ready = begun and (await self._ollama.status()).ready
-        if not ready or self.supervisor.orphaned:
+        if not ready or not self._reign.now.met():
             endpoint = await self._reign.now.ensure()
             if endpoint != self._ollama.daemon.endpoint:
                 self._ollama = self._ollama_at(endpoint)

@@ -6,8 +6,9 @@ Keeping `ollama serve` running: found, adopted, started, watched, restarted, sto
                            └──────────▶ BACKOFF                          ▼
                 READY ──stop──▶ STOPPING ──▶ STOPPED                 CRASH_LOOP
 
-One run loop owns the child and alone changes the state. What somebody else started is
-adopted and never stopped. Ready means that it answers as an Ollama, not that a port is open.
+One run loop owns the child and alone changes the state. What a person or a service started is
+adopted and never stopped; what a localfirst started is stopped by the last one that uses it.
+Ready means that it answers as an Ollama, not that a port is open.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from localfirst.engines import launch
+from localfirst.engines.joint import Joint
 from localfirst.engines.launch import Seen
 from localfirst.engines.life import Life, Pace
-from localfirst.engines.record import Record, Started
+from localfirst.engines.record import Record, Started, contested
 from localfirst.errors import EngineUnavailable
-from localfirst.transport import process
 from localfirst.transport.upstream import UpstreamClient
 from localfirst.types import Clock
 
@@ -81,46 +82,35 @@ class Supervisor:
         self.may_start = may_start and state_dir is not None
         self.places = places
         self._pace = pace
+        self._by = launch.fingerprint(models_dir, offline, keep_alive_s)
         self._life: Life | None = None
+        self._joint: Joint | None = None
         self._doubt = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._error: EngineUnavailable | None = None
         self._changed = asyncio.Event()
         self._failures: list[float] = []
         self._resting_until = 0.0
-        self._elsewhere = ""
         self._stops = 0
 
     # --- asked -----------------------------------------------------------------------------
 
     @property
     def owned(self) -> bool:
-        """Whether a daemon runs that is ours to stop."""
-        return self.state is ChildState.READY and not self.adopted
+        """Whether a daemon runs that we look after."""
+        mine = self._joint.mine if self._joint is not None else not self.adopted
+        return self.state is ChildState.READY and mine
 
     @property
     def at_work(self) -> bool:
-        """Whether there is a daemon of ours, or will be."""
-        return not self._idle
-
-    @property
-    def orphaned(self) -> bool:
-        """Whether the daemon that answers is of a localfirst that is gone: `ensure` takes it on."""
-        if self.state is not ChildState.STOPPED or not self.may_start:
-            return False
-        started = self._record.read()
-        return started is not None and started.endpoint == self.endpoint and started.alive
+        """Whether there is a daemon that a localfirst started, or will be."""
+        return self._task is not None and not self._task.done()
 
     @property
     def pid(self) -> int | None:
         """The child's process, while it is our child."""
         child = self._life.child if self._life is not None else None
         return child.pid if child is not None else None
-
-    @property
-    def log_bytes(self) -> int:
-        """How much that child has written in all."""
-        return self._life.log.total_bytes if self._life is not None else 0
 
     async def ensure(self) -> str:
         """
@@ -136,7 +126,7 @@ class Supervisor:
             await self._next_change()
             if self._stops != stops:
                 raise EngineUnavailable("the engine was stopped", code="ollama-stopped")
-            if self._error is not None and self._idle:
+            if self._error is not None and not self.at_work:
                 raise self._error
 
     async def _next_change(self) -> None:
@@ -161,8 +151,17 @@ class Supervisor:
         """
         self._doubt.set()
 
+    def met(self) -> bool:
+        """Whether a daemon that answers may be used as it is; with False `ensure` comes first."""
+        if not self.at_work and self.state is ChildState.STOPPED:
+            started = self._record.read()
+            if started is not None and started.endpoint == self.endpoint and started.alive:
+                return False
+            self._task = asyncio.ensure_future(self._run(met=True))
+        return True
+
     async def stop(self) -> None:
-        """End the daemon if it is ours; returns once it is gone. Idempotent."""
+        """Leave the daemon; returns once it is gone if nobody else uses ours. Idempotent."""
         self._stops += 1
         if self._task is not None and not self._task.done():
             self._become(ChildState.STOPPING)
@@ -181,8 +180,9 @@ class Supervisor:
     def ask_over(self, upstream: UpstreamClient) -> None:
         """Look at the daemon over *upstream* from now on."""
         self._upstream = upstream
-        if self._life is not None:
-            self._life.upstream = upstream
+        for asking in (self._life, self._joint):
+            if asking is not None:
+                asking.upstream = upstream
 
     def forgive(self) -> None:
         """Forget past failures: the configuration changed, or a person asks again."""
@@ -191,12 +191,8 @@ class Supervisor:
         if self.state is ChildState.CRASH_LOOP:
             self._become(ChildState.STOPPED)
 
-    @property
-    def _idle(self) -> bool:
-        return self._task is None or self._task.done()
-
     async def _still_there(self) -> bool:
-        if not self.adopted:
+        if self.at_work:
             # A child's end is known a moment after its socket refuses: whoever was refused
             # waits for the state that tells of it.
             if self._doubt.is_set() and await self._look(self.endpoint) is Seen.OLLAMA:
@@ -209,7 +205,7 @@ class Supervisor:
         return False
 
     def _begin(self) -> None:
-        if not self._idle:
+        if self.at_work:
             return
         if self._resting_until > self._clock.monotonic():
             assert self._error is not None, "a rest has a reason"
@@ -229,15 +225,15 @@ class Supervisor:
 
     # --- the run loop ------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    async def _run(self, *, met: bool = False) -> None:
         """Adopt, or own a child until it is not wanted any more."""
-        self._become(ChildState.STARTING)
         try:
-            if not await self._adopt():
+            if not (met and await self._meet()) and not await self._adopt():
                 await self._own()
         except EngineUnavailable as error:
             self._give_up(error)
         except asyncio.CancelledError:
+            self.adopted = False
             self._become(ChildState.STOPPED)
         except Exception as error:
             log.exception("the supervisor failed")
@@ -254,6 +250,7 @@ class Supervisor:
 
     async def _adopt(self) -> bool:
         """True with a daemon that others made; False with the right to make one."""
+        self._become(ChildState.STARTING)
         while True:
             if await self._adopted_one():
                 return True
@@ -268,68 +265,65 @@ class Supervisor:
 
     async def _adopted_one(self) -> bool:
         """Use a daemon that answers: the configured one, or what another localfirst made."""
+        # Held before the look: what answers then is ended by nobody else.
+        if not self._record.use():
+            return False
         started = self._record.read()
         ours = started if started is not None and started.alive else None
         for endpoint in dict.fromkeys([self._wanted_endpoint, *([ours.endpoint] if ours else [])]):
-            if await self._patient_look(endpoint) is not Seen.OLLAMA:
+            seen = await launch.look(
+                endpoint, self._upstream, self._pace.try_s, tries=self._pace.strikes
+            )
+            if seen is not Seen.OLLAMA:
                 continue
             self.endpoint = endpoint
-            if ours and ours.endpoint == endpoint and self._record.try_own():
-                await self._inherit(ours)
+            if ours and ours.endpoint == endpoint:
+                await self._share(self._record, ours)
                 return True
+            return await self._meet()
+        self._record.leave()
+        return False
+
+    async def _share(self, record: Record, started: Started) -> None:
+        """Use, with *record*'s leave, what another localfirst started."""
+        joint = self._joint = Joint(
+            record,
+            started,
+            upstream=self._upstream,
+            clock=self._clock,
+            pace=self._pace,
+            doubt=self._doubt,
+        )
+        self.adopted = True
+        self._doubt.clear()
+        other = "it runs by the settings of another localfirst until nobody uses it"
+        differs = started.by not in {"", self._by}
+        self._become(ChildState.READY, other if differs else "")
+        try:
+            why = await joint.see_through()
+        finally:
+            self._joint, self.adopted = None, False
+        self._become(ChildState.STOPPED, why)
+
+    async def _meet(self) -> bool:
+        """Use what answers, as one of ours if a localfirst started it; False if it is ended now."""
+        self._record.leave()
+        found = None
+        if launch.startable_at(self.endpoint):
+            found = await asyncio.to_thread(self._record.found_at, self.endpoint)
+        if found is None:
             self.adopted = True
             self._become(ChildState.READY)
             return True
-        return False
-
-    async def _patient_look(self, endpoint: str) -> Seen:
-        """Look again while it is silent: a daemon accepts before it answers."""
-        seen = Seen.SILENT
-        for _ in range(self._pace.strikes):
-            seen = await self._look(endpoint)
-            if seen is not Seen.SILENT:
-                break
-        return seen
-
-    async def _inherit(self, started: Started) -> None:
-        """Own the daemon of a localfirst that died: watch it, and stop it when we stop."""
-        self.adopted = False
-        self._doubt.clear()
-        self._become(ChildState.READY, "taken over from a localfirst that ended")
-        try:
-            why = await self._watch_inherited(started)
-        finally:
-            await asyncio.shield(asyncio.ensure_future(self._end_inherited(started)))
-        self._become(ChildState.STOPPED, why)
-
-    async def _watch_inherited(self, started: Started) -> str:
-        """Why it is no more; nobody but its own parent is told of its end, so it is looked at."""
-        strikes = 0
-        while started.alive:
-            if strikes >= self._pace.strikes:
-                return f"the daemon did not answer {strikes} times in a row"
-            if self._doubt.is_set():
-                await self._clock.sleep(self._pace.poll_s)
-            else:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._pace.health_s):
-                        await self._doubt.wait()
-            seen = await self._look(started.endpoint)
-            strikes = 0 if seen is Seen.OLLAMA else strikes + 1
-            if not strikes:
-                self._doubt.clear()
-        return "the daemon ended"
-
-    async def _end_inherited(self, started: Started) -> None:
-        process.end(started.pid, started.birth)
-        deadline = self._clock.monotonic() + self._pace.grace_s
-        while started.alive and self._clock.monotonic() < deadline:
-            await self._clock.sleep(self._pace.poll_s)
-        process.end(started.pid, started.birth, force=True)
-        self._record.end_orphans()
-        self._record.forget()
+        record, started = found
+        if not record.use() or not started.alive:
+            record.leave()
+            return False
+        await self._share(record, started)
+        return True
 
     async def _own(self) -> None:
+        await self._use()
         self._record.end_orphans()
         while True:
             why = await self._one_life()
@@ -355,14 +349,22 @@ class Supervisor:
         grown_s: float = self._pace.backoff_s * 2 ** (count - 1)
         return min(self._pace.backoff_max_s, grown_s)
 
+    async def _use(self) -> None:
+        """Once nobody ends a daemon of ours any more, which takes no longer than the grace."""
+        while not self._record.use():
+            await self._clock.sleep(self._pace.poll_s)
+
     async def _one_life(self) -> str:
-        """Start a child and see it through; returns why it is no more."""
+        """Start a child and see it through, or leave it to others; returns why it is no more."""
+        await self._use()
         program = launch.find_program(self._environ, self.places)
-        self.endpoint = await self._free_endpoint()
+        self.endpoint, elsewhere = await launch.free_endpoint(
+            self._wanted_endpoint, self._upstream, self._pace.try_s
+        )
         env = launch.daemon_environ(
             self._environ,
             port=launch.port_of(self.endpoint),
-            marker=self._record.marker,
+            marks=self._record.marks,
             models_dir=self._models_dir,
             offline=self._offline,
             keep_alive_s=self._keep_alive_s,
@@ -370,29 +372,26 @@ class Supervisor:
         self._life = Life(
             self.endpoint, upstream=self._upstream, clock=self._clock, pace=self._pace
         )
-        child = self._life.start(program, env, self._record.log_file)
+        child = self._life.start(program, env, self._record.log())
+        others = False
         try:
             self.starts += 1
-            self._record.write(Started(pid=child.pid, birth=child.birth, endpoint=self.endpoint))
-            if why := await self._life.until_ready():
+            self._record.write(
+                Started(pid=child.pid, birth=child.birth, endpoint=self.endpoint, by=self._by)
+            )
+            if why := await self._life.until_ready(contested):
                 return why
             self.adopted = False
             self._doubt.clear()
-            self._become(ChildState.READY, self._elsewhere)
+            self._become(ChildState.READY, elsewhere)
             return await self._life.watch()
+        except asyncio.CancelledError:
+            others = not self._record.last()
+            raise
         finally:
-            await self._life.end()
-            self._record.forget()
-
-    async def _free_endpoint(self) -> str:
-        """The configured address if nobody has it, else another port, saying who has it."""
-        wanted = self._wanted_endpoint
-        self._elsewhere = ""
-        if launch.startable_at(wanted):
-            if await self._look(wanted) is Seen.NOTHING:
-                return wanted
-            port = launch.port_of(wanted)
-            who = await asyncio.to_thread(launch.holder_of, port) or "another program"
-            self._elsewhere = f"port {port} is taken by {who}, which is no Ollama"
-            log.warning("%s", self._elsewhere)
-        return f"http://127.0.0.1:{launch.free_port()}"
+            if others:
+                log.info("ollama is left to another localfirst, which uses it")
+                self._life.leave()
+            else:
+                await self._life.end()
+                self._record.forget()

@@ -6,7 +6,10 @@ import contextlib
 import os
 import re
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+
+from localfirst.transport import files
 
 LOG_BYTES = 64 * 2**10
 LINE_BYTES = 4 * 2**10
@@ -71,10 +74,57 @@ class RotatedFile:
 
     def rotate(self) -> None:
         """Move each file one number up; the last falls off."""
+        self._shift()
+        if self._path.exists():
+            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+        self._size = 0
+
+    def _shift(self) -> None:
         for number in range(self._keep - 1, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{number}")
             if older.exists():
                 older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
-        if self._path.exists():
-            self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._size = 0
+
+
+class OutlivingFile(RotatedFile):
+    """
+    A log that its program writes by itself, and goes on writing when we are gone.
+
+    A pipe to a dead parent ends a Go program at its next word (os/signal, "SIGPIPE"). The
+    file keeps its name while it is written, so what is too much of it is copied to `NAME.1`
+    and cut off, whenever somebody calls `shorten`.
+    """
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor to start the program with, which always writes at the end."""
+        try:
+            descriptor = files.open_appending(self._path)
+            self._size = os.fstat(descriptor).st_size
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def words(self) -> bytes:
+        """The last of what was written since `opened`."""
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - LOG_BYTES, min(self._size, end)))
+            return file.read(LOG_BYTES)
+        return b""
+
+    def shorten(self) -> None:
+        """Keep the last of a file that has grown too long, under another name."""
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_size <= self._limit_bytes:
+                return
+            with self._path.open("rb") as file:
+                file.seek(-self._limit_bytes, os.SEEK_END)
+                last = file.read(self._limit_bytes)
+            self._shift()
+            files.write_atomic(self._path.with_name(f"{self._path.name}.1"), last)
+            os.truncate(self._path, 0)
+            self._size = 0

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 if sys.platform == "win32":
+    import ctypes
     import msvcrt
 else:
     import fcntl
@@ -137,6 +138,24 @@ def open_regular(path: Path, flags: int) -> int:
     return descriptor
 
 
+def open_appending(path: Path) -> int:
+    """
+    Open a private file for a program that writes at its end, wherever that will be then.
+
+    Windows tells a program of no such wish, but lets it do nothing else.
+    """
+    if sys.platform == "win32":
+        import _winapi
+
+        # FILE_APPEND_DATA and SYNCHRONIZE; shared for all; OPEN_ALWAYS.
+        handle = _winapi.CreateFile(str(path), 0x100004, 0x7, 0, 4, 0, 0)
+        opened: int = msvcrt.open_osfhandle(handle, os.O_APPEND | os.O_WRONLY)
+        return opened
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def read_bounded(path: Path, limit_bytes: int) -> bytes:
     """The content of a regular file of at most *limit_bytes* (else `EFBIG`); links are refused."""
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as stream:
@@ -194,11 +213,13 @@ class FileLock:
 
     Removing it would split waiters over two files. Advisory, and not to be relied upon on
     network filesystems: what it guards is written atomically anyway. Two locks on one path
-    exclude each other within a process as well. Released when the process ends, however.
+    exclude each other within a process as well, unless both are shared. Released when the
+    process ends, however. With *anywhere*, a file that may only be read is locked, too.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, anywhere: bool = False) -> None:
         self.path = path
+        self._anywhere = anywhere
         self._descriptor: int | None = None
 
     @property
@@ -206,13 +227,17 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._descriptor is not None
 
-    def try_acquire(self) -> bool:
-        """Take the lock if it is free; False when another holds it."""
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """
+        Take the lock if it is free, or beside others that are *shared*; False when it is not.
+
+        One that is held stays what it is.
+        """
         if self.held:
             return True
-        descriptor = open_regular(self.path, os.O_RDWR | os.O_CREAT)
+        descriptor = self._open()
         try:
-            taken = _lock(descriptor)
+            taken = _lock(descriptor, shared)
         except BaseException:
             os.close(descriptor)
             raise
@@ -221,6 +246,14 @@ class FileLock:
             return False
         self._descriptor = descriptor
         return True
+
+    def _open(self) -> int:
+        try:
+            return open_regular(self.path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            if not self._anywhere or error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+                raise
+            return open_regular(self.path, os.O_RDONLY)
 
     def release(self) -> None:
         """Give the lock back; nothing happens when it is not held."""
@@ -240,12 +273,13 @@ class FileLock:
                 self.release()
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, shared: bool) -> bool:
     try:
         if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            _lock_windows(descriptor, shared)
         else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EAGAIN, errno.EDEADLK}:
             return False
@@ -259,3 +293,27 @@ def _unlock(descriptor: int) -> None:
         msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
     else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+if sys.platform == "win32":
+
+    class _Overlapped(ctypes.Structure):
+        """OVERLAPPED of minwinbase.h: the lock's place, which is the file's first byte."""
+
+        _fields_ = (
+            ("internal", ctypes.c_size_t),
+            ("internal_high", ctypes.c_size_t),
+            ("offset", ctypes.c_uint32),
+            ("offset_high", ctypes.c_uint32),
+            ("event", ctypes.c_void_p),
+        )
+
+    def _lock_windows(descriptor: int, shared: bool) -> None:
+        """As msvcrt.locking, which knows no shared locks."""
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        handle = ctypes.c_void_p(msvcrt.get_osfhandle(descriptor))
+        flags = 0x1 if shared else 0x3  # LOCKFILE_FAIL_IMMEDIATELY, LOCKFILE_EXCLUSIVE_LOCK
+        if not kernel.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_Overlapped())):
+            code = ctypes.get_last_error()
+            # ERROR_LOCK_VIOLATION and ERROR_IO_PENDING: another holds it.
+            raise OSError(errno.EACCES if code in {33, 997} else errno.EIO, f"error {code}")

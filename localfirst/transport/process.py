@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from localfirst.transport.childlog import LogRing, RotatedFile
+from localfirst.transport.childlog import LogRing, OutlivingFile, RotatedFile
 
 WINDOWS = sys.platform.startswith("win")
 LINUX = sys.platform.startswith("linux")
@@ -186,8 +186,11 @@ class Child:
     `returncode` is None while it runs and negative for a signal. `log` holds what it wrote.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], log: LogRing) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], log: LogRing, own: OutlivingFile | None
+    ) -> None:
         self._popen = popen
+        self._own = own
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[int] = self._loop.create_future()
         self._drained: list[asyncio.Future[None]] = []
@@ -250,6 +253,8 @@ class Child:
         """Wait until what an ended child wrote has been read, at most *timeout_s*."""
         if self._drained:
             await asyncio.wait(self._drained, timeout=timeout_s)
+        if self._own is not None:
+            self.log.feed(self._own.words())
 
     def close(self) -> None:
         """Give the pipes back, even when a stranger holds their other end; idempotent."""
@@ -269,8 +274,8 @@ class Child:
             if file is not None:
                 file.write(data)
 
-        assert self._popen.stdout is not None
-        self._drain(_detach(self._popen.stdout), on_stdout or keep)
+        if self._popen.stdout is not None:
+            self._drain(_detach(self._popen.stdout), on_stdout or keep)
         if self._popen.stderr is not None:
             self._drain(_detach(self._popen.stderr), keep)
         self._watch()
@@ -358,7 +363,7 @@ def spawn(
         argv: an absolute program and its arguments; nothing of a request belongs here.
         env: the child's whole environment, made by `child_environ`.
         log: where its stderr goes (and stdout, unless *on_stdout* takes it).
-        file: a second, longer home of the same output.
+        file: a second, longer home of the same output; an `OutlivingFile` is its only one.
         stdin: written at once, and the pipe stays open as long as this process lives:
             a child that reads it sees its parent's death as the end of input.
         on_stdout: gets stdout's bytes as they come.
@@ -366,16 +371,20 @@ def spawn(
     Raises:
         OSError: the program does not exist or may not be executed.
     """
-    popen = subprocess.Popen(
-        list(argv),
-        env=dict(env),
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        bufsize=0,
-        stderr=subprocess.PIPE if on_stdout else subprocess.STDOUT,
-        start_new_session=not WINDOWS,
-    )
-    child = Child(popen, LogRing() if log is None else log)
+    own = file if isinstance(file, OutlivingFile) else None
+    with own.opened() if own else contextlib.nullcontext(subprocess.PIPE) as output:
+        popen = subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=output,
+            bufsize=0,
+            stderr=subprocess.PIPE if on_stdout else subprocess.STDOUT,
+            start_new_session=not WINDOWS,
+            # CREATE_NO_WINDOW: neither our console's Ctrl-C nor its end are the child's.
+            creationflags=0x08000000 if WINDOWS and own else 0,
+        )
+    child = Child(popen, LogRing() if log is None else log, own)
     child._attach(file, on_stdout)
     if stdin is not None and popen.stdin is not None:
         with contextlib.suppress(OSError):  # it may have died already; its exit says why

@@ -31,7 +31,8 @@ def install(folder: Path, **faults: Any) -> Path:
     n-th generation), word_s (before each word), die_after_s, ignore_sigterm, end_s (from
     SIGTERM to its end), grandchild ("group" or "session"), noise_bytes (on stderr), html
     (answer as some other program), deaf_s (at SIGUSR1 refuse every connection, and end that
-    much later; at SIGUSR2 listen again), first (the faults hold for the first n starts only).
+    much later; at SIGUSR2 listen again), chatter (write a line for each request, and die of a
+    log that is gone, as Go programs do), first (the faults hold for the first n starts only).
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "ollama"
@@ -65,7 +66,7 @@ def main(folder: str, faults: dict[str, Any]) -> None:
     if (mode := faults.get("grandchild")) is not None:
         grandchild(folder, mode)
     if noise := faults.get("noise_bytes"):
-        threading.Thread(target=make_noise, args=(noise,), daemon=True).start()
+        threading.Thread(target=make_noise, args=(Path(folder), noise), daemon=True).start()
     if "exit_code" in faults:
         sys.stderr.write(faults.get("say", "") + "\n")
         sys.stderr.flush()
@@ -99,10 +100,11 @@ def grandchild(folder: str, mode: str) -> None:
     sys.stderr.flush()
 
 
-def make_noise(size: int) -> None:
+def make_noise(folder: Path, size: int) -> None:
     block = b"n" * 1023 + b"\n"
     for _ in range(size // 1024):
         os.write(2, block)
+    (folder / "noised").touch()
 
 
 def serve(faults: dict[str, Any]) -> None:
@@ -171,6 +173,8 @@ def talk(connection: socket.socket, faults: dict[str, Any], state: dict[str, int
         while head := read_head(reader):
             method, path, length = head
             reader.read(length)
+            if faults.get("chatter"):
+                chatter(method, path)
             if faults.get("html"):
                 reply(connection, method, b"<html>It works!</html>", "text/html")
             elif path == "/":
@@ -183,6 +187,14 @@ def talk(connection: socket.socket, faults: dict[str, Any], state: dict[str, int
                 reply(connection, method, json.dumps({"models": listed(path)}).encode())
             else:
                 reply(connection, method, b'{"error":"not here"}', status="404 Not Found")
+
+
+def chatter(method: str, path: str) -> None:
+    """As Go: a write to a broken pipe ends the program if it is standard error's."""
+    try:
+        os.write(2, f"[GIN] {method} {path}\n".encode())
+    except BrokenPipeError:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def listed(path: str) -> list[dict[str, Any]]:

@@ -99,6 +99,30 @@ sys.stdin.read()
 """
 
 
+def test_shared_locks_stand_beside_each_other_and_exclude_the_one_that_wants_it_alone(
+    tmp_path: Path,
+) -> None:
+    one, two, three = (files.FileLock(tmp_path / "lock") for _ in range(3))
+    assert one.try_acquire(shared=True) and two.try_acquire(shared=True)
+    assert not three.try_acquire()
+    one.release()
+    assert not three.try_acquire()
+    two.release()
+    assert three.try_acquire()
+    assert not one.try_acquire(shared=True)
+    three.release()
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not os.geteuid(), reason="root may write anywhere")
+def test_a_file_that_may_only_be_read_is_locked_where_that_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch(0o400)
+    with pytest.raises(PermissionError):
+        files.FileLock(tmp_path / "lock").try_acquire()
+    lock = files.FileLock(tmp_path / "lock", anywhere=True)
+    assert lock.try_acquire()
+    lock.release()
+
+
 def test_a_lock_of_a_killed_process_is_free_again(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with subprocess.Popen(

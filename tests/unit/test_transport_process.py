@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from localfirst.transport import process
-from localfirst.transport.childlog import LogRing, RotatedFile
+from localfirst.transport.childlog import LogRing, OutlivingFile, RotatedFile
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -260,6 +260,49 @@ def test_the_ring_keeps_the_last_lines_and_one_line_stays_one_line() -> None:
     ring.feed("nasty \x1b[2J \x9b \u202e end".encode())
     assert ring.tail(3) == ["line 998", "line 999", "nasty  [2J     end"]
     assert len("\n".join(ring.tail(1000))) < 128
+
+
+def test_a_log_that_outlives_us_goes_on_behind_what_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "engine.log"
+    file = OutlivingFile(path, limit_bytes=10, keep=2)
+    with file.opened() as descriptor:
+        for number in range(5):
+            os.write(descriptor, b"much that was before, entry %d\n" % number)
+            assert file.words().endswith(b"entry %d\n" % number)
+            file.shorten()
+        os.write(descriptor, b"end\n")
+    assert {path.name: path.read_text() for path in path.parent.iterdir()} == {
+        "engine.log": "end\n",
+        "engine.log.1": ", entry 4\n",
+        "engine.log.2": ", entry 3\n",
+    }
+    with OutlivingFile(path).opened() as descriptor, OutlivingFile(path).opened() as other:
+        os.write(descriptor, b"one\n")
+        os.write(other, b"two\n")
+    assert path.read_bytes() == b"end\none\ntwo\n"
+
+
+def test_a_log_that_cannot_be_written_costs_no_child(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "engine.log").symlink_to(tmp_path / "elsewhere")
+    with OutlivingFile(tmp_path / "logs" / "engine.log").opened() as descriptor:
+        os.write(descriptor, b"words")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_child_s_last_words_are_those_of_its_own_life(tmp_path: Path) -> None:
+    path = tmp_path / "engine.log"
+
+    async def test() -> None:
+        for words in ("first", ""):
+            child = process.spawn(
+                python(f"print({words!r}, end='')"), env=env(), file=OutlivingFile(path)
+            )
+            await child.wait()
+            await child.drained()
+            assert child.ending == "ended with status 0" + (f": {words}" if words else "")
+
+    asyncio.run(test())
 
 
 def test_a_full_log_file_moves_aside_and_old_ones_fall_off(tmp_path: Path) -> None:
