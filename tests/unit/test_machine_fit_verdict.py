@@ -414,6 +414,59 @@ def test_a_split_model_is_slower_than_a_whole_one_and_faster_than_the_processor(
     assert high(card(12)) > high(card(6)) > high()
 
 
+# --- several devices --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cards", [(card(6),), (card(4), card(4, index=1))])
+@pytest.mark.parametrize("projector", [0, 600 * MIB])
+def test_what_lies_on_cards_is_gone_from_the_ram_and_fills_them(
+    cards: tuple[Gpu, ...], projector: int
+) -> None:
+    shape = msgspec.structs.replace(LLAMA31_8B, projector_bytes=projector)
+    alone = fit.predict(shape, machine(64), context_tokens=8192)
+    split = fit.predict(shape, machine(64, *cards), context_tokens=8192)
+    assert (alone.placement, split.placement) == (Placement.CPU, Placement.SPLIT)
+    # Each card has a context and a compute buffer of its own, the host its buffers beside.
+    beside = (alone.compute_bytes + 457 * MIB) * len(cards) + 512 * MIB
+    assert split.needed_bytes == alone.needed_bytes + beside
+    assert split.overhead_bytes == alone.overhead_bytes + 457 * MIB * len(cards) + 512 * MIB
+    room = sum(one.free_bytes or 0 for one in cards) - 1024 * MIB * len(cards)
+    layer = (alone.weights_bytes + alone.kv_bytes) // 32
+    assert 0 <= room - split.vram_bytes < layer + 0.05 * room * (len(cards) > 1)
+
+
+def test_weights_held_twice_for_the_processor_are_not_on_a_card() -> None:
+    loading = msgspec.structs.replace(fit.EMBEDDED, batch=0)
+    alone = fit.predict(LLAMA2_7B, machine(64), context_tokens=4096, loading=loading)
+    split = fit.predict(LLAMA2_7B, machine(64, card(5)), context_tokens=4096, loading=loading)
+    copies = LLAMA2_7B.repack_bytes * split.gpu_layers // 32
+    beside = alone.compute_bytes + (457 + 512) * MIB
+    assert 0 < split.gpu_layers < 32
+    assert split.needed_bytes == alone.needed_bytes + beside - copies
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_cards_that_do_the_roomier_is_taken_and_before_shared_memory(turned: bool) -> None:
+    small, large = card(12), card(16, index=1)
+    shared = card(48, index=2, unified=True, vendor="amd", library="rocm")
+    cards = [large, shared, small] if turned else [small, shared, large]
+    found = fit.predict(LLAMA31_8B, machine(64, *cards), context_tokens=8192)
+    assert (found.placement, found.available_bytes) == (Placement.GPU, large.free_bytes)
+
+
+def test_cards_that_do_only_together_are_as_fast_as_the_slower_one() -> None:
+    def on(*cards: Gpu) -> Fit:
+        found = fit.predict(LLAMA31_8B, machine(64, *cards), context_tokens=8192)
+        assert found.placement is Placement.GPU
+        return found
+
+    pair = on(card(6), card(6, index=1, bandwidth_bytes_s=180e9))
+    slow = on(card(12, bandwidth_bytes_s=180e9))
+    assert pair.tokens_per_s == slow.tokens_per_s != on(card(12)).tokens_per_s
+    assert pair.vram_bytes == slow.vram_bytes + slow.compute_bytes + 457 * MIB
+    assert pair.ram_bytes == slow.ram_bytes
+
+
 # --- experience -------------------------------------------------------------------------------
 
 
