@@ -69,7 +69,7 @@ class Budget:
         if target.provider in self._own:
             return ""
         no = self.spent() or self._unpriced(target)
-        if not no and self.limited:
+        if not no:
             self._requests += 1
         return no
 

@@ -483,7 +483,8 @@ def test_a_measured_load_replaces_the_prediction_at_its_context() -> None:
         tokens_per_s=10.0,
     )
     better = fit.corrected(found, seen)
-    assert better.needed_bytes == found.needed_bytes + 300 * MIB
+    assert better.needed_bytes == better.measured_bytes == found.needed_bytes + 300 * MIB
+    assert (better.ram_bytes, better.vram_bytes) == (better.needed_bytes, 0)
     assert better.tokens_per_s == (8.5, 11.5)
     assert "took" in better.reason
 
@@ -492,6 +493,11 @@ def test_at_another_context_the_error_is_carried_over() -> None:
     found = predicted()
     seen = Measured(context_tokens=2048, predicted_bytes=1000, measured_bytes=1100)
     assert fit.corrected(found, seen).needed_bytes == pytest.approx(found.needed_bytes * 1.1)
+    split = fit.predict(LLAMA2_7B, machine(16, card(5)), context_tokens=4096)
+    after = fit.corrected(split, seen)
+    assert after.ram_bytes == pytest.approx(split.ram_bytes * 1.1)
+    assert after.vram_bytes == pytest.approx(split.vram_bytes * 1.1)
+    assert after.needed_bytes == after.ram_bytes + after.vram_bytes
 
 
 def test_experience_can_turn_a_verdict() -> None:

@@ -127,6 +127,9 @@ def test_midnight_begins_anew(tmp_path: Path) -> None:
         assert budget.refusal(PRICED)
         day.clock.now += 1.0
         assert budget.refusal(PRICED) == ""
+        day.clock.now += DAY_S
+        budget.paid(1.0)  # of an answer that was under way
+        assert budget.refusal(PRICED)
         await budget.aclose()
 
     over(tmp_path, work, usd_per_day=0.5)
@@ -135,16 +138,17 @@ def test_midnight_begins_anew(tmp_path: Path) -> None:
 def test_what_others_spent_counts_at_the_start_and_a_moment_later(tmp_path: Path) -> None:
     async def work(day: Day) -> None:
         early = await day.budget()
-        await day.another_spent(0.75)
+        await day.another_spent(1.5)
         late = await day.budget()
-        assert (early.spent(), late.spent()) == ("", "")
-        await day.another_spent(0.75)
+        assert bool(early.spent()) < bool(late.spent())
+        await day.read_again(early)
+        assert early.spent() == late.spent()
         for budget in (early, late):
-            await day.read_again(budget)
-            assert "1 USD" in budget.spent()
             await budget.aclose()
 
-    over(tmp_path, work, usd_per_day=1.0)
+    for name, limit in (("money", {"usd_per_day": 1.0}), ("count", {"cloud_requests_per_day": 1})):
+        (tmp_path / name).mkdir()
+        over(tmp_path / name, work, **limit)
 
 
 def test_what_the_ledger_does_not_know_yet_is_not_forgotten(tmp_path: Path) -> None:
@@ -161,3 +165,17 @@ def test_what_the_ledger_does_not_know_yet_is_not_forgotten(tmp_path: Path) -> N
             await one.aclose()
 
     over(tmp_path, work, cloud_requests_per_day=2)
+
+
+def test_an_heir_has_spent_what_it_inherits_on_the_same_day(tmp_path: Path) -> None:
+    async def work(day: Day) -> None:
+        for later_s, spent in ((0.0, True), (DAY_S, False)):
+            old, heir = await day.budget(), await day.budget()
+            old.paid(1.0)
+            day.clock.now += later_s
+            heir.go_on_with(old)
+            assert bool(heir.spent()) is spent
+            for one in (old, heir):
+                await one.aclose()
+
+    over(tmp_path, work, usd_per_day=1.0)

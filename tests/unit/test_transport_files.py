@@ -44,6 +44,42 @@ def test_a_failed_write_leaves_the_old_content_and_no_rubbish(tmp_path: Path) ->
 
 
 @posix_only
+def test_a_disk_that_fills_up_leaves_the_old_content_and_no_rubbish(tmp_path: Path) -> None:
+    import resource
+
+    target = tmp_path / "state.json"
+    files.write_atomic(target, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            files.write_atomic(target, b"x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # The name that the caller knows, not that of the file beside it.
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(target))
+    assert (target.read_bytes(), list(tmp_path.iterdir())) == (b"old", [target])
+
+
+@posix_only
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError) as caught:
+        files.write_atomic(pipe, b"x")
+    assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(pipe))
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and list(tmp_path.iterdir()) == [pipe]
+
+
+@posix_only
+def test_a_name_that_cannot_be_is_named_as_it_was_given(tmp_path: Path) -> None:
+    target = tmp_path / ("n" * 300)
+    with pytest.raises(OSError) as caught:
+        files.write_atomic(target, b"x")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENAMETOOLONG, str(target))
+
+
+@posix_only
 def test_writing_over_a_link_replaces_the_link_and_not_its_target(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"untouched")
@@ -71,6 +107,29 @@ def test_reading_refuses_links_pipes_and_oversize(tmp_path: Path) -> None:
 
 def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert files.free_bytes(tmp_path / "not" / "yet") > 0
+
+
+def test_a_path_is_as_far_there_as_its_nearest_folder(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    assert files.existing_parent(inner / "c") == tmp_path
+    inner.mkdir(parents=True)
+    assert files.existing_parent(inner / "c" / "d") == files.existing_parent(inner) == inner
+    assert files.existing_parent(Path("no-such-folder") / "x") == Path.cwd()
+
+
+def test_bytes_are_read_and_written_at_their_place(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(b"0123456789")
+    descriptor = files.open_regular(path, os.O_RDWR)
+    try:
+        files.write_at(descriptor, memoryview(b"ab"), 4)
+        found = bytearray(b"......")
+        assert files.read_at(descriptor, memoryview(found)[:4], 3) == 4
+        assert bytes(found) == b"3ab6.."
+        assert files.read_at(descriptor, memoryview(found), 8) == 2
+    finally:
+        os.close(descriptor)
+    assert path.read_bytes() == b"0123ab6789"
 
 
 def test_a_private_folder_is_made_private(tmp_path: Path) -> None:
