@@ -157,6 +157,44 @@ def test_a_registry_that_is_down_is_told_for_each_model(tmp_path: Path) -> None:
     assert moved.error and not moved.outdated
 
 
-def test_an_unreadable_lock_names_itself(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent"):
-        locking.read_file(tmp_path / "absent.lock")
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), (b"\xff\xfe", "decode"), (b"[", "some.lock")]
+)
+def test_an_unreadable_lock_names_itself(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "some.lock"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        locking.read_file(path)
+    assert "some.lock" in caught.value.message
+    assert caught.value.code == "lock-invalid"
+    assert "localfirst lock" in caught.value.hint
+
+
+def test_a_lock_is_there_for_others_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "models.lock"
+    locking.write_file(path, lock.of([MODEL]))
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert locking.read_file(path) == lock.of([MODEL])
+
+
+def test_what_is_stored_is_pinned_as_it_is_unless_the_latest_is_wanted(tmp_path: Path) -> None:
+    async def scene(fake: FakeRegistry) -> None:
+        puller = puller_into(tmp_path / "store")
+        await puller.start(fake.name()).wait()
+        stored = puller.store.get(fake.name()).digest
+        fake.publish(model=b"newer" * 1000)
+        fake.knobs(reset=True)
+        digests = []
+        for latest in (False, True):
+            found = await locking.resolve(
+                [fake.name()], store=puller.store, registry=puller.registry, latest=latest
+            )
+            digests += [model.digest for model in found.models]
+            assert bool(fake.requests()) is latest
+        assert digests[0] == stored != digests[1]
+        await puller.aclose()
+
+    with running(tmp_path / "registry") as fake:
+        fake.publish(model=b"older" * 1000)
+        asyncio.run(scene(fake))
