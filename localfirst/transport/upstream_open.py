@@ -22,6 +22,8 @@ from localfirst.transport.upstream_names import STAGGER_S, Address, Names
 from localfirst.transport.upstream_proxy import Tunnel, connect_head, proxy_address
 
 _OFFLINE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
+# X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT(_LOCALLY) and the self-signed ones, by x509_vfy.h
+_UNKNOWN_AUTHORITY = {2, 18, 19, 20}
 _RESET = {errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE}
 
 
@@ -58,9 +60,10 @@ async def open_connection(
 def broken(error: OSError, where: str) -> UpstreamBroken:
     """What an operating system's error means for an attempt."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return UpstreamBroken(
-            Breakage.TLS, f"the certificate of `{where}` is refused: {error.verify_message}"
-        )
+        said = f"the certificate of `{where}` is refused: {error.verify_message}"
+        if error.verify_code in _UNKNOWN_AUTHORITY:
+            said += "; `SSL_CERT_FILE` names the authorities of an inspecting proxy"
+        return UpstreamBroken(Breakage.TLS, said)
     if isinstance(error, ssl.SSLError):
         return UpstreamBroken(Breakage.TLS, f"no TLS with `{where}`: {error.reason or 'failed'}")
     if isinstance(error, socket.gaierror):

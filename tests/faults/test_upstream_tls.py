@@ -134,15 +134,17 @@ def test_a_wrong_certificate_is_refused_and_named(
     with pytest.raises(UpstreamBroken) as caught:
         ask(clouds[which].base_url() + "/chat/completions", ssl_context=trusting(authority))
     assert caught.value.breakage is Breakage.TLS
-    assert reason in caught.value.detail
+    assert reason in caught.value.detail and "SSL_CERT_FILE" not in caught.value.detail
     assert clouds[which].requests() == []
 
 
-def test_an_unknown_authority_is_refused(clouds: dict[str, FakeCloud]) -> None:
+def test_an_unknown_authority_is_refused_and_the_way_to_name_one_is_told(
+    clouds: dict[str, FakeCloud],
+) -> None:
     with pytest.raises(UpstreamBroken) as caught:
         ask(clouds["good"].base_url() + "/chat/completions", ssl_context=tls_context({}))
     assert caught.value.breakage is Breakage.TLS
-    assert "certificate" in caught.value.detail
+    assert "certificate" in caught.value.detail and "`SSL_CERT_FILE`" in caught.value.detail
 
 
 def test_plain_http_where_tls_is_expected_is_a_tls_failure(authority: Path) -> None:
