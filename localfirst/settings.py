@@ -148,7 +148,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     workers: int = 1
-    drain_s: float = 10.0
+    drain_s: float = 8.0  # containers are killed ten seconds after they are told to stop
     max_connections: int = 2048
     max_body_bytes: int = 32 * 2**20
 

@@ -9,6 +9,7 @@ import pytest
 
 from localfirst.errors import ConfigError
 from localfirst.gateway import service
+from localfirst.settings import GatewaySettings
 
 ARGV = ("/opt/my apps/python", "-m", "localfirst", "serve", "--port", "100%")
 HOME = Path("/home/user")
@@ -69,3 +70,10 @@ def test_elsewhere_it_says_what_to_do() -> None:
     with pytest.raises(ConfigError) as caught:
         service.unit("win32", HOME, ARGV)
     assert caught.value.code == "service-unsupported"
+
+
+def test_an_answer_that_outlives_the_stop_leaves_time_to_close_before_a_container_is_killed() -> (
+    None
+):
+    """`docker stop` waits for ten seconds, and all ten went to answers that still ran."""
+    assert GatewaySettings().drain_s <= 8.0
