@@ -63,7 +63,7 @@ async def run(given: argparse.Namespace) -> int:
     async with session.client(given, flags) as client:
         runtime = await client.opened()
         if given.update and given.file:
-            pinned = await moved(runtime, given.file, pinned, insecure=given.insecure)
+            pinned = await moved(runtime, pinned, given)
         for want in [Wanted(name) for name in given.models] + pinned:
             try:
                 await (dry_run if given.dry_run else fetch)(runtime, want, given)
@@ -73,10 +73,8 @@ async def run(given: argparse.Namespace) -> int:
     return code
 
 
-async def moved(
-    runtime: Runtime, file: str, pinned: list[Wanted], *, insecure: bool
-) -> list[Wanted]:
-    """The lock written anew with what the registries have now."""
+async def moved(runtime: Runtime, pinned: list[Wanted], given: argparse.Namespace) -> list[Wanted]:
+    """What the registries have now, of which the lock is written anew unless nothing is done."""
     from localfirst.runtime import provision
 
     lock = await provision.resolve(
@@ -84,10 +82,11 @@ async def moved(
         store=runtime.store,
         registry=runtime.puller.registry,
         latest=True,
-        insecure=insecure,
+        insecure=given.insecure,
         any_host=True,
     )
-    provision.write_file(Path(file), lock)
+    if not given.dry_run:
+        provision.write_file(Path(given.file), lock)
     return [Wanted(model.name, model.digest) for model in lock.models]
 
 

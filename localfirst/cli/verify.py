@@ -34,7 +34,8 @@ async def run(given: argparse.Namespace) -> int:
         runtime = await client.opened()
         report = await check(runtime, given.models)
         if given.repair and report.bad:
-            tell_faults(report)
+            if not given.json:
+                tell_faults(report)
             await repair(runtime, report, insecure=given.insecure)
             report = await check(runtime, given.models)
         if given.prune:

@@ -177,7 +177,11 @@ def test_a_tag_that_has_moved_ends_with_five_and_update_moves_the_lock(
     ran = run(tmp_path, shop, "pull", "-f", "models.lock")
     assert ran.code == 5, ran
     assert "[lock-moved]" in ran.err
-    assert run(tmp_path, shop, "pull", "-f", "models.lock", "--update").code == 0
+    update = ("pull", "-f", "models.lock", "--update")
+    before = lock.read_text()
+    dry = run(tmp_path, shop, *update, "--dry-run")
+    assert (dry.code, lock.read_text()) == (0, before), dry
+    assert run(tmp_path, shop, *update).code == 0
     assert digest in lock.read_text()
 
 
@@ -241,7 +245,8 @@ def test_a_table_has_colour_on_a_terminal_only(tmp_path: Path, shop: FakeRegistr
     assert "\x1b" not in run(tmp_path, shop, "list").out
 
 
-def test_damage_is_found_and_repaired(tmp_path: Path, shop: FakeRegistry) -> None:
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_damage_is_found_and_repaired(tmp_path: Path, shop: FakeRegistry, words: list[str]) -> None:
     assert run(tmp_path, shop, "pull", "tiny").code == 0
     assert run(tmp_path, shop, "verify").code == 0
     damaged = blob(tmp_path)
@@ -252,7 +257,11 @@ def test_damage_is_found_and_repaired(tmp_path: Path, shop: FakeRegistry) -> Non
     ran = run(tmp_path, shop, "verify")
     assert ran.code == 5
     assert "corrupt" in ran.out and "tiny:latest" in ran.out
-    assert run(tmp_path, shop, "verify", "--repair").code == 0
+    repaired = run(tmp_path, shop, "verify", "--repair", *words)
+    assert repaired.code == 0
+    # To a person what was wrong, to a program one JSON object and nothing else.
+    assert bool(words) or "corrupt" in repaired.out
+    assert not words or json.loads(repaired.out)["ok"] is True
     assert json.loads(run(tmp_path, shop, "verify", "--json").out)["ok"] is True
 
 
