@@ -33,7 +33,7 @@ def client(
     An httpx client for *url*'s host.
 
     Args:
-        url: any URL of the host that will be asked; plain http to this machine needs no CA.
+        url: any URL of the host that will be asked; plain http needs no CA.
         connect_s: seconds to connect, TLS included; also the wait for a pooled connection.
         read_s: seconds without a byte.
         verify: a context with a custom CA; that of *environ* when None, and always verifying.
@@ -52,9 +52,9 @@ def client(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     found = process.environ() if environ is None else environ
-    parts = urlsplit(url)
     if verify is None:
-        plain = parts.scheme == "http" and is_loopback(parts.hostname or "")
+        # Nobody is trusted where there is no TLS, whatever file of CAs is named.
+        plain = urlsplit(url).scheme == "http"
         verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else tls_context(found)
     limits = httpx.Limits(max_connections=8, keepalive_expiry=15.0)
     return httpx.AsyncClient(

@@ -220,3 +220,15 @@ def test_whatever_is_posted_takes_the_same_proxy_and_authority(
         variables = {"HTTPS_PROXY": proxy, "SSL_CERT_FILE": certificate}
         assert asyncio.run(ask(ALL_PROXY="socks5://127.0.0.1:9", **variables)) == 404
     assert [line.split()[1] for line in lines] == ["registry.test:443"]
+
+
+def test_plain_http_is_asked_though_the_ca_file_is_not_there(tmp_path: Path) -> None:
+    with registry.running(tmp_path) as fake:
+        url = f"http://127.0.0.1:{fake.port}/v2/library/none/manifests/latest"
+
+        async def ask() -> int:
+            environ = {"SSL_CERT_FILE": str(tmp_path / "absent.pem")}
+            async with http.client(url, environ=environ) as client:
+                return (await client.get(url)).status_code
+
+        assert asyncio.run(ask()) == 404
