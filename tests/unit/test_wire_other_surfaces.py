@@ -109,7 +109,9 @@ def test_a_response_asks_for_all_that_a_chat_can() -> None:
         ({"input": ["x"]}, "input[0]"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"content": "x"}]}, "input[0].role"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"type": "unheard_of"}]}, "input[0].type"),
         ({"input": [{"type": "function_call", "arguments": "{}"}]}, "input[0].name"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
@@ -126,6 +128,25 @@ def test_a_wrong_field_of_a_response_is_named(fields: dict[str, Json], field: st
         with pytest.raises(InvalidRequest) as caught:
             read(dumps({"model": "m", "input": "hi", **fields}))
         assert caught.value.field == field
+
+
+def test_a_turn_that_only_refers_to_its_reasoning_is_read() -> None:
+    # What the Vercel AI SDK (`@ai-sdk/openai` 3.0.141, `store` left alone) sends after a tool ran.
+    turns = response(
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "item_reference", "id": "rs_37a093cf_0"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "noon"},
+        ]
+    ).messages
+    assert [turn.role for turn in turns] == ["user", "assistant", "tool"]
+
+
+def test_who_refers_to_a_turn_is_told_to_send_it() -> None:
+    with pytest.raises(InvalidRequest, match="is not stored here") as caught:
+        response(input=[{"type": "item_reference", "id": "msg_1"}])
+    assert "`store` false" in caught.value.hint
 
 
 def test_a_failed_response_says_so_and_completes_nothing() -> None:

@@ -6,6 +6,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 
 from __future__ import annotations
 
+from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, Dialect, Json, Message, Needs, ToolCall
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
@@ -158,8 +159,20 @@ def _take(item: Fields, turns: list[Message]) -> None:
             turns.append(_result(item))
         case kind if kind in _PAST:
             pass
+        case "item_reference":
+            _check_reference(item)
         case _:
             raise wrong(item.at("type"), "a message, a function call or its output")
+
+
+def _check_reference(item: Fields) -> None:
+    """What points at another model's reasoning may stay; what points at a turn is missing."""
+    if not item.required_text("id").startswith("rs_"):
+        raise InvalidRequest(
+            f"`{item.at('id')}` refers to an item that is not stored here",
+            field=item.at("id"),
+            hint="send the item itself; clients do so for a request with `store` false",
+        )
 
 
 def _message(item: Fields) -> Message:
