@@ -7,6 +7,7 @@ and `/api/%74ags` are other paths, and other paths do not exist.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,10 @@ ELSEWHERE = {
 """What clients of Ollama have a call for and this gateway has not: it changes no model."""
 
 
+BASES = (b"v1", b"api")
+"""What clients have in their base URL, or append to it, by the kind of client."""
+
+
 class Table:
     """`ROUTES`, looked up by raw path, then by method."""
 
@@ -121,7 +126,7 @@ class Table:
         """
         methods = self._exact.get(path) or self._by_prefix(path)
         if methods is None:
-            words = ELSEWHERE.get(path, "there is nothing at this path")
+            words = ELSEWHERE.get(path) or self._near(path)
             raise AccessDenied(words, code="route-unknown", status=404, hint=SERVED)
         route = methods.get(method)
         if route is None:
@@ -132,6 +137,16 @@ class Table:
                 allow=tuple(methods),
             )
         return route
+
+    def _near(self, path: bytes) -> str:
+        """Words for a path that is wrong at its beginning, which is a client's base URL."""
+        end = re.sub(rb"/+", b"/", path)
+        for known in self._exact:
+            start, _, name = known[1:].partition(b"/")
+            if name and start in BASES and (end.endswith(known) or end == b"/" + name):
+                said = known.decode()
+                return f"there is nothing at this path, but at `{said}`: correct the base URL"
+        return "there is nothing at this path"
 
     def _by_prefix(self, path: bytes) -> dict[str, Route] | None:
         for prefix, methods in self._prefixes:
