@@ -463,6 +463,12 @@ def test_errors_carry_what_clients_act_upon() -> None:
     assert (wrong["type"], wrong["param"]) == ("invalid_request_error", "n")
     long = json.loads(openai.error_body(ContextTooLong("long"), request_id="r"))["error"]
     assert long["code"] == "context_length_exceeded"
+    # Anthropic's own words: "prompt is too long: 213462 tokens > 200000 maximum".
+    told = json.loads(anthropic.error_body(ContextTooLong("9 of 8"), request_id="r"))["error"]
+    assert (told["type"], told["message"]) == (
+        "invalid_request_error",
+        "prompt is too long: 9 of 8",
+    )
     assert long["type"] == "invalid_request_error"
     named = json.loads(anthropic.error_body(InvalidRequest("bad", field="n"), request_id="r"))
     assert named["error"]["type"] == "invalid_request_error"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from localfirst.errors import CascadeExhausted, InvalidRequest, LocalFirstError
+from localfirst.errors import CascadeExhausted, ContextTooLong, InvalidRequest, LocalFirstError
 from localfirst.events import (
     Event,
     Finished,
@@ -276,9 +276,14 @@ def error_body(err: LocalFirstError, *, request_id: str) -> bytes:
 def error_object(err: LocalFirstError) -> dict[str, Json]:
     """An error as Anthropic's clients read it, with our code and hint beside."""
     fallback = "invalid_request_error" if isinstance(err, InvalidRequest) else "api_error"
+    kind, message = _TYPES.get(err.http_status, fallback), err.message
+    if isinstance(err, ContextTooLong):
+        # Agents know by these words, and no code, that a conversation has to be compacted:
+        # Claude Code took the status alone for a file that is too large.
+        kind, message = "invalid_request_error", f"prompt is too long: {message}"
     found: dict[str, Json] = {
-        "type": _TYPES.get(err.http_status, fallback),
-        "message": err.message,
+        "type": kind,
+        "message": message,
         "code": err.code,
         "hint": err.hint,
     }
