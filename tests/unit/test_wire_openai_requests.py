@@ -181,6 +181,15 @@ def test_images_come_as_data_or_by_http_only(url: str) -> None:
     assert caught.value.field == "messages[0].content[0].image_url.url"
 
 
+def test_a_detail_that_few_models_know_is_sent_as_the_best_that_all_know() -> None:
+    # Codex 0.169.0 sends its images so to `/v1/responses`, and to any model.
+    url = f"data:image/png;base64,{PIXEL}"
+    part = {"type": "input_image", "image_url": url, "detail": "original"}
+    request = decode(messages=[{"role": "user", "content": [part]}])
+    sent = json.loads(requests.encode(request, "m"))["messages"][0]["content"][0]
+    assert sent["image_url"] == {"url": url, "detail": "high"}
+
+
 def test_a_whole_conversation_survives_decoding_and_encoding() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     image = {"url": f"data:image/jpeg;base64,{PIXEL}", "detail": "low"}

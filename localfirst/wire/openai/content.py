@@ -109,5 +109,7 @@ def _encoded(part: Part) -> dict[str, Json]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     url = part.url or f"data:{part.media_type};base64,{part.data}"
-    image = {"url": url, "detail": part.detail} if part.detail else {"url": url}
+    # The newest of the details is one that only OpenAI's newest models take in a chat.
+    detail = "high" if part.detail == "original" else part.detail
+    image = {"url": url, "detail": detail} if detail else {"url": url}
     return {"type": "image_url", "image_url": image}
