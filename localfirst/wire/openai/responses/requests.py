@@ -169,9 +169,9 @@ def _check_reference(item: Fields) -> None:
     """What points at another model's reasoning may stay; what points at a turn is missing."""
     if not item.required_text("id").startswith("rs_"):
         raise InvalidRequest(
-            f"`{item.at('id')}` refers to an item that is not stored here",
+            f"`{item.at('id')}` refers to an item, and nothing is stored here: send the item "
+            "itself, as clients do for a request with `store` false",
             field=item.at("id"),
-            hint="send the item itself; clients do so for a request with `store` false",
         )
 
 
