@@ -71,7 +71,8 @@ class Life:
         """
         Empty once it answers as an Ollama, else why it never will.
 
-        While its address is *contested*, what answers there may be another one.
+        While its address is *contested*, what answers there may be another one, and so may
+        what answered before it was found not to be.
         """
         child = self.child
         assert child is not None, "started before it is waited for"
@@ -80,12 +81,16 @@ class Life:
             if not child.alive:
                 return await self._last_words(child)
             self._file.shorten()
-            seen = await launch.look(self.endpoint, self.upstream, self._pace.try_s)
-            ready = seen is Seen.OLLAMA and child.alive
-            if ready and not await asyncio.to_thread(contested, self.endpoint, child.pid):
-                return ""
+            if await self._answers(child):
+                rival = await asyncio.to_thread(contested, self.endpoint, child.pid)
+                if not rival and await self._answers(child):
+                    return ""
             await self._clock.sleep(self._pace.poll_s)
         return f"it did not answer within {self._pace.start_s:g} s"
+
+    async def _answers(self, child: process.Child) -> bool:
+        seen = await launch.look(self.endpoint, self.upstream, self._pace.try_s)
+        return seen is Seen.OLLAMA and child.alive
 
     async def watch(self) -> str:
         """Return why a ready child is no more: it exited, or does not answer any longer."""

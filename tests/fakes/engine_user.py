@@ -3,7 +3,8 @@ A localfirst with nothing but its local engine, as a process of its own that doe
 
 `python -m tests.fakes.engine_user JSON` reads commands from standard input, a line each, and
 answers each with lines of JSON: `ask` (`{"began": …}` at the first word, then `{"text": …}`),
-`state` (whether it looks after the daemon, and why it is as it is) and `close`.
+`state` (whether it looks after the daemon, and why it is as it is), `reload` (go on as after
+a SIGHUP, with another `keep_alive_s`) and `close`, which the end of input is, too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+from localfirst.engines.base import Limits
+from localfirst.engines.local import LocalEngine
+from localfirst.errors import LocalFirstError
+from localfirst.events import TextDelta
+from localfirst.machine.fit import Cpu, Hardware
+from localfirst.models.store import Store
+from localfirst.settings import LocalSettings, Settings
+from localfirst.transport.clock import SystemClock
+from localfirst.transport.upstream import UpstreamClient
+from tests.fakes.engine_bench import ROOT, ask, target
+
 WAIT_S = 20.0
 
 
@@ -53,6 +64,11 @@ class User:
         """Whether it `owned` the daemon, and the `reason` of its state."""
         self.tell("state")
         return self.hear()
+
+    def reload(self) -> None:
+        """Have a new engine take over from its own, by other settings."""
+        self.tell("reload")
+        assert self.hear() == {"reloaded": True}
 
     def close(self) -> None:
         """End it in order."""
@@ -89,23 +105,19 @@ def user(folder: Path, port: int, *, programs: Path, **settings: Any) -> Iterato
             child.kill()
 
 
-async def _work(script: dict[str, Any]) -> None:
-    from localfirst.engines.local import LocalEngine
-    from localfirst.machine.fit import Cpu, Hardware
-    from localfirst.models.store import Store
-    from localfirst.settings import LocalSettings, Settings
-    from localfirst.transport.clock import SystemClock
-    from localfirst.transport.upstream import UpstreamClient
-
-    folder, port, state = (script.pop(name) for name in ("folder", "port", "state"))
-    store = Path(folder) / "models"
-    usual = {"engine": "ollama", "host": f"127.0.0.1:{port}", "models_dir": str(store)}
-    upstream = UpstreamClient(SystemClock())
-    hardware = Hardware(
-        ram_total_bytes=2**34, ram_available_bytes=2**33, cpu=Cpu(cores=os.cpu_count() or 1)
-    )
-    engine = LocalEngine(
-        Settings(state_dir=str(Path(folder) / state), local=LocalSettings(**usual | script)),
+def _engine(script: dict[str, Any], upstream: UpstreamClient) -> LocalEngine:
+    local = {name: script[name] for name in script if name not in {"folder", "port", "state"}}
+    store = Path(script["folder"]) / "models"
+    local |= {
+        "engine": "ollama",
+        "host": f"127.0.0.1:{script['port']}",
+        "models_dir": str(store),
+    }
+    hardware = Hardware(ram_total_bytes=2**34, ram_available_bytes=2**33, cpu=Cpu(cores=2))
+    return LocalEngine(
+        Settings(
+            state_dir=str(Path(script["folder"]) / script["state"]), local=LocalSettings(**local)
+        ),
         store=Store(store),
         upstream=upstream,
         clock=SystemClock(),
@@ -114,21 +126,33 @@ async def _work(script: dict[str, Any]) -> None:
         measure=lambda: hardware,
         places=(),
     )
+
+
+async def _work(script: dict[str, Any]) -> None:
+    upstream = UpstreamClient(SystemClock())
+    engine = _engine(script, upstream)
     loop = asyncio.get_running_loop()
-    while (command := (await loop.run_in_executor(None, sys.stdin.readline)).strip()) in COMMANDS:
+    while command := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+        if command == "close":
+            break
         async with asyncio.timeout(WAIT_S):
-            await COMMANDS[command](engine)
+            if command == "ask":
+                await _ask(engine)
+            elif command == "state":
+                status = await engine.status(max_age_s=0)
+                _say(owned=not status.adopted, reason=status.reason)
+            else:
+                new = _engine(script | {"keep_alive_s": 7.0}, upstream)
+                new.take_over(engine)
+                await engine.aclose()
+                engine = new
+                _say(reloaded=True)
     await engine.aclose()
     await upstream.aclose()
     _say(closed=True)
 
 
-async def _ask(engine: Any) -> None:
-    from localfirst.engines.base import Limits
-    from localfirst.errors import LocalFirstError
-    from localfirst.events import TextDelta
-    from tests.fakes.engine_bench import ask, target
-
+async def _ask(engine: LocalEngine) -> None:
     text = ""
     try:
         async for event in engine.answer(ask(), target(), Limits()):
@@ -140,14 +164,6 @@ async def _ask(engine: Any) -> None:
         _say(error=str(error))
     else:
         _say(text=text)
-
-
-async def _state(engine: Any) -> None:
-    status = await engine.status(max_age_s=0)
-    _say(owned=not status.adopted, reason=status.reason)
-
-
-COMMANDS = {"ask": _ask, "state": _state}
 
 
 def _say(**found: Any) -> None:

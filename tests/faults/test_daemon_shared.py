@@ -183,6 +183,27 @@ def test_a_daemon_by_other_settings_is_used_as_it_is_and_said_so(home: Home) -> 
     home.gone()
 
 
+def test_a_new_configuration_cuts_no_answer_of_another_localfirst(home: Home) -> None:
+    slow(home)
+    first, second = home.user(), home.user()
+    assert first.ask() == ANSWER
+    second.tell("ask")
+    assert second.hear() == {"began": True}
+    first.reload()
+    first.tell("ask")
+    assert second.hear() == {"text": ANSWER}
+    assert [first.hear(), first.hear()] == [{"began": True}, {"text": ANSWER}]
+    assert "by the settings of another localfirst" in first.state()["reason"]
+    assert len(home.starts) == 1
+    second.close()
+    assert first.ask() == ANSWER
+    assert len(home.starts) == 1
+    first.reload()
+    assert first.ask() == ANSWER
+    first.close()
+    home.gone()
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_a_person_s_daemon_is_ended_by_nobody(home: Home, kill: bool) -> None:
     program = home.programs / "ollama"
@@ -230,7 +251,8 @@ def test_a_real_daemon_outlives_the_kill_of_its_starter_and_is_ended_by_the_othe
             daemon.kill()
 
 
-QUICK = Pace(poll_s=0.01, health_s=0.05, grace_s=2.0, backoff_s=0.02)
+# Who comes second to an address often enough is no crash loop here.
+QUICK = Pace(poll_s=0.01, health_s=0.05, grace_s=2.0, backoff_s=0.02, budget=1000)
 
 
 @pytest.mark.parametrize("states", [["state"] * 3, ["state", "other"]])

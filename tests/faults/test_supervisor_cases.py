@@ -496,6 +496,45 @@ def test_18_the_daemon_of_a_localfirst_that_was_killed_is_taken_over(tmp_path: P
     run(tmp_path, test)
 
 
+def test_17b_whoever_is_left_looks_after_the_daemon_of_the_one_that_went(tmp_path: Path) -> None:
+    async def test(bench: Bench) -> None:
+        first, second = bench.supervisor(), bench.another()
+        await first.ensure()
+        await second.ensure()
+        await first.aclose()
+        assert bench.running() == bench.starts
+        await until(lambda: second.owned, "it looks after it")
+        third = bench.another()
+        await third.ensure()
+        assert (second.owned, third.owned, len(bench.starts)) == (True, False, 1)
+        os.kill(bench.starts[-1], signal.SIGSTOP)
+        await until(lambda: second.state is ChildState.STOPPED, "that it hangs")
+        assert await second.ensure() == await third.ensure()
+        assert len(bench.starts) == 2
+        for supervisor in (second, third):
+            await supervisor.aclose()
+
+    run(tmp_path, test)
+
+
+def test_17c_one_that_is_stopped_can_begin_again_beside_the_daemon_that_it_left(
+    tmp_path: Path,
+) -> None:
+    async def test(bench: Bench) -> None:
+        first, second = bench.supervisor(), bench.another()
+        endpoint = await first.ensure()
+        await second.ensure()
+        await first.stop()
+        assert await first.ensure() == endpoint
+        await second.aclose()
+        await until(lambda: first.owned, "it looks after it")
+        assert await first.ensure() == endpoint
+        assert len(bench.starts) == 1
+        await first.aclose()
+
+    run(tmp_path, test)
+
+
 @pytest.mark.parametrize("fault", ["freezes", "ends", "refuses"])
 def test_18b_a_daemon_that_was_taken_over_is_watched_like_one_of_ours(
     tmp_path: Path, fault: str
