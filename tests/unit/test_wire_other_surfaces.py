@@ -149,6 +149,15 @@ def test_who_refers_to_a_turn_is_told_to_send_it() -> None:
         response(input=[{"type": "item_reference", "id": "msg_1"}])
 
 
+def test_who_sends_a_file_is_not_sent_to_look_for_a_model_that_reads_it() -> None:
+    # No backend is asked in the words of this API: the Vercel AI SDK's files are `input_file`.
+    part = {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,"}
+    with pytest.raises(InvalidRequest, match="are not read here, text and images are") as caught:
+        response(input=[{"role": "user", "content": [part]}])
+    assert caught.value.field == "input[0].content[0].type"
+    assert "`/v1/chat/completions`" in caught.value.hint
+
+
 def test_a_failed_response_says_so_and_completes_nothing() -> None:
     from localfirst.errors import StreamInterrupted
 

@@ -7,7 +7,7 @@ Source: https://platform.openai.com/docs/api-reference/responses/create
 from __future__ import annotations
 
 from localfirst.errors import InvalidRequest
-from localfirst.types import ChatRequest, Dialect, Json, Message, Needs, ToolCall
+from localfirst.types import ChatRequest, Dialect, Json, Message, Needs, Part, ToolCall
 from localfirst.wire import strict_json
 from localfirst.wire.fields import (
     MAX_CONTEXT_TOKENS,
@@ -23,6 +23,7 @@ from localfirst.wire.openai.decode import EFFORTS, arguments_of
 from localfirst.wire.openai.responses import tools
 from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.peek import Peek, prompt_tokens
+from localfirst.wire.refusal import NotTranslatable
 
 _KNOWN = frozenset(
     {
@@ -180,12 +181,24 @@ def _message(item: Fields) -> Message:
         raise wrong(item.at("content"), "a string or a list of parts")
     match item.choice("role", _ROLES):
         case "assistant":
-            return Message(role="assistant", content=content_of(item))
+            return Message(role="assistant", content=_content(item))
         case "user":
-            return Message(role="user", content=content_of(item))
+            return Message(role="user", content=_content(item))
         case None:
             raise wrong(item.at("role"), "one of " + ", ".join(f"`{role}`" for role in _ROLES))
-    return Message(role="system", content=content_of(item))
+    return Message(role="system", content=_content(item))
+
+
+def _content(item: Fields, name: str = "content") -> str | tuple[Part, ...]:
+    """The content of an item; no backend is asked in this API's words, so none has more."""
+    try:
+        return content_of(item, name)
+    except NotTranslatable as error:
+        raise InvalidRequest(
+            f"`{error.field}`: {error.what} are not read here, text and images are",
+            field=error.field,
+            hint="send it as text, or to `/v1/chat/completions`, which passes such parts on",
+        ) from None
 
 
 def _add_call(item: Fields, name: str, arguments: str, turns: list[Message]) -> None:
@@ -208,7 +221,7 @@ def _searched(item: Fields) -> Message:
 def _result(item: Fields) -> Message:
     return Message(
         role="tool",
-        content=content_of(item, "output"),
+        content=_content(item, "output"),
         tool_call_id=item.required_text("call_id"),
     )
 
