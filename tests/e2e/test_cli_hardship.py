@@ -195,9 +195,9 @@ def test_a_terminal_of_few_letters_gets_question_marks(
 
 
 def test_json_stays_whole_where_letters_are_few(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[local]\nmodels_dir = "/größe"\n')
-    ran = run(tmp_path, "config", "local.models_dir", "--json", **FEW_LETTERS)
-    assert json.loads(ran.out)["local.models_dir"]["value"] == "/größe"
+    (tmp_path / "config.toml").write_text('[escalation]\nwebhook = "https://größe.example"\n')
+    ran = run(tmp_path, "config", "escalation.webhook", "--json", **FEW_LETTERS)
+    assert json.loads(ran.out)["escalation.webhook"]["value"] == "https://größe.example"
 
 
 @pytest.mark.parametrize("variables", [{}, FEW_LETTERS], ids=["utf-8", "ascii"])
