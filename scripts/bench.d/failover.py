@@ -113,7 +113,7 @@ class Bench:
         self.world = World(
             order=tuple(names.values()),
             providers={
-                name: ProviderView(id=name, default_models=("m",), loopback=True)
+                name: ProviderView(id=name, default_models=("m",), near=True)
                 for name in names.values()
             },
         )
