@@ -129,8 +129,8 @@ def measure(
                 rates[place].append(seen)
             if number and place is gateway:
                 cpu_us.append(spent_s / given.tokens * 1e6)
-    medians = [statistics.median(rates[place]) for place in (gateway, engine)]
-    return Found(*medians, statistics.mean(cpu_us))
+    through, alone = (statistics.median(rates[place]) for place in (gateway, engine))
+    return Found(through, alone, statistics.mean(cpu_us))
 
 
 def main() -> int:

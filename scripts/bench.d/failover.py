@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import multiprocessing
 import socket
 import statistics
@@ -77,9 +78,8 @@ def clouds(out: Connection) -> None:
     async def serve() -> None:
         ports = {}
         for kind in ("well", "429", "hangs"):
-            server = await asyncio.start_server(
-                lambda r, w, kind=kind: converse(r, w, kind), "127.0.0.1", 0
-            )
+            answer = functools.partial(converse, kind=kind)
+            server = await asyncio.start_server(answer, "127.0.0.1", 0)
             ports[kind] = server.sockets[0].getsockname()[1]
         out.send(ports)
         await asyncio.sleep(3600)

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
@@ -116,12 +117,11 @@ def main() -> None:
     parser.add_argument("--loop", choices=("uvloop", "asyncio"), default="uvloop")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
+    run: Callable[..., Any] = asyncio.run
     if given.loop == "uvloop":
         import uvloop
 
         run = uvloop.run
-    else:
-        run = asyncio.run
     gc.freeze()
     profile = cProfile.Profile()
     with answerer() as port:
