@@ -16,7 +16,9 @@ from localfirst.events import Event, Finished, Relayed, Usage
 from localfirst.providers.prices import price_of
 from localfirst.wire.anthropic import events as anthropic
 from localfirst.wire.gemini import events as gemini
+from localfirst.wire.ollama import embeddings as ollama_embeddings
 from localfirst.wire.ollama import events as ollama
+from localfirst.wire.openai import embeddings as openai_embeddings
 from localfirst.wire.openai import events as openai
 
 Reader = Callable[[bytes], list[Event]]
@@ -93,6 +95,16 @@ def test_an_answer_that_is_relayed_with_an_absurd_count_costs_what_is_sure(count
     price = price_of("groq", "openai/gpt-oss-120b")
     assert usage is not None and price is not None
     assert price.cost_usd(usage) == pytest.approx(3 * price.input / 1e6)
+
+
+@pytest.mark.parametrize("count", [10**30, 10**9, -1], ids=["1e30", "1e9", "-1"])
+def test_vectors_with_an_absurd_count_cost_what_is_sure(count: int) -> None:
+    given = {"data": [{"embedding": [1.0], "index": 0}], "usage": {"prompt_tokens": count}}
+    assert openai_embeddings.read(json.dumps(given).encode(), 1).prompt_tokens == 0
+    given["usage"] = {"prompt_tokens": count, "total_tokens": 3}
+    assert openai_embeddings.read(json.dumps(given).encode(), 1).prompt_tokens == 3
+    said = {"embeddings": [[1.0]], "prompt_eval_count": count}
+    assert ollama_embeddings.read(json.dumps(said).encode(), 1).prompt_tokens == 0
 
 
 @pytest.mark.parametrize("took", [10**30, 2**63, -1])

@@ -12,6 +12,7 @@ from localfirst.errors import UpstreamNonsense
 from localfirst.events import Vectors
 from localfirst.wire import strict_json
 from localfirst.wire.fields import Fields, refuse
+from localfirst.wire.forgiving import tokens
 from localfirst.wire.ollama.answers import NANOSECONDS
 from localfirst.wire.ollama.decode import model_of
 from localfirst.wire.openai.answers import ENCODER
@@ -85,7 +86,7 @@ def read(body: bytes, count: int) -> Vectors:
         raise UpstreamNonsense(f"no embeddings in the answer: {exc}") from exc
     if len(found.embeddings) != count:
         raise UpstreamNonsense(f"{len(found.embeddings)} embeddings for {count} texts")
-    return Vectors(found.embeddings, found.prompt_eval_count or 0)
+    return Vectors(found.embeddings, tokens(found.prompt_eval_count))
 
 
 def answer(

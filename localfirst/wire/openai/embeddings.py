@@ -20,6 +20,7 @@ from localfirst.events import Vectors
 from localfirst.types import Json, Texts
 from localfirst.wire import strict_json
 from localfirst.wire.fields import MAX_TOKENS, Fields, refuse, wrong
+from localfirst.wire.forgiving import tokens
 from localfirst.wire.openai.answers import ENCODER
 from localfirst.wire.options import keep_alive_of, options_of
 from localfirst.wire.refusal import in_band, is_error_object
@@ -154,8 +155,8 @@ def read(body: bytes, count: int) -> Vectors:
     if len(rows) != count:
         raise UpstreamNonsense(f"{len(rows)} embeddings for {count} texts")
     counts = answer.usage or _Counts()
-    tokens = counts.prompt_tokens or counts.total_tokens or 0
-    return Vectors(rows, tokens, answer.model or "")
+    counted = tokens(counts.prompt_tokens) or tokens(counts.total_tokens)
+    return Vectors(rows, counted, answer.model or "")
 
 
 def answer(
