@@ -186,6 +186,15 @@ def is_json(text: str | bytes) -> bool:
     return True
 
 
+def json_value(text: str) -> Json:
+    """The JSON value that *text* is; None also where it is none, or nests beyond all reason."""
+    try:
+        value: Json = _ANY.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    return value
+
+
 def object_text(value: Json) -> str:
     """Tool arguments as JSON text, whichever way a provider sends them."""
     if value is None:
@@ -204,11 +213,7 @@ def arguments_object(arguments: str) -> msgspec.Raw:
     """
     if arguments.strip() in {"", "null"}:
         return msgspec.Raw(b"{}")
-    try:
-        whole = isinstance(_ANY.decode(arguments), dict)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        whole = False
-    if whole:
+    if isinstance(json_value(arguments), dict):
         return msgspec.Raw(arguments.encode())
     return msgspec.Raw(msgspec.json.encode({"arguments": arguments}))
 

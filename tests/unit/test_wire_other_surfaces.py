@@ -244,6 +244,28 @@ def test_calls_whose_pieces_are_mixed_are_each_concluded_once_and_whole() -> Non
     assert rb'"arguments":"{\"x\":1}"' in stream
 
 
+@pytest.mark.parametrize("broken", ["[" * 5000, '{"input":' + "[" * 5000, r'{"input":"\ud800"}', '{"i'])
+@pytest.mark.parametrize(
+    ("tool", "field"),
+    [
+        ({"type": "custom", "name": "t"}, "input"),
+        ({"type": "tool_search", "execution": "client"}, "arguments"),
+    ],
+)
+def test_a_call_that_was_cut_by_the_limit_is_given_as_far_as_it_goes(
+    tool: Json, field: str, broken: str
+) -> None:
+    request = response(tools=[tool])
+    call = ToolCallDelta(0, "a", request.tools[0].name, broken)
+    events = [call, Finished(FinishReason.LENGTH)]
+    writer = answers.StreamWriter(model="m", request_id="r", created=1, request=request)
+    streamed = payloads(b"".join(map(writer.write, events)))[-1]["response"]
+    whole = json.loads(answers.reply(reply_of(events), created=1, request=request))
+    for given in (streamed, whole):
+        assert given["status"] == "incomplete"
+        assert len(given["output"][0][field]) == (len(broken) if field == "input" else 0)
+
+
 def test_a_message_that_was_cut_by_the_limit_is_incomplete_like_its_response() -> None:
     writer = answers.StreamWriter(model="m", request_id="req_1", created=1)
     stream = writer.write(TextDelta("a")) + writer.write(Finished(FinishReason.LENGTH))

@@ -10,10 +10,8 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-import msgspec
-
 from localfirst.types import ChatRequest, ImagePart, Json, Message, TextPart, ToolCall
-from localfirst.wire.conclusion import arguments_object
+from localfirst.wire.conclusion import arguments_object, json_value
 from localfirst.wire.gemini.marks import NOTHING, SKIP, Marks
 from localfirst.wire.quirks import Quirks
 
@@ -107,10 +105,7 @@ def _response(message: Message) -> Json:
     """A result as the object that is wanted: as it is, or under the name Google proposes."""
     if message.is_error:
         return {"error": message.text}
-    try:
-        found = msgspec.json.decode(message.text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        found = None
+    found = json_value(message.text)
     return found if isinstance(found, dict) else {"output": message.text}
 
 

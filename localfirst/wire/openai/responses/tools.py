@@ -16,10 +16,9 @@ import zlib
 from collections.abc import Iterable
 from typing import Literal
 
-import msgspec
-
 from localfirst.errors import InvalidRequest
 from localfirst.types import ChatRequest, Json, Tool
+from localfirst.wire.conclusion import json_value
 from localfirst.wire.fields import MAX_MESSAGES, MAX_TOOLS, Fields, wrong
 from localfirst.wire.openai.decode import choice_of, name_of
 
@@ -121,10 +120,7 @@ def call_item(
 
 def text_of(arguments: str) -> str:
     """The text in a custom tool's call; what is no JSON of ours is the text itself."""
-    try:
-        value = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
-        return arguments
+    value = json_value(arguments or "{}")
     said = list(value.values()) if isinstance(value, dict) else [value]
     if not said:
         return ""
@@ -226,10 +222,7 @@ def _is_clients(item: Fields) -> bool:
 
 
 def _object(arguments: str) -> Json:
-    try:
-        value = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
-        return {}
+    value = json_value(arguments)
     return value if isinstance(value, dict) else {}
 
 
