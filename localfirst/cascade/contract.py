@@ -103,8 +103,11 @@ def fulfilled(text: str, schema: dict[str, Json]) -> Json:
         ContractBroken: there is none, or it is not valid.
         ConfigError: the extra `structured` is not installed.
     """
-    value = parsed(text)
-    problem, place = violation(value, schema)
+    try:
+        value = parsed(text)
+        problem, place = violation(value, schema)
+    except RecursionError as error:  # small models do write `[[[[[` until they are stopped
+        raise ContractBroken("the answer nests too deep to be read") from error
     if problem:
         raise ContractBroken(problem, place)
     return value
@@ -148,7 +151,10 @@ def stripped(text: str) -> str:
 
 def _repaired(bare: str) -> Json:
     repair = _json_repair()
-    value = repair.loads(bare, skip_json_loads=True)
+    try:
+        value = repair.loads(bare, skip_json_loads=True)
+    except ValueError as error:
+        raise ContractBroken(f"the answer cannot be read: {error}") from error
     # The repairer makes an empty string of prose, which is no value that anybody wrote.
     if isinstance(value, str):
         raise ContractBroken("the answer holds no JSON value")

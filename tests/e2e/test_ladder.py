@@ -222,13 +222,18 @@ SCHEMA = {
             '{"city": "Bonn", "people": 4}',
         ),
         (
+            ["[" * 5000, '{"city": "Bonn", "people": 4}'],
+            "groq=invalid_response,groq=ok",
+            '{"city": "Bonn", "people": 4}',
+        ),
+        (
             # Two models of the first cloud, each asked twice.
             ["no idea", "still none", "none", "none at all"],
             "groq=invalid_response," * 4 + "gemini=ok",
             '{"city": "Ulm", "people": 9}',
         ),
     ],
-    ids=["valid", "repaired", "asked again", "next candidate"],
+    ids=["valid", "repaired", "asked again", "without end", "next candidate"],
 )
 def test_a_schema_is_met_or_somebody_else_is_asked(
     said: list[str], trail: str, got: str, tmp_path: Path, cloud: FakeCloud

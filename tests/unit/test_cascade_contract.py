@@ -60,6 +60,16 @@ def test_what_is_no_valid_object_is_refused(text: str) -> None:
         contract.fulfilled(text, SCHEMA)
 
 
+@pytest.mark.parametrize("piece", ["[", '{"name":', '{"name":[', "[{"])
+@pytest.mark.parametrize("times", [900, 5000])
+def test_an_answer_that_nests_without_end_is_refused(piece: str, times: int) -> None:
+    with pytest.raises(ContractBroken):
+        contract.fulfilled(piece * times, SCHEMA)
+    end = piece.replace('"name":', "").translate(str.maketrans("[{", "]}"))[::-1]
+    with pytest.raises(ContractBroken):
+        contract.fulfilled(piece * times + "1" + end * times, SCHEMA)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [('"use {x} or [y]"', "use {x} or [y]"), ("42", 42), ("null", None)]
 )
