@@ -244,7 +244,9 @@ def test_calls_whose_pieces_are_mixed_are_each_concluded_once_and_whole() -> Non
     assert rb'"arguments":"{\"x\":1}"' in stream
 
 
-@pytest.mark.parametrize("broken", ["[" * 5000, '{"input":' + "[" * 5000, r'{"input":"\ud800"}', '{"i'])
+@pytest.mark.parametrize(
+    "broken", ["[" * 5000, '{"input":' + "[" * 5000, r'{"input":"\ud800"}', '{"i']
+)
 @pytest.mark.parametrize(
     ("tool", "field"),
     [

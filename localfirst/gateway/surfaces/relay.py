@@ -18,7 +18,8 @@ from localfirst.events import Progress, Relayed, Reply
 from localfirst.gateway.refusal import JSON_LINES
 from localfirst.gateway.request import Request
 from localfirst.gateway.surfaces.surface import Asked, Surface, Writer
-from localfirst.types import Call, Dialect, Json
+from localfirst.types import Call, Dialect
+from localfirst.wire.conclusion import json_value
 from localfirst.wire.refusal import NotTranslatable
 
 if TYPE_CHECKING:
@@ -172,16 +173,9 @@ def _may_hold(progress: Progress, asked: Asked) -> bool:
 async def _valid(reply: Reply, gateway: Gateway, asked: Asked, surface: Surface) -> None:
     """Write an answer that was checked against the request's schema."""
     request = asked.request
-    if reply.parsed is not None and not _says(reply.text, reply.parsed):
+    if reply.parsed is not None and json_value(reply.text) != reply.parsed:
         # What had to be repaired is written repaired.
         reply = msgspec.structs.replace(reply, text=msgspec.json.encode(reply.parsed).decode())
     data = surface.reply(reply, asked)
     facts = request.learn_reply(reply, gateway.runtime.facts(reply))
     await request.answer(data, JSON_LINES + facts)
-
-
-def _says(text: str, value: Json) -> bool:
-    try:
-        return bool(msgspec.json.decode(text) == value)
-    except msgspec.DecodeError:
-        return False
