@@ -571,3 +571,23 @@ def test_content_in_parts_is_handed_through_as_text_with_its_thinking_beside() -
     assert isinstance(whole, Relayed)
     told = json.loads(whole.data)["choices"][0]["message"]
     assert (told["content"], told["reasoning"]) == ("Hi", "hm")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        {"prompt_tokens": 3, "completion_tokens": 0},
+        {"completion_tokens": 4, "completion_tokens_details": {"reasoning_tokens": 4}},
+    ],
+    ids=["uncounted", "none", "thoughts"],
+)
+def test_an_answer_without_a_token_to_show_met_no_stop_sequence(usage: Json) -> None:
+    choice: dict[str, Json] = {"index": 0, "message": {"content": ""}, "finish_reason": "stop"}
+    body = dumps({"choices": [choice], "usage": usage})
+    with pytest.raises(UpstreamNonsense, match="empty"):
+        openai.read_reply(body, stops=lambda: ("END",))
+    reader = openai.StreamReader(stops=lambda: ("END",))
+    raw = delta(content="", finish="stop") + event({"choices": [], "usage": usage}) + DONE
+    with pytest.raises(UpstreamNonsense, match="empty"):
+        [*reader.feed(raw), *reader.close()]
