@@ -19,6 +19,7 @@ from localfirst.events import (
     Usage,
 )
 from localfirst.types import Json, Rung, ToolCall
+from localfirst.wire.ollama import events as ollama
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -86,6 +87,15 @@ def hear(reader: Reader, pieces: Iterable[bytes], *, close: bool = True) -> Hear
     except UpstreamError as exc:
         return Heard(events, exc)
     return Heard(events, None)
+
+
+def read_whole(dialect: Any, body: bytes) -> list[Event]:
+    """The events of a whole answer; Ollama's is read as what it is, a stream of one line."""
+    if dialect is not ollama:
+        found: list[Event] = dialect.read_reply(body)
+        return found
+    reader = ollama.StreamReader()
+    return [*reader.feed(body), *reader.close()]
 
 
 def sliced(data: bytes, size: int = 1) -> list[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from localfirst.wire.ollama import embeddings as ollama_embeddings
 from localfirst.wire.ollama import events as ollama
 from localfirst.wire.openai import embeddings as openai_embeddings
 from localfirst.wire.openai import events as openai
+from tests.wire.support import read_whole
 
 Reader = Callable[[bytes], list[Event]]
 
@@ -70,7 +72,7 @@ DIALECTS = [
     pytest.param(openai.read_reply, of_openai, id="openai"),
     pytest.param(anthropic.read_reply, of_anthropic, id="anthropic"),
     pytest.param(gemini.read_reply, of_gemini, id="gemini"),
-    pytest.param(ollama.read_reply, of_ollama, id="ollama"),
+    pytest.param(partial(read_whole, ollama), of_ollama, id="ollama"),
 ]
 
 
@@ -110,6 +112,6 @@ def test_vectors_with_an_absurd_count_cost_what_is_sure(count: int) -> None:
 @pytest.mark.parametrize("took", [10**30, 2**63, -1])
 def test_a_duration_that_no_clock_of_go_tells_is_none(took: int) -> None:
     body = json.dumps({**of_ollama(5), "eval_duration": took, "load_duration": 7}).encode()
-    last = ollama.read_reply(body)[-1]
+    last = read_whole(ollama, body)[-1]
     assert isinstance(last, Finished)
     assert last.timings == {"load_duration": 7}

@@ -20,7 +20,7 @@ from localfirst.wire.anthropic.answers import StreamWriter
 from localfirst.wire.conclusion import LOOKS_MOST, Conclusion
 from localfirst.wire.ollama import events as ollama
 from localfirst.wire.openai import events as openai
-from tests.wire.support import DATA, dumps, hear, sliced
+from tests.wire.support import DATA, dumps, hear, read_whole, sliced
 from tests.wire.test_stream_cases import CASES, RELAYED, reader
 
 READ_OR_RELAYED = [
@@ -107,7 +107,7 @@ def test_any_json_in_the_place_of_an_event_is_survived(module: Any, payloads: li
         hear(module.StreamReader(relay=relay), [stream])
     for text in whole:
         try:
-            module.read_reply(text)
+            read_whole(module, text)
         except (UpstreamNonsense, UpstreamBroken, UpstreamRefused):
             continue
 

@@ -29,7 +29,7 @@ from localfirst.wire.openai import events as openai_events
 from localfirst.wire.openai import requests as openai_requests
 from localfirst.wire.openai.responses import answers as responses_answers
 from localfirst.wire.openai.responses import requests as responses_requests
-from tests.wire.support import DATA, dumps, hear, reply_of, sliced
+from tests.wire.support import DATA, dumps, hear, read_whole, reply_of, sliced
 
 GOLDEN = DATA / "wire_golden.json"
 PIXEL = "iVBORw0KGgo="
@@ -318,7 +318,7 @@ def answered(surface: str, backend: str, case: str, size: int = 10**6) -> str:
     writing, reading = SURFACES[surface][1], BACKENDS[backend][1]
     raw = ANSWERS[backend](case)
     if not request.stream:
-        events = reading.read_reply(raw)
+        events = read_whole(reading, raw)
         reply: bytes = writing.reply(reply_of(events, model="auto"), created=1_700_000_000)
         return reply.decode()
     writer = writing.StreamWriter(

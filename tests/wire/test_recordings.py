@@ -26,7 +26,7 @@ from localfirst.wire.openai import answers as openai_answers
 from localfirst.wire.openai import embeddings as openai_embeddings
 from localfirst.wire.openai import events as openai
 from localfirst.wire.openai import requests as openai_requests
-from tests.wire.support import DATA, dumps, hear, lines, payloads, reply_of, sliced
+from tests.wire.support import DATA, dumps, hear, lines, payloads, read_whole, reply_of, sliced
 
 RECORDED: dict[str, Any] = {
     item["name"]: item
@@ -82,7 +82,7 @@ def test_native_streams_are_read(
 
 @pytest.mark.parametrize(("name", "reason", "prompt", "completion"), REPLIES)
 def test_native_replies_are_read(name: str, reason: str, prompt: int, completion: int) -> None:
-    events = ollama.read_reply(bytes_of(name))
+    events = read_whole(ollama, bytes_of(name))
     reply = reply_of(events)
     assert reply.text == said_in(name)
     assert reply.finish_reason == reason
@@ -106,7 +106,7 @@ def test_a_stream_that_just_ends_is_cut_though_it_ended_cleanly(name: str) -> No
 )
 def test_a_reply_that_is_not_done_is_cut(name: str) -> None:
     with pytest.raises(UpstreamBroken):
-        ollama.read_reply(bytes_of(name))
+        read_whole(ollama, bytes_of(name))
 
 
 def test_an_error_line_ends_a_stream() -> None:
@@ -126,7 +126,7 @@ def test_an_error_line_ends_a_stream() -> None:
     ],
 )
 def test_loading_and_unloading_is_no_empty_answer(name: str, reason: str) -> None:
-    (finished,) = ollama.read_reply(bytes_of(name))
+    (finished,) = read_whole(ollama, bytes_of(name))
     assert isinstance(finished, Finished)
     assert finished.timings["done_reason"] == reason
     ours = json.loads(
@@ -210,7 +210,7 @@ def test_an_error_body_with_a_success_status_is_still_an_error(read: Any, name: 
 )
 def test_a_reply_that_means_nothing_is_nonsense(module: Any, body: bytes) -> None:
     with pytest.raises((UpstreamNonsense, UpstreamBroken)):
-        module.read_reply(body)
+        read_whole(module, body)
     heard = hear(module.StreamReader(), [body])
     assert heard.error is not None and not heard.complete and not heard.committed
 
@@ -255,7 +255,7 @@ def test_our_native_lines_look_like_the_daemons() -> None:
 
 def test_our_native_reply_looks_like_the_daemons() -> None:
     name = "inference/chat"
-    events = ollama.read_reply(bytes_of(name))
+    events = read_whole(ollama, bytes_of(name))
     finished = events[-1]
     assert isinstance(finished, Finished)
     body = ollama_answers.reply(reply_of(events, model="ascii"), created=0)

@@ -33,7 +33,7 @@ from localfirst.wire.ollama import requests as ollama_requests
 from localfirst.wire.openai import answers as openai_answers
 from localfirst.wire.openai import events as openai_events
 from localfirst.wire.openai import requests as openai_requests
-from tests.wire.support import dumps, hear, reply_of, sliced
+from tests.wire.support import dumps, hear, read_whole, reply_of, sliced
 
 DIALECTS: dict[str, tuple[Any, Any, Any]] = {
     "openai": (openai_requests, openai_events, openai_answers),
@@ -111,7 +111,7 @@ def test_any_streamed_answer_is_read_back(dialect: str, events: list[Event], siz
 def test_any_whole_answer_is_read_back(dialect: str, events: list[Event]) -> None:
     _, reading, writing = DIALECTS[dialect]
     body = writing.reply(reply_of(events), created=5)
-    assert summary(reading.read_reply(body)) == summary(events)
+    assert summary(read_whole(reading, body)) == summary(events)
 
 
 @each_dialect

@@ -168,27 +168,6 @@ class StreamReader:
         return [Relayed(data + b"\n", said)]
 
 
-def read_reply(body: bytes, *, relay: bool = False) -> list[Event]:
-    """
-    The events of an answer with `stream: false`; with *relay* one final `Relayed`.
-
-    Raises:
-        UpstreamRefused: an error in spite of the status.
-        UpstreamBroken: `done: false`, which is how Ollama ends a reply it gave up on.
-        UpstreamNonsense: no JSON, or nothing said.
-    """
-    line = _read(body)
-    if not line.done:
-        raise UpstreamBroken(Breakage.CUT, "the reply says `done: false`")
-    so_far = Conclusion()
-    events = _said(line, so_far)
-    so_far.said |= bool(events)
-    finished = _finished(line, so_far)
-    if relay:
-        return [Relayed(body, so_far.said, True, finished.usage, finished.reason)]
-    return [*events, finished]
-
-
 def _read(data: bytes) -> _Line:
     try:
         line = _LINE.decode(data)
